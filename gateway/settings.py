@@ -1,0 +1,338 @@
+"""What can be configured, as one frozen value; config.yaml says what each setting is for.
+
+Every default here is the one config.yaml shows; a test holds the two together. Units stand last in
+the names: `_s` seconds, `_ms` milliseconds, `_bytes` bytes. Money is in nano-USD.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+from ledger.usage import Unit
+from providers.adapter import Operation, Secret, Target
+
+KIB, MIB, GIB = 1024, 1024**2, 1024**3
+
+# How a field differs from the key of config.yaml it is read from.
+DERIVED = {"derived": True}  # worked out after reading; no key of its own
+PER_MILLION = {"key": "usd_per_million"}
+
+
+class Between(NamedTuple):
+    """Bounds of a number or of a text's length, both ends included."""
+
+    low: float
+    high: float
+
+
+class Format(StrEnum):
+    """How the text of a setting is read, where its type alone does not say."""
+
+    SIZE = "size"  # an integer of bytes, or one with KiB, MiB or GiB
+    USD = "usd"  # a decimal number of USD, kept as integer nano-USD
+    DATE = "date"  # YYYY-MM-DD or with a time, UTC; kept as unix seconds
+
+
+class Endpoint(NamedTuple):
+    """A vendor's base URL in parts."""
+
+    scheme: str  # "http" | "https"
+    host: str  # lower case; an IPv6 address without brackets
+    port: int
+    path: str  # what stands before the operation, without a slash at its end
+
+
+Port = Annotated[int, Between(0, 65_535)]  # 0: any free one, for tests
+Seconds = Annotated[float, Between(0.001, 86_400)]
+Pause = Annotated[float, Between(0, 3_600)]  # seconds, where none at all makes sense too
+Count = Annotated[int, Between(1, 10_000_000)]
+Tokens = Annotated[int, Between(1, 100_000_000)]
+Size = Annotated[int, Format.SIZE, Between(1, 1024 * GIB)]
+Name = Annotated[str, Between(1, 200)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listener:
+    """Where one of the servers listens. `token` guards the metrics; the others ignore it."""
+
+    host: Name = "127.0.0.1"
+    port: Port = 0
+    token: Annotated[Secret, Between(16, 1_000)] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listeners:
+    data: Listener = Listener(host="0.0.0.0", port=8080)  # noqa: S104 - apps on other machines call it
+    control: Listener = Listener(port=8081)
+    metrics: Listener = Listener(port=9090)
+    workers: Annotated[int, Between(1, 256)] = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redis:
+    """Without `url` a Valkey of our own is started. Without `admin_url`, `url` may load functions."""
+
+    url: Secret | None = None
+    admin_url: Secret | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Postgres:
+    """Without `url` a PostgreSQL of our own is started."""
+
+    url: Secret | None = None
+
+
+class Durability(StrEnum):
+    JOURNAL = "journal"  # the journal is synced once a second
+    JOURNAL_GROUP = "journal-group"  # the last byte of an answer waits for the journal's fsync
+    REPLICA = "replica"  # no local disk: the last byte waits for a Redis replica
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Journal:
+    """`directory` None: `<data_dir>/journal`."""
+
+    directory: Path | None = None
+    fsync_interval_s: Seconds = 1.0
+    segment_bytes: Size = 64 * MIB
+    bytes_max: Size = 1 * GIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ledger:
+    durability: Durability = Durability.JOURNAL
+    journal: Journal = Journal()
+    partitions: Annotated[int, Between(1, 100)] = 16
+    admission_timeout_s: Seconds = 0.3
+    hold_lease_s: Seconds = 60.0
+    hold_renew_s: Seconds = 20.0
+    backlog_entries_max: Annotated[int, Between(1_000, 1_000_000_000)] = 4_000_000
+    stream_keep_bytes: Size = 1 * GIB
+    flush_batch: Annotated[int, Between(1, 20_000)] = 2_000
+    flush_interval_s: Seconds = 0.1
+    audit_interval_s: Seconds = 60.0
+
+
+class ProviderKind(StrEnum):
+    OPENAI = "openai"
+    CUSTOM = "custom"  # any other vendor of OpenAI's dialect; `quirks` says how it differs
+
+
+class OnDisconnect(StrEnum):
+    DRAIN = "drain"  # read the answer to its end, so that the charge is what the vendor charges
+    CANCEL = "cancel"  # close at once; what was relayed is charged, estimated where unreported
+
+
+class ChargeBy(StrEnum):
+    PRICE = "price"
+    REPORTED = "reported"  # the vendor's own exact cost, where it tells one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """The waits for a vendor. There is none for a whole stream: a good one may last for hours."""
+
+    connect_s: Seconds = 5.0
+    first_byte_s: Seconds = 600.0
+    idle_s: Seconds = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provider:
+    """A configured vendor. Without its key it is inactive, and so are the models that need it."""
+
+    kind: ProviderKind
+    base_url: Endpoint
+    api_key: Secret = field(default_factory=lambda: Secret(""))  # empty: the vendor wants none
+    quirks: Name = "openai"
+    prices: Name | None = None  # the id of genai-prices whose list prices apply
+    headers: Mapping[str, Secret] = field(default_factory=dict)
+    timeouts: Timeouts = Timeouts()  # what is not set here is taken from limits.timeouts
+    on_disconnect: OnDisconnect = OnDisconnect.DRAIN
+    charge_by: ChargeBy = ChargeBy.PRICE
+    input_overhead_tokens: Annotated[int, Between(0, 1_000_000)] = 2_200
+    input_overhead_tokens_embeddings: Annotated[int, Between(0, 1_000_000)] = 64
+    connections_max: Count = 1_000
+    allow_http: bool = False
+    missing: str = field(default="", metadata=DERIVED)  # the unset variable its key is kept in
+
+    @property
+    def is_active(self) -> bool:
+        """False if its key is not there: it is not called, and its models are not found."""
+        return not self.missing
+
+    def target(self, name: str, *, model: str) -> Target:
+        """Where a call for this vendor's `model` goes; `name` is the provider's in config.yaml."""
+        scheme, host, port, path = self.base_url
+        return Target(
+            provider=name,
+            model=model,
+            scheme=scheme,
+            host=host,
+            port=port,
+            path=path,
+            api_key=self.api_key,
+            quirks=self.quirks,
+            headers={header: value.reveal() for header, value in self.headers.items()},
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelTarget:
+    """One place a model can be had. The lowest priority is tried first, equals as listed."""
+
+    provider: Name
+    model: Name  # the vendor's name; "*" in it stands for what the "*" of the public name matched
+    priority: Annotated[int, Between(0, 1_000)] = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A model as clients name it. A public name that ends in "*" stands for all that begin so."""
+
+    targets: tuple[ModelTarget, ...]
+    aliases: tuple[Name, ...] = ()
+    context_tokens: Tokens | None = None
+    max_output_tokens: Tokens | None = None  # what the vendor allows at most
+    default_output_tokens: Tokens | None = None  # held for calls that set no limit
+    operations: tuple[Operation, ...] = tuple(Operation)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriceTier:
+    """Prices of the whole call once its input has more than so many tokens."""
+
+    above_input_tokens: Tokens
+    nanos_per_million: Mapping[Unit, Annotated[int, Format.USD]] = field(metadata=PER_MILLION)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriceOverride:
+    """Prices that stand above the base table; of several that match, the last in the file holds.
+
+    It holds for calls admitted at or after `from_s` and before `until_s`. A unit without a price
+    here keeps none from the base table: an override is the whole price.
+    """
+
+    provider: Name
+    model: Name  # the vendor's name, or a pattern with "*" and "?"
+    from_s: Annotated[int, Format.DATE] | None = field(default=None, metadata={"key": "from"})
+    until_s: Annotated[int, Format.DATE] | None = field(default=None, metadata={"key": "until"})
+    free: bool = False
+    nanos_per_million: Mapping[Unit, Annotated[int, Format.USD]] = field(
+        default_factory=dict, metadata=PER_MILLION
+    )
+    tiers: tuple[PriceTier, ...] = ()
+    service_tiers: Mapping[str, Mapping[Unit, Annotated[int, Format.USD]]] = field(
+        default_factory=dict
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    body_bytes_max: Size = 32 * MIB
+    headers_max: Annotated[int, Between(10, 1_000)] = 100
+    header_bytes_max: Size = 32 * KIB
+    header_timeout_s: Seconds = 10.0
+    body_timeout_s: Seconds = 60.0
+    keep_alive_s: Seconds = 75.0
+    connections_max: Count = 10_000
+    default_output_tokens: Tokens = 16_384
+    timeouts: Timeouts = Timeouts()
+    drain_s_max: Seconds = 60.0
+    drain_share_max: Annotated[float, Between(0, 1)] = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shutdown:
+    drain_delay_s: Pause = 5.0
+    streams_s_max: Seconds = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credits:
+    unit: Name = "GP"
+    per_usd: Annotated[int, Between(1, 1_000_000_000)] = 1_000
+
+
+class Level(StrEnum):
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Logging:
+    level: Level = Level.INFO
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Auth:
+    """Without `pepper` one is kept in `<data_dir>/pepper`, which only one machine has."""
+
+    pepper: Annotated[Secret, Between(32, 1_000)] | None = None
+    key_cache_s: Seconds = 30.0
+    key_cache_entries: Count = 100_000
+
+
+class Route(NamedTuple):
+    """Where calls for one public name go."""
+
+    name: str  # as configured, so that it may label a metric; of a wildcard, the pattern
+    model: Model
+    targets: tuple[Target, ...]  # in the order to be tried; empty if every provider is inactive
+    inactive: tuple[str, ...]  # the providers that would be tried if they had their key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    listeners: Listeners = Listeners()
+    data_dir: Path = Path("data")
+    redis: Redis = Redis()
+    postgres: Postgres = Postgres()
+    ledger: Ledger = Ledger()
+    providers: Mapping[str, Provider] = field(default_factory=dict)
+    models: Mapping[str, Model] = field(default_factory=dict)
+    prices: tuple[PriceOverride, ...] = ()
+    limits: Limits = Limits()
+    shutdown: Shutdown = Shutdown()
+    credits: Credits = Credits()
+    logging: Logging = Logging()
+    auth: Auth = Auth()
+    exact: Mapping[str, Route] = field(default_factory=dict, metadata=DERIVED)
+    wildcards: tuple[tuple[str, Route], ...] = field(default=(), metadata=DERIVED)
+
+    def route(self, name: str) -> Route | None:
+        """Where a call for this public name goes; None: no such model. Aliases are names, too."""
+        found = self.exact.get(name)
+        if found is not None:
+            return found
+        for prefix, route in self.wildcards:
+            if name.startswith(prefix) and len(name) > len(prefix):
+                rest = name[len(prefix) :]
+                return route._replace(
+                    targets=tuple(
+                        replace(target, model=target.model.replace("*", rest))
+                        for target in route.targets
+                    )
+                )
+        return None
+
+    @property
+    def is_embedded(self) -> bool:
+        """True if a server of our own is started for Postgres or Redis."""
+        return self.postgres.url is None or self.redis.url is None
+
+    @property
+    def run_dir(self) -> Path:
+        """The folder of sockets and snapshots, which no restart needs."""
+        return self.data_dir / "run"
+
+    @property
+    def journal_dir(self) -> Path:
+        """The folder of the journals, which a restart needs."""
+        return self.ledger.journal.directory or self.data_dir / "journal"
