@@ -1,0 +1,123 @@
+"""Bring a database to this release's schema; any number of processes may try at once.
+
+Each file of migrations/ runs once, in the order of its number, in a transaction of its own together
+with the row that says so: killed anywhere, the next start goes on where the last commit was. An
+advisory lock lets one process work while the others wait.
+
+A migration must be safe under the previous release's code, which may still be running: what only
+the new code survives ships one release later.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import asyncpg
+
+PARTITIONS_DEFAULT = 16
+DAYS_AHEAD = 8  # a week of partitions survives a control process that is away
+
+_LOCK = (
+    0x746F6C6C67617465  # "tollgate" in ASCII: no other program on this server takes it by chance
+)
+_TABLE = """
+    CREATE TABLE IF NOT EXISTS migration (
+        number     integer PRIMARY KEY,
+        name       text NOT NULL,
+        digest     text NOT NULL,
+        applied_at timestamptz NOT NULL DEFAULT now()
+    )
+"""
+_PARTS = """
+    INSERT INTO part (number)
+    SELECT n FROM generate_series(0, $1::integer - 1) AS n
+    WHERE NOT EXISTS (SELECT FROM part)
+"""
+
+
+class MigrationFailed(Exception):
+    """The database could not be brought to this schema; it is as the last whole step left it."""
+
+
+class Migration(NamedTuple):
+    """One file of migrations/."""
+
+    number: int
+    name: str
+    sql: str
+
+    @property
+    def digest(self) -> str:
+        """Tells an applied migration that was edited afterwards."""
+        return hashlib.sha256(self.sql.encode()).hexdigest()
+
+
+def migrations() -> tuple[Migration, ...]:
+    """Every migration of this release, in order; numbers count up from 1 without a gap."""
+    found = []
+    for path in sorted((Path(__file__).parent / "migrations").glob("*.sql")):
+        number, _, name = path.stem.partition("_")
+        found.append(Migration(int(number), name, path.read_text("utf-8")))
+    assert [one.number for one in found] == list(range(1, len(found) + 1)), found
+    return tuple(found)
+
+
+async def migrate(url: str, *, partitions: int = PARTITIONS_DEFAULT) -> int:
+    """Apply what is missing and say how many files that were.
+
+    `partitions` counts only for an empty database: how many there are is never changed later.
+    Raises `MigrationFailed`; tables of a newer release are left alone, which a rollback needs.
+    """
+    connection = await asyncpg.connect(url, timeout=10, command_timeout=None)
+    try:
+        # Not a transaction's lock: it must outlive the transaction of each step.
+        await connection.execute("SELECT pg_advisory_lock($1)", _LOCK)
+        applied = await _apply_missing(connection, migrations())
+        await connection.execute(_PARTS, partitions)
+        await make_days(connection)
+    except (asyncpg.PostgresError, OSError) as error:
+        raise MigrationFailed(f"migrating: {error}") from error
+    finally:
+        await connection.close(timeout=5)
+    return applied
+
+
+async def make_days(connection: asyncpg.Connection) -> None:
+    """Make the day partitions of records that are soon needed. Safe to repeat, at any time."""
+    await connection.execute(
+        "SELECT make_day_partitions((now() AT TIME ZONE 'UTC')::date - 1, $1)", DAYS_AHEAD + 1
+    )
+
+
+async def _apply_missing(connection: asyncpg.Connection, wanted: Sequence[Migration]) -> int:
+    await connection.execute(_TABLE)
+    rows = await connection.fetch("SELECT number, digest FROM migration")
+    digests = {row["number"]: row["digest"] for row in rows}
+    applied = 0
+    for migration in wanted:
+        known = digests.get(migration.number)
+        if known is None:
+            await _apply(connection, migration)
+            applied += 1
+        elif known != migration.digest:
+            raise MigrationFailed(
+                f"migration {migration.number} ({migration.name}) was changed after it was applied"
+            )
+    return applied
+
+
+async def _apply(connection: asyncpg.Connection, migration: Migration) -> None:
+    try:
+        async with connection.transaction():
+            await connection.execute(migration.sql)
+            await connection.execute(
+                "INSERT INTO migration (number, name, digest) VALUES ($1, $2, $3)",
+                migration.number,
+                migration.name,
+                migration.digest,
+            )
+    except asyncpg.PostgresError as error:
+        raise MigrationFailed(
+            f"migration {migration.number} ({migration.name}): {error}"
+        ) from error

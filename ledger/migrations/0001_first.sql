@@ -1,0 +1,381 @@
+-- The tables of Tollgate, as the migrations leave them. Postgres is the truth for money.
+--
+-- Money is bigint nano-USD. Call ids are UUIDv7, so a range of ids is a range of time.
+-- A number nobody else may write has one writer: see the row comment of each table.
+-- A nil uuid stands for nobody and nothing, so that it can be part of a key.
+
+-- One row: this deployment. Two deployments must never share a Postgres or a Redis.
+CREATE TABLE installation (
+    only_row     boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    id           uuid NOT NULL DEFAULT gen_random_uuid(),
+    created_at   timestamptz NOT NULL DEFAULT now(),
+    -- A call older than this had its partition dropped, or is forged: it goes to dead_letter.
+    records_from timestamptz NOT NULL DEFAULT date_trunc('day', now(), 'UTC') - interval '7 days'
+);
+INSERT INTO installation DEFAULT VALUES;
+
+-- One row per partition of the ledger. Whoever holds its row lock is the partition's only writer.
+CREATE TABLE part (
+    number               smallint PRIMARY KEY CHECK (number >= 0),
+    generation           bigint NOT NULL DEFAULT 0,  -- raised by every recovery, never lowered
+    state                text NOT NULL DEFAULT 'new' CHECK (state IN ('new', 'recovering', 'active')),
+    owner                text,                       -- who recovers it now
+    lease_until          timestamptz,                -- until then nobody else may recover it
+    -- Everything up to this stream entry of this generation is in these tables, and nothing after.
+    watermark_generation bigint NOT NULL DEFAULT 0,
+    watermark_id         text NOT NULL DEFAULT '0-0',
+    flushed_at           timestamptz,
+    version              bigint NOT NULL DEFAULT 0,  -- of the newest base; one counter for all wallets
+    activated_version    bigint NOT NULL DEFAULT 0,  -- wallets created up to it were loaded then
+    transaction_number   bigint NOT NULL DEFAULT 0,  -- of the newest ledger transaction
+    transaction_hash     bytea NOT NULL DEFAULT '\x' -- end of the partition's hash chain
+) WITH (fillfactor = 50);
+
+CREATE SEQUENCE organization_turn MINVALUE 0 START 0;  -- hands the partitions round
+
+-- One row per customer: a company, or a person's own account (kind 'personal').
+CREATE TABLE organization (
+    id               uuid PRIMARY KEY,
+    name             text NOT NULL,
+    kind             text NOT NULL DEFAULT 'organization' CHECK (kind IN ('organization', 'personal')),
+    partition        smallint NOT NULL REFERENCES part (number),
+    time_zone        text NOT NULL DEFAULT 'UTC',
+    unpriced_allowed boolean NOT NULL DEFAULT false, -- may call models that have no price
+    suspended_at     timestamptz,
+    created_at       timestamptz NOT NULL DEFAULT now(),
+    version          bigint NOT NULL DEFAULT 0,      -- raised by every change a gateway must learn
+    audit_number     bigint NOT NULL DEFAULT 0,      -- of the newest line of its audit log
+    audit_hash       bytea NOT NULL DEFAULT '\x'     -- end of its hash chain
+);
+
+-- One row per project. A key belongs to a project.
+CREATE TABLE project (
+    id              uuid PRIMARY KEY,
+    organization_id uuid NOT NULL REFERENCES organization (id),
+    name            text NOT NULL,
+    is_default      boolean NOT NULL DEFAULT false,
+    archived_at     timestamptz,
+    created_at      timestamptz NOT NULL DEFAULT now(),
+    UNIQUE (organization_id, name)
+);
+CREATE UNIQUE INDEX project_default ON project (organization_id) WHERE is_default;
+
+-- One row per person in an organization.
+CREATE TABLE member (
+    id              uuid PRIMARY KEY,
+    organization_id uuid NOT NULL REFERENCES organization (id),
+    email           text NOT NULL,
+    name            text NOT NULL DEFAULT '',
+    role            text NOT NULL DEFAULT 'member' CHECK (role IN ('owner', 'admin', 'member')),
+    created_at      timestamptz NOT NULL DEFAULT now(),
+    removed_at      timestamptz,
+    UNIQUE (organization_id, email)
+);
+
+-- One row per API key. The secret itself is nowhere: `digest` is its HMAC.
+CREATE TABLE api_key (
+    id              uuid PRIMARY KEY,
+    organization_id uuid NOT NULL REFERENCES organization (id),
+    project_id      uuid NOT NULL REFERENCES project (id),
+    member_id       uuid REFERENCES member (id),
+    digest          bytea NOT NULL UNIQUE,
+    name            text NOT NULL,
+    last4           text NOT NULL,
+    budget_limit    bigint CHECK (budget_limit >= 0),            -- per period; null: none
+    budget_period   text CHECK (budget_period IN ('once', 'daily', 'weekly', 'monthly')),
+    rpm             integer CHECK (rpm > 0),
+    tpm             integer CHECK (tpm > 0),
+    concurrency     integer CHECK (concurrency > 0),
+    models          text[],                                      -- null: every model
+    expires_at      timestamptz,
+    revoked_at      timestamptz,
+    created_at      timestamptz NOT NULL DEFAULT now(),
+    version         bigint NOT NULL DEFAULT 1,                   -- an older one never replaces a newer
+    CHECK ((budget_limit IS NULL) = (budget_period IS NULL))
+);
+CREATE INDEX api_key_organization ON api_key (organization_id);
+
+-- One row per gateway process that has ever served.
+CREATE TABLE gateway (
+    id         text PRIMARY KEY,
+    boot       uuid NOT NULL,
+    release    text NOT NULL,
+    started_at timestamptz NOT NULL DEFAULT now(),
+    seen_at    timestamptz NOT NULL DEFAULT now()
+);
+
+-- One row per compiled price sheet that a call was ever priced by.
+CREATE TABLE price_sheet (
+    version    text PRIMARY KEY,
+    sheet      bytea NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- One row per wallet; its id is its organization's. base - spent is what it has, holds aside.
+CREATE TABLE wallet (
+    id                uuid PRIMARY KEY,
+    organization_id   uuid REFERENCES organization (id),  -- null: found in a stream, known to nobody
+    partition         smallint NOT NULL REFERENCES part (number),
+    base              bigint NOT NULL DEFAULT 0,  -- credits, adjustments, late debits, corrections
+    spent             bigint NOT NULL DEFAULT 0,  -- follows what moved in Redis, entry by entry
+    version           bigint NOT NULL DEFAULT 0,  -- of base
+    created_version   bigint NOT NULL DEFAULT 0,
+    loaded_generation bigint,                     -- pushed to Redis on its own, in this generation
+    created_at        timestamptz NOT NULL DEFAULT now()
+) WITH (fillfactor = 70);
+CREATE INDEX wallet_version ON wallet (partition, version);
+
+-- One row per window of a cap that was ever charged; id is '<cap id>@<start, unix ms>'.
+CREATE TABLE cap_window (
+    id         text PRIMARY KEY,
+    cap_id     text NOT NULL,
+    starts_ms  bigint NOT NULL,
+    partition  smallint NOT NULL REFERENCES part (number),
+    cap_limit  bigint NOT NULL,
+    base       bigint NOT NULL,              -- the limit, less late debits and corrections
+    spent      bigint NOT NULL DEFAULT 0,
+    version    bigint NOT NULL DEFAULT 0
+) WITH (fillfactor = 70);
+CREATE INDEX cap_window_version ON cap_window (partition, version);
+CREATE INDEX cap_window_cap ON cap_window (cap_id, starts_ms DESC);
+
+-- One row per ledger transaction: a flushed batch, a credit. A hash chain per partition.
+CREATE TABLE ledger_transaction (
+    partition     smallint NOT NULL,
+    number        bigint NOT NULL,
+    kind          text NOT NULL,             -- 'flush', 'grant', 'payment', 'adjustment', ...
+    reference     text NOT NULL,             -- flush: 'generation/last stream id'; else the id that made it
+    actor         text NOT NULL,
+    reason        text NOT NULL DEFAULT '',
+    at            timestamptz NOT NULL,
+    previous_hash bytea NOT NULL,
+    hash          bytea NOT NULL,
+    PRIMARY KEY (partition, number)
+);
+-- A credit is asked for under an id of the caller's; asking twice books once.
+CREATE UNIQUE INDEX ledger_transaction_reference
+    ON ledger_transaction (kind, reference) WHERE kind <> 'flush';
+
+-- One row per line of a transaction: what an account gains. A transaction's lines sum to zero.
+CREATE TABLE posting (
+    partition smallint NOT NULL,
+    number    bigint NOT NULL,
+    account   text NOT NULL,                 -- a wallet's id, or 'revenue', 'grant', 'payment', ...
+    amount    bigint NOT NULL,
+    PRIMARY KEY (partition, number, account),
+    FOREIGN KEY (partition, number) REFERENCES ledger_transaction (partition, number)
+        DEFERRABLE INITIALLY DEFERRED
+);
+CREATE INDEX posting_account ON posting (account, partition, number);
+
+-- One row per call that was admitted and has ended: what it consumed and what it cost. Kept.
+CREATE TABLE usage_record (
+    call_id            uuid PRIMARY KEY,
+    organization_id    uuid NOT NULL,
+    project_id         uuid NOT NULL,
+    key_id             uuid NOT NULL,
+    member_id          uuid NOT NULL,
+    wallet_id          uuid NOT NULL,
+    admitted_at        timestamptz NOT NULL,
+    arrived_at         timestamptz NOT NULL,  -- when it was flushed
+    kind               text NOT NULL,         -- settled | released | expired | lost
+    outcome            text NOT NULL,
+    operation          text NOT NULL,
+    provider           text NOT NULL,
+    model_requested    text NOT NULL,
+    model_target       text NOT NULL,
+    model_served       text NOT NULL,
+    tier               text NOT NULL,
+    price_version      text NOT NULL,
+    held               bigint NOT NULL,
+    charge             bigint NOT NULL CHECK (charge >= 0),
+    list_price         bigint NOT NULL,       -- what the usage costs by the sheet, whatever is charged
+    reported_cost      bigint,                -- the vendor's own figure
+    usage_source       text NOT NULL,
+    input              bigint NOT NULL,
+    cache_read         bigint NOT NULL,
+    cache_write        bigint NOT NULL,
+    output             bigint NOT NULL,
+    reasoning          bigint NOT NULL,       -- of output
+    other_usage        jsonb,                 -- units without a column of their own, and lifetimes
+    windows            text[],                -- the cap windows it was charged to
+    moved              boolean NOT NULL,      -- true: through spent, in Redis; false: late, through base
+    partition          smallint NOT NULL,
+    transaction_number bigint NOT NULL
+) PARTITION BY RANGE (call_id);
+CREATE INDEX usage_record_organization ON usage_record (organization_id, call_id);
+-- Must stay empty: a row here has an id from the far future.
+CREATE TABLE usage_record_default PARTITION OF usage_record DEFAULT;
+
+-- One row per end that replaced an earlier end of the same call, or paid it back.
+CREATE TABLE correction (
+    call_id            uuid NOT NULL,
+    number             integer NOT NULL,      -- 1, 2, ... per call
+    organization_id    uuid NOT NULL,
+    wallet_id          uuid NOT NULL,
+    arrived_at         timestamptz NOT NULL,
+    entry_kind         text NOT NULL,         -- how the entry said the call ended
+    entry_charge       bigint NOT NULL,
+    old_kind           text NOT NULL,
+    old_charge         bigint NOT NULL,       -- what the call cost before
+    kind               text NOT NULL,         -- what holds from now on
+    charge             bigint NOT NULL,       -- what the call costs from now on
+    spent_delta        bigint NOT NULL,       -- what Redis had moved with the entry
+    base_delta         bigint NOT NULL,       -- what Postgres puts right: spent_delta - (charge - old_charge)
+    windows            text[],                -- of the entry
+    record             bytea,                 -- the entry's usage record
+    partition          smallint NOT NULL,
+    transaction_number bigint NOT NULL,
+    PRIMARY KEY (call_id, number)
+);
+
+-- One row per call: how it went. Dropped by retention class and day, never summed for money.
+CREATE TABLE call_log (
+    retention       text NOT NULL DEFAULT 'standard',
+    call_id         uuid NOT NULL,
+    organization_id uuid NOT NULL,
+    finished_at     timestamptz,
+    first_byte_us   bigint NOT NULL,
+    status          integer NOT NULL,
+    attempts        integer NOT NULL,
+    stream          boolean NOT NULL,
+    client          text NOT NULL,
+    flags           text[],
+    PRIMARY KEY (retention, call_id)
+) PARTITION BY LIST (retention);
+CREATE TABLE call_log_standard PARTITION OF call_log FOR VALUES IN ('standard')
+    PARTITION BY RANGE (call_id);
+CREATE TABLE call_log_standard_default PARTITION OF call_log_standard DEFAULT;
+
+-- One row per hour of admission and everything a report groups by. Equals the records' sums.
+CREATE TABLE usage_hourly (
+    organization_id uuid NOT NULL,
+    hour            timestamptz NOT NULL,
+    project_id      uuid NOT NULL,
+    key_id          uuid NOT NULL,
+    member_id       uuid NOT NULL,
+    provider        text NOT NULL,
+    model           text NOT NULL,
+    calls           bigint NOT NULL,
+    successes       bigint NOT NULL,
+    estimated       bigint NOT NULL,
+    input           bigint NOT NULL,
+    cache_read      bigint NOT NULL,
+    cache_write     bigint NOT NULL,
+    output          bigint NOT NULL,
+    reasoning       bigint NOT NULL,
+    charge          bigint NOT NULL,
+    list_price      bigint NOT NULL,
+    PRIMARY KEY (organization_id, hour, project_id, key_id, member_id, provider, model)
+) WITH (fillfactor = 70);
+
+-- One row per stream entry nobody could read whole. Its money is posted if it could be read.
+CREATE TABLE dead_letter (
+    id                 bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    partition          smallint NOT NULL,
+    generation         bigint NOT NULL,
+    stream_id          text NOT NULL,
+    at                 timestamptz NOT NULL DEFAULT now(),
+    error              text NOT NULL,
+    fields             bytea NOT NULL,         -- the entry, msgpack
+    wallet_id          uuid,
+    spent_delta        bigint NOT NULL DEFAULT 0,
+    windows            text[],
+    transaction_number bigint,                 -- where its money is posted; null: nowhere
+    resolved_at        timestamptz,
+    resolved_by        text,
+    UNIQUE (partition, generation, stream_id)
+);
+
+-- One row per recovery of a partition.
+CREATE TABLE recovery_log (
+    partition  smallint NOT NULL,
+    generation bigint NOT NULL,
+    cause      text NOT NULL,
+    owner      text NOT NULL,
+    started_at timestamptz NOT NULL,
+    ended_at   timestamptz,
+    drained    integer,                        -- entries read from the older streams
+    wallets    integer,
+    open_holds integer,
+    PRIMARY KEY (partition, generation)
+);
+
+-- One row per change somebody made. A hash chain per organization.
+CREATE TABLE audit_log (
+    organization_id uuid NOT NULL,
+    number          bigint NOT NULL,
+    at              timestamptz NOT NULL,
+    actor           text NOT NULL,
+    action          text NOT NULL,
+    target          text NOT NULL,
+    before          jsonb,
+    after           jsonb,
+    address         text,
+    previous_hash   bytea NOT NULL,
+    hash            bytea NOT NULL,
+    PRIMARY KEY (organization_id, number)
+);
+
+-- The book is append-only: a mistake is corrected by a new row that names the old one.
+CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION '% is append-only', TG_TABLE_NAME USING ERRCODE = 'restrict_violation';
+END $$;
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON ledger_transaction
+    FOR EACH ROW EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON posting
+    FOR EACH ROW EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON usage_record
+    FOR EACH ROW EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON correction
+    FOR EACH ROW EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON audit_log
+    FOR EACH ROW EXECUTE FUNCTION refuse_change();
+
+-- All lines of a transaction are inserted by one statement, so one look per statement is enough.
+CREATE FUNCTION refuse_unbalanced() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT FROM added GROUP BY partition, number HAVING sum(amount) <> 0) THEN
+        RAISE EXCEPTION 'the postings of a transaction do not sum to zero'
+            USING ERRCODE = 'check_violation';
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER zero_sum AFTER INSERT ON posting REFERENCING NEW TABLE AS added
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_unbalanced();
+
+-- The smallest UUIDv7 of a moment.
+CREATE FUNCTION first_uuid(moment timestamptz) RETURNS uuid LANGUAGE sql IMMUTABLE AS $$
+    SELECT rpad(lpad(to_hex((extract(epoch FROM moment) * 1000)::bigint), 12, '0'), 32, '0')::uuid
+$$;
+
+-- Makes the partitions of the days from `first_day`, a day of UTC; those that exist stay as they are.
+-- A table is made alone and then attached, so that inserts into other days never wait. A day whose
+-- rows were already taken in by the default partition gets none: it cannot be attached any more.
+CREATE FUNCTION make_day_partitions(first_day date, days integer) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    day date;
+    parent text;
+    child text;
+    lower_id uuid;
+    upper_id uuid;
+    taken boolean;
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtext('tollgate day partitions'));
+    FOR day IN SELECT first_day + n FROM generate_series(0, days - 1) AS n LOOP
+        lower_id := first_uuid(day::timestamp AT TIME ZONE 'UTC');
+        upper_id := first_uuid((day + 1)::timestamp AT TIME ZONE 'UTC');
+        FOREACH parent IN ARRAY ARRAY['usage_record', 'call_log_standard'] LOOP
+            child := parent || '_' || to_char(day, 'YYYYMMDD');
+            CONTINUE WHEN to_regclass(child) IS NOT NULL;
+            EXECUTE format('SELECT EXISTS (SELECT FROM %I WHERE call_id >= %L AND call_id < %L)',
+                parent || '_default', lower_id, upper_id) INTO taken;
+            CONTINUE WHEN taken;
+            EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING DEFAULTS INCLUDING CONSTRAINTS)',
+                child, parent);
+            EXECUTE format('ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)',
+                parent, child, lower_id, upper_id);
+        END LOOP;
+    END LOOP;
+END $$;
