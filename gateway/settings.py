@@ -14,6 +14,7 @@ from ledger.usage import Unit
 from providers.adapter import Operation, Secret, Target
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
+_MATCHED_MAX = 1_000  # names are the clients' to invent
 
 # How a field differs from the key of config.yaml it is read from.
 DERIVED = {"derived": True}  # worked out after reading; no key of its own
@@ -72,7 +73,7 @@ class Listeners:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Redis:
-    """Without `url` a Valkey of our own is started. Without `admin_url`, `url` may load functions."""
+    """Without `url` a Valkey of our own is started; without `admin_url`, `url` serves for both."""
 
     url: Secret | None = None
     admin_url: Secret | None = None
@@ -305,21 +306,22 @@ class Config:
     auth: Auth = Auth()
     exact: Mapping[str, Route] = field(default_factory=dict, metadata=DERIVED)
     wildcards: tuple[tuple[str, Route], ...] = field(default=(), metadata=DERIVED)
+    _matched: dict[str, Route] = field(
+        default_factory=dict, init=False, repr=False, compare=False, metadata=DERIVED
+    )  # the wildcards' latest matches: making a route costs more than all the rest of a lookup
 
     def route(self, name: str) -> Route | None:
         """Where a call for this public name goes; None: no such model. Aliases are names, too."""
-        found = self.exact.get(name)
+        found = self.exact.get(name) or self._matched.get(name)
         if found is not None:
             return found
         for prefix, route in self.wildcards:
             if name.startswith(prefix) and len(name) > len(prefix):
-                rest = name[len(prefix) :]
-                return route._replace(
-                    targets=tuple(
-                        replace(target, model=target.model.replace("*", rest))
-                        for target in route.targets
-                    )
-                )
+                found = _with_name(route, name[len(prefix) :])
+                if len(self._matched) >= _MATCHED_MAX:
+                    self._matched.clear()
+                self._matched[name] = found
+                return found
         return None
 
     @property
@@ -336,3 +338,9 @@ class Config:
     def journal_dir(self) -> Path:
         """The folder of the journals, which a restart needs."""
         return self.ledger.journal.directory or self.data_dir / "journal"
+
+
+def _with_name(route: Route, rest: str) -> Route:
+    """The wildcard's route for a name whose `*` stands for `rest`."""
+    targets = (replace(to, model=to.model.replace("*", rest)) for to in route.targets)
+    return route._replace(targets=tuple(targets))
