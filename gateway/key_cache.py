@@ -1,0 +1,158 @@
+"""API keys in Redis, where every gateway finds them first, and the news that one has changed.
+
+An entry is versioned: a fill with an older version than the one there changes nothing, so the entry
+of a revoked key is its own tombstone. What Redis says here is a copy; Postgres is the truth.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+from redis.exceptions import RedisError
+
+from gateway.principal import KnownKey, pack, unpack
+
+log = logging.getLogger(__name__)
+
+CHANNEL = "tg:keys"
+KEEP_MS = 7 * 24 * 3600 * 1000  # how long a Postgres outage an idle key survives
+_RETRY_S = 0.2  # after a lost subscription; changes missed meanwhile are covered by the flush
+_PING_S = 2.0  # a silent connection is asked after this, and given up after twice this
+_DIGEST, _ORGANIZATION = b"d", b"o"  # how a message on the channel begins
+
+
+class CacheAway(Exception):
+    """Redis did not answer."""
+
+
+class CachedKey(NamedTuple):
+    """What Redis holds for a digest."""
+
+    known: KnownKey
+    read_ms: int  # when it was last read from Postgres, unix ms on the reader's clock
+
+
+class Change(NamedTuple):
+    """What is no longer true; both `None`: anything may have changed unheard."""
+
+    digest: bytes | None = None
+    organization_id: str | None = None
+
+
+class _Entry(msgspec.Struct, array_like=True, gc=False):
+    read_ms: int
+    packed: bytes
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Entry).decode
+
+
+class KeyCache:
+    """The keys in Redis. `clock` gives unix seconds."""
+
+    def __init__(self, redis: Redis, clock: Callable[[], float]) -> None:
+        self._redis, self._clock = redis, clock
+
+    async def read(self, digests: Sequence[bytes]) -> dict[bytes, CachedKey]:
+        """The entries of those digests that have one; `CacheAway` if Redis does not answer."""
+        try:
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for digest in digests:
+                    _ = pipeline.hget(_name(digest), "d")
+                found = await pipeline.execute()
+        except (RedisError, OSError) as error:
+            raise CacheAway(str(error)) from error
+        entries = zip(digests, map(_cached, found), strict=True)
+        return {digest: entry for digest, entry in entries if entry is not None}
+
+    async def put(self, keys: Mapping[bytes, KnownKey]) -> set[bytes]:
+        """Write what Postgres just said; answers the digests of which Redis has a newer version."""
+        if not keys:
+            return set()
+        read_ms = int(self._clock() * 1000)
+        try:
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for digest, known in keys.items():
+                    entry = _encode(_Entry(read_ms, pack(known)))
+                    version = str(known.principal.version)
+                    _ = pipeline.fcall("tg_key_put", 1, _name(digest), version, entry, str(KEEP_MS))
+                stored = await pipeline.execute()
+        except (RedisError, OSError) as error:
+            raise CacheAway(str(error)) from error
+        return {digest for digest, done in zip(keys, stored, strict=True) if not done}
+
+    async def announce(self, *changes: Change) -> None:
+        """Tell every process what has changed; after `put`, so that it then reads what is new."""
+        try:
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for change in changes:
+                    _ = pipeline.publish(CHANNEL, _message(change))
+                await pipeline.execute()
+        except (RedisError, OSError) as error:
+            raise CacheAway(str(error)) from error
+
+    async def changes(self) -> AsyncIterator[Change]:
+        """What changes, for ever. Each new subscription begins with a change of anything."""
+        while True:
+            try:
+                async with self._redis.pubsub() as subscription:
+                    await subscription.subscribe(CHANNEL)
+                    async for change in _heard(subscription):
+                        yield change
+            except (RedisError, OSError) as error:
+                log.warning("key changes are not heard", extra={"reason": str(error)})
+            await asyncio.sleep(_RETRY_S)
+
+
+async def _heard(subscription: PubSub) -> AsyncIterator[Change]:
+    """The changes one subscription brings; ends when its connection is silent for too long."""
+    silences = 0
+    while silences <= 1:
+        message = await subscription.get_message(timeout=_PING_S)
+        if message is None:
+            silences += 1
+            await subscription.ping()
+            continue
+        silences = 0
+        if message["type"] == "subscribe":
+            # The client subscribes again by itself after a lost connection; only this tells.
+            yield Change()
+        elif message["type"] == "message":
+            yield _change(message["data"])
+
+
+def _name(digest: bytes) -> str:
+    return f"tg:key:{digest.hex()}"
+
+
+def _cached(data: bytes | None) -> CachedKey | None:
+    if data is None:
+        return None
+    try:
+        entry = _decode(data)
+        return CachedKey(unpack(entry.packed), entry.read_ms)
+    except msgspec.MsgspecError:
+        # Written by a release we do not know: Postgres can tell.
+        return None
+
+
+def _message(change: Change) -> bytes:
+    if change.digest is not None:
+        return _DIGEST + change.digest
+    if change.organization_id is not None:
+        return _ORGANIZATION + change.organization_id.encode()
+    return b""
+
+
+def _change(message: bytes) -> Change:
+    kind, what = message[:1], message[1:]
+    if kind == _DIGEST:
+        return Change(digest=what)
+    if kind == _ORGANIZATION:
+        return Change(organization_id=what.decode(errors="replace"))
+    return Change()
