@@ -1,0 +1,377 @@
+"""One HTTP/1.1 connection to a vendor: one request at a time, its answer parsed as it comes.
+
+It belongs either to one exchange or to its pool. It goes back to the pool by itself, in the step
+that parses the answer's last byte, and only if both sides are at a message border; in every other
+case it is closed, so that nobody can read what was meant for somebody else.
+"""
+
+import asyncio
+import math
+import re
+import select
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import httptools
+
+from gateway.upstream.answer import Answer
+from gateway.upstream.errors import (
+    Phase,
+    UpstreamCut,
+    UpstreamError,
+    UpstreamGarbled,
+    UpstreamTimeout,
+)
+from gateway.upstream.exchange import Exchange
+
+BUFFER_BYTES_MAX = 256 * 1024  # of an answer nobody reads; then the vendor is read no more
+HEAD_BYTES_MAX = 64 * 1024  # interim answers included
+HEADERS_MAX = 128
+_SLICE_BYTES = 256 * 1024  # a larger body is sent in slices, no faster than the vendor takes them
+_TIMER_SLACK_S = 0.001  # the loop's clock ticks in milliseconds
+# A connection that just worked is not asked whether it still stands: that costs a system call.
+_CHECKED_WHEN_IDLE_S = 1.0
+_KEEP_ALIVE_TIMEOUT = re.compile(rb"(?:^|[\s,;])timeout=(\d{1,6})", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deadlines:
+    """How long each step of a call may take. There is none for the whole: good streams are long."""
+
+    connect_s: float  # wait for a free connection, or name, address and certificate of a new one
+    first_byte_s: float  # from the request's last byte to the end of the answer's head
+    idle_s: float  # without a byte of the answer's body; without progress while sending
+
+
+class Owner(Protocol):
+    """Who is told where the connection stands."""
+
+    def freed(self, connection: "Connection") -> None:
+        """It can carry another request."""
+
+    def lost(self, connection: "Connection") -> None:
+        """It is closed. Told once."""
+
+
+class _Interrupt(Exception):
+    """Raised inside the parser's callbacks to stop it."""
+
+
+class Connection(asyncio.Protocol):
+    """A connection in the hands of `Owner` or of one exchange."""
+
+    __slots__ = (
+        "_deadline_s",
+        "_exchange",
+        "_is_closed",
+        "_is_paused",
+        "_is_reusable",
+        "_is_sent",
+        "_is_writable",
+        "_loop",
+        "_owner",
+        "_parser",
+        "_poll",
+        "_received_bytes",
+        "_timer",
+        "_timer_at_s",
+        "_transport",
+        "idle_since_s",
+        "keep_alive_s",
+        "opened_at_s",
+        "requests",
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, owner: Owner) -> None:
+        self._loop, self._owner = loop, owner
+        self._transport: asyncio.Transport
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        self._exchange: Exchange | None = None
+        self._poll: select.poll | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at_s = self._deadline_s = math.inf
+        self._is_closed = self._is_paused = False
+        self._is_writable = True
+        self._is_sent = True  # the request of the exchange has been handed over whole
+        self._is_reusable = True  # the vendor will read another request
+        self._received_bytes = 0  # for the exchange
+        self.opened_at_s = self.idle_since_s = loop.time()
+        self.keep_alive_s = math.inf  # how long the vendor says it keeps an idle connection
+        self.requests = 0
+
+    def __repr__(self) -> str:
+        state = "closed" if self._is_closed else "busy" if self._exchange else "idle"
+        return f"<Connection {state}, {self.requests} requests>"
+
+    # What the pool asks.
+
+    def is_open(self) -> bool:
+        """It may carry a request, for all we know without asking the system."""
+        return not self._is_closed and not self._transport.is_closing()
+
+    def is_fresh(self, now_s: float) -> bool:
+        """It may carry a request. One that has been idle is asked: a byte or an end lies there."""
+        if not self.is_open():
+            return False
+        if now_s - self.idle_since_s < _CHECKED_WHEN_IDLE_S:
+            return True
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self._transport.get_extra_info("socket"), select.POLLIN)
+        return not self._poll.poll(0)
+
+    def rest(self, until_s: float) -> None:
+        """Wait in the pool, and close when `until_s` passes."""
+        self.idle_since_s = self._loop.time()
+        self._set_deadline(until_s)
+
+    def close(self) -> None:
+        """Close at once, whatever is under way. Harmless when repeated."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._parser = None  # it holds us, and we it
+        if self._exchange is not None:
+            self._fail(UpstreamCut, "the connection was closed here")
+        self._transport.abort()
+        self._owner.lost(self)
+
+    # One exchange.
+
+    async def send(
+        self,
+        head: bytes,
+        body: bytes,
+        *,
+        deadlines: Deadlines,
+        on_sent: Callable[[], None] | None = None,
+        is_bodyless: bool = False,
+    ) -> Answer:
+        """Send a request and wait for the head of its answer. Cancelled, it closes."""
+        exchange = self._begin(head, body, is_bodyless=is_bodyless)
+        reused = self.requests > 1
+        try:
+            if on_sent is not None and exchange.failure is None:
+                on_sent()
+            if not self._is_sent:
+                await self._send_slices(exchange, body, idle_s=deadlines.idle_s)
+            while not exchange.status and exchange.failure is None:
+                await self.wait(exchange, deadlines.first_byte_s)
+        except BaseException:
+            self.abandon(exchange)
+            raise
+        if exchange.failure is not None:
+            raise exchange.failure
+        return Answer(exchange, self, idle_s=deadlines.idle_s, reused=reused)
+
+    async def wait(self, exchange: Exchange, seconds: float) -> None:
+        """Suspend until the exchange has something new; too long is its failure."""
+        self._set_deadline(self._loop.time() + seconds)
+        waiter = exchange.waiter = self._loop.create_future()
+        try:
+            await waiter
+        except BaseException:
+            self.abandon(exchange)
+            raise
+        finally:
+            exchange.waiter = None
+
+    def drained(self, exchange: Exchange) -> None:
+        """There is room in the exchange again."""
+        if self._is_paused and self._exchange is exchange:
+            self._is_paused = False
+            self._transport.resume_reading()
+
+    def abandon(self, exchange: Exchange) -> None:
+        """Close the connection if the exchange is still its own."""
+        if self._exchange is exchange:
+            self.close()
+
+    def _begin(self, head: bytes, body: bytes, *, is_bodyless: bool) -> Exchange:
+        """Hand over the request, or as much of it as goes in one piece."""
+        assert self._exchange is None, "a connection carries one request at a time"
+        exchange = self._exchange = Exchange(is_bodyless=is_bodyless)
+        self.requests += 1
+        self._received_bytes = 0
+        self._deadline_s = math.inf
+        self._is_sent = False
+        if not self.is_open():
+            self._fail(UpstreamCut, "the connection was lost before the request", sent=False)
+        elif len(body) <= _SLICE_BYTES:
+            self._transport.write(head + body)
+            self._is_sent = True
+        else:
+            self._transport.write(head)
+        return exchange
+
+    async def _send_slices(self, exchange: Exchange, body: bytes, *, idle_s: float) -> None:
+        view = memoryview(body)
+        for start in range(0, len(view), _SLICE_BYTES):
+            while not self._is_writable and not exchange.status and exchange.failure is None:
+                await self.wait(exchange, idle_s)
+            if exchange.status or exchange.failure is not None:
+                return  # answered before it had read all: what it says counts
+            self._transport.write(view[start : start + _SLICE_BYTES])
+        self._is_sent = True
+
+    # What the transport tells.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        exchange, parser = self._exchange, self._parser
+        if exchange is None or parser is None:
+            self.close()  # nobody asked for anything: what follows could not be told apart
+            return
+        self._received_bytes += len(data)
+        status = exchange.status
+        try:
+            parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._is_reusable = False
+            if not exchange.is_complete:
+                self._fail(UpstreamGarbled, f"the vendor's answer is not HTTP: {error}")
+                return
+        if exchange.is_complete:
+            self._deadline_s = math.inf
+            exchange.wake()
+            self._part()
+        elif exchange.chunks or exchange.status != status:
+            self._deadline_s = math.inf
+            exchange.wake()
+            if exchange.size > BUFFER_BYTES_MAX:
+                self._is_paused = True
+                self._transport.pause_reading()
+        elif not exchange.status and self._received_bytes > HEAD_BYTES_MAX:
+            self._fail(UpstreamGarbled, "the head of the vendor's answer is too long")
+
+    def eof_received(self) -> None:
+        self._ended(None)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._ended(error)
+
+    def pause_writing(self) -> None:
+        self._is_writable = False
+
+    def resume_writing(self) -> None:
+        self._is_writable = True
+        if self._exchange is not None and not self._is_sent:
+            self._exchange.wake()
+
+    # What the parser tells.
+
+    def on_message_begin(self) -> None:
+        exchange = self._exchange
+        if exchange is None or exchange.is_complete:
+            raise _Interrupt  # bytes after the answer
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        exchange = self._exchange
+        assert exchange is not None
+        if not exchange.status:  # else it is a trailer, which nobody needs
+            exchange.head.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        exchange, parser = self._exchange, self._parser
+        assert exchange is not None
+        assert parser is not None
+        status = parser.get_status_code()
+        if status < 200:  # noqa: PLR2004 - interim answers
+            if status == 101:  # noqa: PLR2004 - nobody asked for another protocol
+                raise _Interrupt
+            exchange.head.clear()
+            return
+        if len(exchange.head) > HEADERS_MAX or self._received_bytes > HEAD_BYTES_MAX:
+            self._check_head(exchange)
+        exchange.status = status
+        self._is_reusable = parser.should_keep_alive()
+        for name, value in exchange.head:
+            if len(name) == 10 and name.lower() == b"keep-alive":  # noqa: PLR2004 - its length
+                found = _KEEP_ALIVE_TIMEOUT.search(value)
+                self.keep_alive_s = float(found[1]) if found else math.inf
+        if exchange.is_bodyless:
+            exchange.is_complete = True
+            raise _Interrupt  # the parser would wait for the body that the head describes
+
+    def on_body(self, chunk: bytes) -> None:
+        exchange = self._exchange
+        assert exchange is not None
+        exchange.chunks.append(chunk)
+        exchange.size += len(chunk)
+
+    def on_message_complete(self) -> None:
+        exchange = self._exchange
+        if exchange is not None and exchange.status:
+            exchange.is_complete = True
+
+    # How it goes on.
+
+    def _check_head(self, exchange: Exchange) -> None:
+        """Judge a long head exactly; what was received may hold much of the body, too."""
+        size = sum(len(name) + len(value) for name, value in exchange.head)
+        if len(exchange.head) > HEADERS_MAX or size > HEAD_BYTES_MAX:
+            raise _Interrupt
+
+    def _part(self) -> None:
+        """The answer is whole: hand the connection back, or close it."""
+        self._exchange = None
+        if self._is_paused:
+            self._is_paused = False
+            self._transport.resume_reading()
+        if self._is_reusable and self._is_sent and not self._is_closed:
+            self._owner.freed(self)
+        else:
+            self.close()
+
+    def _ended(self, error: Exception | None) -> None:
+        exchange = self._exchange
+        if exchange is not None and error is None and exchange.ends_with_connection:
+            exchange.is_complete = True
+            self._exchange = None
+            exchange.wake()
+        elif exchange is not None:
+            self._fail(UpstreamCut, "the vendor closed the connection")
+        self.close()
+
+    def _fail(self, kind: type[UpstreamError], message: str, *, sent: bool = True) -> None:
+        """End the exchange with a failure, and the connection with it."""
+        exchange = self._exchange
+        assert exchange is not None
+        phase: Phase = "body" if exchange.status else "head" if self._is_sent else "send"
+        exchange.failure = kind(
+            message,
+            phase=phase,
+            sent=sent,
+            reused=self.requests > 1,
+            answered=self._received_bytes > 0,
+        )
+        self._exchange = None
+        exchange.wake()
+        self.close()
+
+    # One timer, armed anew only when it fires or must fire earlier.
+
+    def _set_deadline(self, at_s: float) -> None:
+        self._deadline_s = at_s
+        if at_s < self._timer_at_s and not self._is_closed:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(at_s, self._tick)
+            self._timer_at_s = at_s
+
+    def _tick(self) -> None:
+        self._timer, self._timer_at_s = None, math.inf
+        if self._deadline_s == math.inf:
+            return
+        if self._deadline_s - self._loop.time() > _TIMER_SLACK_S:
+            self._set_deadline(self._deadline_s)
+        elif self._exchange is None:
+            self.close()
+        else:
+            self._fail(UpstreamTimeout, "the vendor took too long")
