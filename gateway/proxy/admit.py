@@ -1,0 +1,220 @@
+"""The first phases: who calls, where the call may go, what it may cost at most, and the hold for it.
+
+Nothing here is charged or sent. Whatever is refused here leaves no record, only a counter: an
+attacker must not be able to write rows.
+"""
+
+from collections.abc import Sequence
+
+from gateway import errors
+from gateway.principal import Principal
+from gateway.proxy.live import Candidate, LiveCall
+from gateway.settings import Provider, Route
+from ledger.admission import Hold, Rate, Refused, Slot
+from ledger.money import NANOS_MAX, Nanos
+from ledger.record import Record, encode
+from providers.adapter import Call, Operation
+
+
+def check_principal(principal: Principal, now_ms: int) -> None:
+    """`GatewayError` unless this principal may call now."""
+    if principal.expires_at_ms is not None and principal.expires_at_ms <= now_ms:
+        raise errors.Unauthenticated("Incorrect API key provided.", code="invalid_api_key")
+    if principal.is_suspended:
+        raise errors.Forbidden(
+            "This organization is suspended; ask its owner.", code="organization_suspended"
+        )
+
+
+def find_route(live: LiveCall) -> Route:
+    """The route of the model the client named; `GatewayError` if it has none or may not use it."""
+    name, principal = live.call.model, live.principal
+    route = live.terms.route(name)
+    if route is None or live.call.operation not in route.model.operations:
+        raise errors.NotFound(
+            f"The model {name[:200]!r} does not exist or cannot be used with"
+            f" /v1/{live.call.operation}. GET /v1/models lists what can.",
+            code="model_not_found",
+            param="model",
+        )
+    if not principal.may_use(name) and not principal.may_use(route.name):
+        raise errors.Forbidden(
+            f"This API key may not use the model {name[:200]!r}.",
+            code="model_not_allowed",
+            param="model",
+        )
+    if not route.targets:
+        raise errors.NotFound(
+            f"The model {name[:200]!r} is configured, but no provider of it has a key:"
+            f" {', '.join(route.inactive)}.",
+            code="model_not_found",
+            param="model",
+        )
+    return route
+
+
+def find_candidates(live: LiveCall, now_s: float) -> list[Candidate]:
+    """The targets in the order to be tried, priced now; those without a price only if allowed."""
+    providers, prices = live.terms.config.providers, live.terms.prices
+    priced = [
+        Candidate(
+            target, providers[target.provider], prices.price(target.provider, target.model, now_s)
+        )
+        for target in live.route.targets
+    ]
+    if not live.principal.allows_unpriced:
+        priced = [candidate for candidate in priced if candidate.price is not None]
+    if not priced:
+        raise errors.NotFound(
+            f"The model {live.call.model[:200]!r} has no price, so it cannot be metered. Set one"
+            " under `prices` in config.yaml, or allow unpriced models for the organization.",
+            code="model_not_priced",
+            param="model",
+        )
+    return priced
+
+
+def check_vendor_ids(call: Call) -> None:
+    """Ids that live at the vendor are shared by all who use the platform's key, so are refused."""
+    if call.vendor_ids:
+        field = call.vendor_ids[0]
+        raise errors.BadRequest(
+            f"{field!r} refers to something kept at the provider, which is not supported with the"
+            " platform's key. Send the whole conversation instead.",
+            code="vendor_state_unsupported",
+            param=field,
+        )
+
+
+def input_bound(call: Call, provider: Provider) -> int:
+    """Tokens the vendor can count as input at most."""
+    if call.operation is Operation.EMBEDDINGS:
+        return call.input_bound + provider.input_overhead_tokens_embeddings
+    return call.input_bound + provider.input_overhead_tokens
+
+
+def output_bound(live: LiveCall) -> int:
+    """Tokens the vendor can generate at most, over all choices."""
+    call, model, limits = live.call, live.route.model, live.terms.config.limits
+    if call.operation in (Operation.EMBEDDINGS, Operation.MODERATIONS):
+        return 0
+    each = call.output_limit
+    if each is None:
+        each = model.default_output_tokens or model.max_output_tokens
+    if each is None:
+        each = limits.default_output_tokens
+    if model.max_output_tokens is not None:
+        each = min(each, model.max_output_tokens)
+    return each * call.choices
+
+
+def build_hold(live: LiveCall, *, now_ms: int) -> Hold:
+    """The hold for this call: the worst case over every target that might serve it."""
+    principal, output = live.principal, output_bound(live)
+    amount = tokens = 0
+    for candidate in live.candidates:
+        bound = input_bound(live.call, candidate.provider)
+        live.input_bound = max(live.input_bound, bound)
+        tokens = max(tokens, bound + output)
+        if candidate.price is not None:
+            worst = candidate.price.worst_case(
+                input_tokens=bound, output_tokens=output, tier=live.call.service_tier
+            )
+            amount = max(amount, worst)
+    if amount > NANOS_MAX:
+        raise errors.BadRequest(
+            "This call could cost more than any account can hold; lower max_tokens.",
+            code="call_too_large",
+        )
+    live.record = _ticket(live, held=amount, admitted_us=now_ms * 1000)
+    return Hold(
+        call_id=live.call_id,
+        partition=principal.partition,
+        wallet=principal.wallet,
+        amount=Nanos(amount),
+        caps=principal.caps(now_ms),
+        rates=_rates(principal, tokens),
+        slots=_slots(principal),
+        lease_ms=int(live.terms.config.ledger.hold_lease_s * 1000),
+        ticket=encode(live.record),
+    )
+
+
+def refusal(refused: Refused, hold: Hold) -> errors.GatewayError:
+    """The error for a hold that was not given."""
+    short = refused.free + refused.held >= hold.amount
+    match refused.code:
+        case "wallet" if short:
+            return _money_held(refused)
+        case "wallet" | "no_wallet":
+            return errors.PaymentRequired(needed=hold.amount, affordable=max(0, refused.free))
+        case "cap" if short:
+            return _money_held(refused)
+        case "cap":
+            return errors.CapSpent(
+                refused.scope,
+                needed=hold.amount,
+                affordable=max(0, refused.free),
+                resets_in_s=-(-refused.retry_after_ms // 1000),
+            )
+        case "slots":
+            return errors.TooMany(
+                "Too many calls of this key are open at once; wait for one to end.",
+                code="concurrency_limit_exceeded",
+                retry_after_ms=1000,
+                scope=refused.scope,
+            )
+        case _:
+            unit = "Tokens" if refused.scope.startswith("tpm:") else "Requests"
+            return errors.TooMany(
+                f"{unit} per minute of this key are used up; retry in"
+                f" {max(1, refused.retry_after_ms)} ms.",
+                code="rate_limit_exceeded",
+                retry_after_ms=refused.retry_after_ms,
+                scope=refused.scope,
+            )
+
+
+def _money_held(refused: Refused) -> errors.TooMany:
+    return errors.TooMany(
+        "The credit left is held by other open calls; retry when some of them have ended.",
+        code="credit_held",
+        retry_after_ms=1000,
+        scope=refused.scope,
+    )
+
+
+def _rates(principal: Principal, tokens: int) -> tuple[Rate, ...]:
+    rates: Sequence[Rate | None] = (
+        None if principal.rpm is None else Rate(f"rpm:{principal.key_id}", principal.rpm, 1),
+        # One call may never ask for more than a full bucket, or it could not pass at all.
+        None
+        if principal.tpm is None
+        else Rate(f"tpm:{principal.key_id}", principal.tpm, min(tokens, principal.tpm)),
+    )
+    return tuple(rate for rate in rates if rate is not None)
+
+
+def _slots(principal: Principal) -> tuple[Slot, ...]:
+    if principal.concurrency is None:
+        return ()
+    return (Slot(principal.key_id, principal.concurrency),)
+
+
+def _ticket(live: LiveCall, *, held: int, admitted_us: int) -> Record:
+    first, principal = live.candidates[0], live.principal
+    return Record(
+        call_id=live.call_id,
+        organization_id=principal.organization_id,
+        project_id=principal.project_id,
+        key_id=principal.key_id,
+        member_id=principal.member_id,
+        admitted_us=admitted_us,
+        operation=live.call.operation,
+        provider=first.target.provider,
+        model_requested=live.call.model[:200],
+        model_target=first.target.model,
+        price_version="" if first.price is None else first.price.version,
+        held=held,
+        stream=live.call.stream,
+    )

@@ -1,0 +1,239 @@
+"""One metered call through its phases: authenticate, read, admit, forward, relay, finish.
+
+    authenticate  the key names a principal; no key, no work
+    read          the body within its limits; the few facts admission needs
+    admit         one atomic hold over wallet, caps, rates and slots
+    forward       to a target, until the answer has begun well
+    relay         to the client as it comes, metered on the way
+    finish        journal, last byte, settle: runs exactly once, whatever happened before
+
+A call that was admitted always reaches `finish`: errors, disconnects and cancellation lead there.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import uuid_utils
+from ledger.conveyor import Conveyor
+from providers.openai.calls import read_call
+
+from gateway import errors
+from gateway.auth import Authenticator
+from gateway.credential import presented
+from gateway.metrics import CallMeters
+from gateway.principal import Principal
+from gateway.proxy import admit, finish, forward, relay
+from gateway.proxy.answer import refuse
+from gateway.proxy.intake import read_body
+from gateway.proxy.live import LiveCall, Terms
+from gateway.proxy.server import CLOSE, Answered, ClientGone, Exchange
+from gateway.settings import OnDisconnect
+from gateway.upstream import Upstream
+from ledger.admission import LedgerUnavailable, Refused
+from ledger.journal import Journal, JournalFull
+from ledger.record import Outcome
+from providers.adapter import Adapter, BadCall, Operation
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What a call needs of the worker it runs in."""
+
+    authenticator: Authenticator
+    conveyor: Conveyor
+    journal: Journal
+    upstream: Upstream
+    adapter: Adapter
+    meters: CallMeters
+    monotonic_s: Callable[[], float]
+    wall_s: Callable[[], float]
+
+
+class Calls:
+    """Every call of this worker."""
+
+    def __init__(self, parts: Parts, terms: Terms) -> None:
+        self._parts = parts
+        self.terms = terms  # replaced whole when prices or configuration change
+        self.live: dict[bytes, LiveCall] = {}
+        self.draining = 0  # calls read to their end although their client has left
+
+    async def serve(self, exchange: Exchange, operation: Operation) -> Answered:
+        """Answer one request for a metered operation."""
+        made = uuid_utils.uuid7()
+        live = LiveCall(
+            exchange,
+            self.terms,
+            call_id=made.bytes,
+            id_text=str(made),
+            began_s=self._parts.monotonic_s(),
+        )
+        try:
+            await self._admit(live, operation)
+        except errors.GatewayError as error:
+            return self._refused(live, error)
+        except (ClientGone, ConnectionError):
+            return CLOSE
+        self.live[live.call_id] = live
+        try:
+            return await self._carry(live)
+        finally:
+            del self.live[live.call_id]
+
+    async def _admit(self, live: LiveCall, operation: Operation) -> None:
+        parts, exchange = self._parts, live.exchange
+        live.principal = await self._authenticated(exchange)
+        now_s = parts.wall_s()
+        now_ms = int(now_s * 1000)
+        admit.check_principal(live.principal, now_ms)
+        body = await read_body(exchange, live.terms.config.limits)
+        try:
+            live.call = read_call(operation, body)
+        except BadCall as error:
+            raise errors.BadRequest(
+                error.message, code=error.code or "invalid_request", param=error.param
+            ) from error
+        admit.check_vendor_ids(live.call)
+        live.route = admit.find_route(live)
+        live.candidates = admit.find_candidates(live, now_s)
+        live.hold = admit.build_hold(live, now_ms=now_ms)
+        try:
+            answer = await parts.conveyor.hold(live.hold)
+        except LedgerUnavailable as error:
+            raise errors.Unavailable(
+                f"The ledger cannot admit calls now ({error.reason}); nothing was charged.",
+                code="ledger_unavailable",
+                retry_after_s=error.retry_after_s,
+            ) from error
+        if isinstance(answer, Refused):
+            raise admit.refusal(answer, live.hold)
+        live.held = answer
+        live.admitted_s = parts.monotonic_s()
+
+    async def _authenticated(self, exchange: Exchange) -> Principal:
+        authenticator = self._parts.authenticator
+        key = presented(
+            exchange.header("authorization"),
+            exchange.header("x-api-key"),
+            query=exchange.query_string,
+        )
+        return authenticator.cached(key) or await authenticator.lookup(key)
+
+    async def _carry(self, live: LiveCall) -> Answered:
+        """Forward and relay an admitted call; whatever happens, it is ended before this returns."""
+        task = asyncio.current_task()
+        assert task is not None
+        live.leave = lambda: self._left(live, task)
+        live.exchange.on_gone = live.leave
+        if live.exchange.is_gone:
+            live.client_gone = True  # it left while the hold was made
+
+        async def end(outcome: Outcome) -> None:
+            self._end(live, outcome)
+            await self._parts.journal.synced()
+
+        outcome = Outcome.FAILED
+        try:
+            if live.client_gone:
+                raise ClientGone
+            self._dispatch(live)
+            opened = await forward.open_answer(
+                live, upstream=self._parts.upstream, adapter=self._parts.adapter
+            )
+            live.status = opened.answer.status
+            if opened.is_streamed:
+                return await relay.relay_stream(live, opened, end)
+            return await relay.relay_body(live, opened, end)
+        except errors.GatewayError as error:
+            outcome = Outcome.UPSTREAM_ERROR
+            if isinstance(error, errors.GatewayTimeout):
+                outcome = Outcome.TIMEOUT
+            live.status = error.status_now
+            self._end(live, outcome)
+            return self._refused(live, error)
+        except ClientGone:
+            outcome = Outcome.CLIENT_DISCONNECT
+            return CLOSE
+        except asyncio.CancelledError:
+            if not live.client_gone:
+                raise  # the worker stops
+            task.uncancel()
+            outcome = Outcome.CLIENT_DISCONNECT
+            return CLOSE
+        finally:
+            live.exchange.on_gone = None
+            if not live.is_ended:
+                self._end(live, outcome)
+            if live.answer is not None:
+                live.answer.abort()  # does nothing to one that was released
+            if live.is_draining:
+                self.draining -= 1
+
+    def _dispatch(self, live: LiveCall) -> None:
+        hold = live.hold
+        try:
+            self._parts.journal.dispatched(
+                call_id=live.call_id,
+                partition=hold.partition,
+                wallet=hold.wallet,
+                held=hold.amount,
+                caps=hold.caps,
+                ticket=hold.ticket,
+            )
+        except JournalFull as error:
+            raise errors.Unavailable(
+                "The gateway's journal is full; nothing was charged.", code="journal_full"
+            ) from error
+
+    def _left(self, live: LiveCall, task: asyncio.Task[Any]) -> None:
+        """The client has gone: read on for the exact charge, within limits, or stop at once."""
+        if live.client_gone:
+            return
+        live.client_gone = True
+        limits = live.terms.config.limits
+        drains = (
+            not live.is_ended
+            and live.attempts > 0
+            and live.candidate.provider.on_disconnect is OnDisconnect.DRAIN
+            and self.draining < limits.connections_max * limits.drain_share_max
+        )
+        if drains:
+            live.is_draining = True
+            self.draining += 1
+            asyncio.get_running_loop().call_later(limits.drain_s_max, self._stop, live, task)
+        else:
+            self._stop(live, task)
+
+    def _stop(self, live: LiveCall, task: asyncio.Task[Any]) -> None:
+        if live.call_id in self.live and self.live[live.call_id] is live:
+            task.cancel()
+
+    def _end(self, live: LiveCall, outcome: Outcome) -> None:
+        """Journal how the call ended, then let the ledger know. No await: it cannot be torn."""
+        assert not live.is_ended, "a call ends once"
+        live.is_ended = True
+        parts = self._parts
+        made = finish.end_of(
+            live,
+            outcome,
+            finished_us=int(parts.wall_s() * 1e6),
+            now_s=parts.monotonic_s(),
+        )
+        try:
+            parts.journal.finished(made)
+        except JournalFull:
+            log.exception("journal full")
+        parts.conveyor.settle(made)
+        parts.meters.ended(live)
+
+    def _refused(self, live: LiveCall, error: errors.GatewayError) -> Answered:
+        self._parts.meters.refused(error)
+        try:
+            return refuse(live.exchange, error, live.id_text)
+        except ClientGone:
+            return CLOSE

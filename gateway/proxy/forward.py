@@ -1,0 +1,182 @@
+"""Send a call to a target and wait for the first thing it says, trying again where that is safe.
+
+A call is sent again only before its first byte came back, only when the vendor cannot have charged
+for it, and never for a client that has gone.
+"""
+
+import asyncio
+import random
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from gateway import errors
+from gateway.proxy.live import Candidate, LiveCall
+from gateway.proxy.server import ClientGone
+from gateway.upstream import Answer, Deadlines, Upstream, UpstreamError
+from providers.adapter import Adapter, Failure, Meter
+
+ATTEMPTS_PER_TARGET = 2
+RETRY_AFTER_S_MAX = 2.0  # a vendor that asks for a longer pause is not waited for
+_BACKOFF_S = 0.1
+_ERROR_BYTES_MAX = 64 * 1024
+# Statuses by which a vendor says that it did not do the work, and may do it for another try.
+_TRANSIENT = frozenset({500, 502, 503, 529})
+_ELSEWHERE = frozenset({408, 429, 504}) | _TRANSIENT
+_ERROR_STATUS_MIN = 300
+
+
+class Opened(NamedTuple):
+    """An answer that has begun well."""
+
+    answer: Answer
+    meter: Meter
+    is_streamed: bool
+    first: bytes  # what of it may be shown already
+    is_over: bool  # the vendor has nothing more to say
+
+
+class Failed(NamedTuple):
+    """An attempt that came to nothing the client could use."""
+
+    error: errors.GatewayError
+    may_repeat: bool  # at the same target
+    may_go_elsewhere: bool
+    pause_s: float = 0.0
+
+
+async def open_answer(live: LiveCall, *, upstream: Upstream, adapter: Adapter) -> Opened:
+    """The first answer that begins well; else the `GatewayError` of the last attempt."""
+    last: Failed | None = None
+    for candidate, repeats in _plan(live.candidates):
+        if last is not None:
+            if not (last.may_repeat if repeats else last.may_go_elsewhere):
+                continue
+            if repeats:
+                await asyncio.sleep(last.pause_s)
+        if live.client_gone:
+            raise ClientGone
+        live.candidate = candidate
+        live.attempts += 1
+        result = await _attempt(live, candidate, upstream=upstream, adapter=adapter)
+        if isinstance(result, Opened):
+            return result
+        last = result
+    assert last is not None, "a call has at least one candidate"
+    raise last.error
+
+
+def _plan(candidates: list[Candidate]) -> Iterator[tuple[Candidate, bool]]:
+    for candidate in candidates:
+        for attempt in range(ATTEMPTS_PER_TARGET):
+            yield candidate, attempt > 0
+
+
+async def _attempt(
+    live: LiveCall, candidate: Candidate, *, upstream: Upstream, adapter: Adapter
+) -> Opened | Failed:
+    timeouts = candidate.provider.timeouts
+    deadlines = Deadlines(timeouts.connect_s, timeouts.first_byte_s, timeouts.idle_s)
+    request = adapter.request(live.call, candidate.target)
+    try:
+        answer = await upstream.send(request, candidate.target, deadlines=deadlines)
+    except UpstreamError as error:
+        return _unreachable(error)
+    live.answer = answer
+    if answer.status >= _ERROR_STATUS_MIN:
+        return await _refused(answer, adapter)
+    return await _begin(live, answer, adapter)
+
+
+async def _begin(live: LiveCall, answer: Answer, adapter: Adapter) -> Opened | Failed:
+    """Read on until the answer says something: an error as its first event is a failed attempt."""
+    streamed = answer.content_type.startswith("text/event-stream")
+    meter = adapter.meter(
+        live.call, live.candidate.target, streamed=streamed, bound=live.input_bound
+    )
+    live.meter = meter
+    shown: list[bytes] = []
+    is_over = False
+    try:
+        while not is_over and not (streamed and meter.started) and meter.failure is None:
+            received = await answer.read()
+            if received:
+                shown.append(meter.feed(received))
+            else:
+                is_over = True
+                shown.append(meter.end())
+    except UpstreamError as error:
+        if streamed and meter.started:
+            raise
+        return _unreachable(error)
+    if meter.failure is not None:
+        answer.abort()
+        return _failed(meter.failure, None)
+    return Opened(answer, meter, streamed, b"".join(shown), is_over)
+
+
+async def _refused(answer: Answer, adapter: Adapter) -> Failed:
+    parts: list[bytes] = []
+    size = 0
+    try:
+        while (part := await answer.read()) and size < _ERROR_BYTES_MAX:
+            parts.append(part)
+            size += len(part)
+    except UpstreamError:
+        pass  # the status says enough
+    if size < _ERROR_BYTES_MAX:
+        answer.release()
+    else:
+        answer.abort()
+    headers = dict(answer.headers)
+    return _failed(adapter.failure(answer.status, b"".join(parts)), headers.get("retry-after"))
+
+
+def _failed(failure: Failure, retry_after: str | None) -> Failed:
+    pause_s = _BACKOFF_S * (1 + random.random())  # noqa: S311 - jitter is no secret
+    if retry_after is not None:
+        pause_s = float(retry_after) if retry_after.isdigit() else RETRY_AFTER_S_MAX + 1
+    return Failed(
+        client_error(failure, retry_after),
+        may_repeat=failure.status in _TRANSIENT and pause_s <= RETRY_AFTER_S_MAX,
+        may_go_elsewhere=failure.status in _ELSEWHERE,
+        pause_s=pause_s,
+    )
+
+
+def _unreachable(error: UpstreamError) -> Failed:
+    if error.timeout:
+        made: errors.GatewayError = errors.GatewayTimeout(
+            f"The provider did not answer in time ({error.phase}).", code="upstream_timeout"
+        )
+    else:
+        made = errors.BadGateway(
+            f"The provider could not be reached or broke off ({error.phase}).",
+            code="upstream_unreachable",
+        )
+    # What may have reached the vendor may be charged there, so it is not sent twice.
+    return Failed(made, may_repeat=not error.sent, may_go_elsewhere=not error.sent, pause_s=0.0)
+
+
+def client_error(failure: Failure, retry_after: str | None = None) -> errors.GatewayError:
+    """What the client is told of a vendor's failure; the vendor's quarrel with us stays ours."""
+    status = failure.status
+    if status in (401, 402):
+        return errors.BadGateway(
+            "The provider refused the gateway's own credentials; the operator has to mend this.",
+            code="provider_credentials_refused",
+        )
+    if status in (408, 504):
+        return errors.GatewayTimeout(failure.message, code="upstream_timeout")
+    if status in (503, 529):
+        after = int(retry_after) if retry_after is not None and retry_after.isdigit() else 1
+        return errors.Unavailable(
+            failure.message, code=failure.code or "upstream_overloaded", retry_after_s=after
+        )
+    if status >= 500 or status < 400:  # noqa: PLR2004 - the classes of HTTP
+        return errors.BadGateway(failure.message, code=failure.code or "upstream_error")
+    error = errors.UpstreamRefused(
+        status, failure.message, kind=failure.type, code=failure.code, param=failure.param
+    )
+    if retry_after is not None:
+        error.headers["retry-after"] = retry_after
+    return error

@@ -1,0 +1,95 @@
+"""One call on its way through the gateway: what is known of it, from its first byte to its end."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ledger.pricing import Price, PriceSheet
+
+from gateway.principal import Principal
+from gateway.proxy.server import Exchange
+from gateway.settings import Config, Provider, Route
+from gateway.upstream import Answer
+from ledger.admission import Held, Hold
+from ledger.record import Record
+from providers.adapter import Call, Meter, Target
+
+
+class Terms(NamedTuple):
+    """What a call is judged by. A call keeps the terms it started with, whatever is reloaded."""
+
+    config: Config
+    prices: PriceSheet
+    route: Callable[[str], Route | None]
+
+
+class Candidate(NamedTuple):
+    """A target that may serve the call, and what that would cost. `price` None: it has none."""
+
+    target: Target
+    provider: Provider
+    price: Price | None
+
+
+class LiveCall:
+    """The state of one call. Made by the intake, filled by each phase, ended exactly once."""
+
+    __slots__ = (
+        "admitted_s",
+        "answer",
+        "answered_s",
+        "attempts",
+        "began_s",
+        "call",
+        "call_id",
+        "candidate",
+        "candidates",
+        "client_gone",
+        "exchange",
+        "first_byte_s",
+        "flags",
+        "held",
+        "hold",
+        "id_text",
+        "input_bound",
+        "is_draining",
+        "is_ended",
+        "leave",
+        "meter",
+        "principal",
+        "record",
+        "relayed",
+        "route",
+        "sent_s",
+        "status",
+        "terms",
+    )
+
+    def __init__(
+        self, exchange: Exchange, terms: Terms, *, call_id: bytes, id_text: str, began_s: float
+    ) -> None:
+        self.exchange, self.terms = exchange, terms
+        self.call_id, self.id_text = call_id, id_text
+        self.began_s = began_s  # monotonic, like every other time here
+        self.admitted_s = self.sent_s = self.first_byte_s = self.answered_s = 0.0
+        self.principal: Principal
+        self.call: Call
+        self.route: Route
+        self.candidates: list[Candidate]
+        self.candidate: Candidate
+        self.input_bound = 0
+        self.hold: Hold
+        self.held: Held
+        self.record: Record
+        self.answer: Answer | None = None
+        self.meter: Meter | None = None
+        self.attempts = 0
+        self.status = 0
+        self.relayed = 0  # bytes of the answer given to the client
+        self.flags: list[str] = []
+        self.client_gone = False
+        self.is_draining = False  # read to its end although the client has left
+        self.is_ended = False
+        self.leave: Callable[[], None] = self._gone  # what happens when the client has left
+
+    def _gone(self) -> None:
+        self.client_gone = True

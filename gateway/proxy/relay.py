@@ -1,0 +1,111 @@
+"""Pass the vendor's answer to the client as it comes, metering on the way, at the client's pace.
+
+The end of a call is in the journal before the client can know that its answer is whole: a stream's
+terminal event, or the last byte of a body, waits for it. A client that leaves is not written to any
+more; whether the rest is read for the exact charge is decided elsewhere.
+"""
+
+from collections.abc import Awaitable, Callable
+
+from providers.openai.errors import stream_error
+
+from gateway import errors
+from gateway.proxy.answer import head_lines
+from gateway.proxy.forward import Opened
+from gateway.proxy.live import LiveCall
+from gateway.proxy.server import Answered, ClientGone
+from gateway.upstream import UpstreamError
+from ledger.record import Outcome
+
+STALL_S_MAX = 60.0
+"""How long a client may leave what it was sent untaken before it counts as gone."""
+
+End = Callable[[Outcome], Awaitable[None]]
+"""Ends the call in journal and ledger; returns once the journal has it."""
+
+
+async def relay_body(live: LiveCall, opened: Opened, end: End) -> Answered:
+    """Answer with a whole body. The charge is known by then, so the head tells it."""
+    opened.answer.release()
+    await end(Outcome.CLIENT_DISCONNECT if live.client_gone else Outcome.SUCCESS)
+    live.relayed = len(opened.first)
+    head = head_lines(live, opened.answer.content_type, charge=live.record.charge)
+    return live.exchange.answer(opened.answer.status, head, opened.first)
+
+
+async def relay_stream(live: LiveCall, opened: Opened, end: End) -> Answered:
+    """Answer with a stream, event by event."""
+    answer, meter = opened.answer, opened.meter
+    shown, is_over = opened.first, opened.is_over
+    try:
+        while not is_over:
+            if meter.finished and not live.is_ended:
+                await end(_outcome(live))
+            await _show(live, answer.content_type, shown)
+            received = await answer.read()
+            if received:
+                shown = meter.feed(received)
+            else:
+                shown, is_over = meter.end(), True
+    except UpstreamError as error:
+        return await _broken(live, error, end)
+    answer.release()
+    outcome = _outcome(live)
+    if not live.is_ended:
+        await end(outcome)
+    if outcome is Outcome.TRUNCATED:
+        told = errors.BadGateway("The provider's answer ended early.", code="upstream_truncated")
+        shown += stream_error(live.call.operation, errors.body(told))
+    return _close(live, answer.content_type, shown)
+
+
+async def _show(live: LiveCall, content_type: str, shown: bytes) -> None:
+    if live.client_gone:
+        return
+    try:
+        if not live.exchange.head_sent:
+            live.exchange.start(live.status, head_lines(live, content_type), shown)
+        elif shown:
+            live.exchange.write_chunk(shown)
+            await live.exchange.drained(STALL_S_MAX)
+        live.relayed += len(shown)
+    except ClientGone:
+        live.leave()
+
+
+def _close(live: LiveCall, content_type: str, last: bytes) -> Answered:
+    if live.client_gone:
+        raise ClientGone
+    if not live.exchange.head_sent:
+        live.exchange.start(live.status, head_lines(live, content_type), b"")
+    live.relayed += len(last)
+    return live.exchange.finish(last)
+
+
+def _outcome(live: LiveCall) -> Outcome:
+    meter = live.meter
+    assert meter is not None
+    if meter.failure is not None:
+        return Outcome.UPSTREAM_ERROR
+    if live.client_gone:
+        return Outcome.CLIENT_DISCONNECT
+    return Outcome.SUCCESS if meter.finished else Outcome.TRUNCATED
+
+
+async def _broken(live: LiveCall, error: UpstreamError, end: End) -> Answered:
+    """The vendor broke off: what came is charged, and the client is told within its stream."""
+    if not live.is_ended:
+        if live.client_gone:
+            await end(Outcome.CLIENT_DISCONNECT)
+        else:
+            await end(Outcome.TIMEOUT if error.timeout else Outcome.UPSTREAM_ERROR)
+    told: errors.GatewayError
+    if error.timeout:
+        told = errors.GatewayTimeout("The provider stopped sending.", code="upstream_timeout")
+    else:
+        told = errors.BadGateway("The provider broke off its answer.", code="upstream_error")
+    if live.client_gone:
+        raise ClientGone
+    if not live.exchange.head_sent:
+        raise told
+    return live.exchange.finish(stream_error(live.call.operation, errors.body(told)))
