@@ -1,0 +1,66 @@
+"""The entry of a child process: its loop, its signals, and its death when the supervisor dies.
+
+python -m gateway.process control CONFIG WORKERS
+python -m gateway.process worker CONFIG NUMBER WORKERS
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import uvloop
+
+from gateway.config import ConfigErrors, load
+from gateway.logs import configure
+
+
+def main(arguments: list[str]) -> int:
+    """Run one child until SIGTERM; returns its exit code."""
+    role, config_path, *numbers = arguments
+    try:
+        config = load(Path(config_path))
+    except ConfigErrors as error:
+        print(error, file=sys.stderr)  # noqa: T201 - the log is configured by what cannot be read
+        return 1
+    configure(config.logging.level, process=f"{role}{numbers[0] if role == 'worker' else ''}")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_run(role, Path(config_path), [int(number) for number in numbers]))
+    return 0
+
+
+async def _run(role: str, config_path: Path, numbers: list[int]) -> None:
+    stop = asyncio.Event()
+    reload = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, _ending, stop)
+    loop.add_signal_handler(signal.SIGHUP, reload.set)
+    # Nothing is ever written to this pipe; it ends when the supervisor does, however it dies.
+    loop.add_reader(sys.stdin.fileno(), _orphaned, stop)
+    if role == "control":
+        from gateway.control import run_control  # noqa: PLC0415 - the workers need none of it
+
+        await run_control(config_path, workers=numbers[0], stop=stop, reload=reload)
+    else:
+        from gateway.app import run_worker  # noqa: PLC0415 - the control process needs none of it
+
+        await run_worker(
+            config_path, number=numbers[0], workers=numbers[1], stop=stop, reload=reload
+        )
+
+
+def _ending(stop: asyncio.Event) -> None:
+    if stop.is_set():
+        # The second time somebody is in a hurry; the journal makes it safe to just go.
+        os._exit(1)
+    stop.set()
+
+
+def _orphaned(stop: asyncio.Event) -> None:
+    asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+    stop.set()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

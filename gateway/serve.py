@@ -1,0 +1,221 @@
+"""The supervisor: a small process that owns the embedded servers and keeps the others running.
+
+It does none of the work, so that nothing in the work can take it down. Its children are one
+`control` process and the workers; each is started again when it dies, and all of them stop when it
+does, even by kill -9, because each holds the read end of a pipe that only the supervisor writes.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from gateway.config import load
+from gateway.embedded import Embedded
+from gateway.settings import Config
+
+log = logging.getLogger(__name__)
+
+RESTART_S_MIN, RESTART_S_MAX = 0.1, 5.0
+STEADY_S = 10.0  # a child that ran this long starts again without a pause
+_LATE_S = 5.0  # beyond its own limits, what a child may take to stop
+
+
+class Ports(NamedTuple):
+    """Where the listeners of a running deployment are."""
+
+    data: int
+    metrics: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Role:
+    """One child: the arguments of its command after `tollgate`."""
+
+    name: str
+    arguments: tuple[str, ...]
+
+
+class Child:
+    """A process that is to run until it is told to stop."""
+
+    def __init__(self, role: Role, environ: Mapping[str, str]) -> None:
+        self.role = role
+        self._environ = dict(environ)
+        self._process: asyncio.subprocess.Process | None = None
+        self._is_stopping = False
+        self.restarts = 0
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id; None while it does not run."""
+        process = self._process
+        return None if process is None or process.returncode is not None else process.pid
+
+    async def run(self) -> None:
+        """Start it, and again whenever it dies, until `stop` was called and it is gone."""
+        pause_s = RESTART_S_MIN
+        loop = asyncio.get_running_loop()
+        while not self._is_stopping:
+            started_s = loop.time()
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "gateway.process",
+                *self.role.arguments,
+                stdin=subprocess.PIPE,
+                env=self._environ,
+                start_new_session=True,  # a Ctrl-C at the terminal is ours to pass on
+            )
+            code = await self._process.wait()
+            if self._is_stopping:
+                return
+            self.restarts += 1
+            log.error("child died", extra={"child": self.role.name, "exit_code": code})
+            pause_s = RESTART_S_MIN if loop.time() - started_s > STEADY_S else pause_s * 2
+            await asyncio.sleep(min(pause_s, RESTART_S_MAX))
+
+    def signal(self, number: int) -> None:
+        """Pass a signal on, if it runs."""
+        if self.pid is not None and self._process is not None:
+            self._process.send_signal(number)
+
+    async def stop(self, within_s: float) -> None:
+        """Ask it to stop, wait, and kill it when it takes too long."""
+        self._is_stopping = True
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        process.terminate()
+        try:
+            async with asyncio.timeout(within_s):
+                await process.wait()
+        except TimeoutError:
+            log.error("child did not stop in time", extra={"child": self.role.name})  # noqa: TRY400
+            process.kill()
+            await process.wait()
+
+
+async def serve(
+    config_path: Path,
+    *,
+    workers: int | None = None,
+    environ: Mapping[str, str],
+    on_ready: Callable[[Config, Ports], None] | None = None,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Run everything until SIGTERM or SIGINT, or until `stop` is set; a second signal hurries.
+
+    Raises `ConfigErrors` and `EmbeddedFailed`.
+    """
+    config = load(config_path, environ)
+    stop = stop or asyncio.Event()
+    async with AsyncExitStack() as stack:
+        inherited = dict(environ)
+        servers: Embedded | None = None
+        if config.is_embedded:
+            servers = await stack.enter_async_context(Embedded(config.data_dir))
+            for name, url in (
+                ("TOLLGATE_POSTGRES__URL", servers.urls.postgres),
+                ("TOLLGATE_REDIS__URL", servers.urls.redis),
+                ("TOLLGATE_REDIS__ADMIN_URL", servers.urls.redis_admin),
+            ):
+                inherited.setdefault(name, url)
+        ports = _reserve(config, stack)
+        inherited["TOLLGATE_LISTENERS__DATA__PORT"] = str(ports.data)
+        inherited["TOLLGATE_LISTENERS__METRICS__PORT"] = str(ports.metrics)
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+        count = workers or config.listeners.workers
+        children = _children(config_path, count, inherited)
+        _publish(config, ports)
+        async with asyncio.TaskGroup() as group:
+            background = [group.create_task(_obey(children, stop), name="signals")]
+            if servers is not None:
+                background.append(group.create_task(servers.watch(), name="embedded servers"))
+            for child in children:
+                group.create_task(child.run(), name=child.role.name)
+            if on_ready is not None:
+                on_ready(config, ports)
+            await stop.wait()
+            await _stop_all(children, config)
+            for task in background:
+                task.cancel()
+
+
+def _children(config_path: Path, workers: int, environ: Mapping[str, str]) -> list[Child]:
+    """The control process first: it is also the last to stop."""
+    config = str(config_path)
+    roles = [Role(name="control", arguments=("control", config, str(workers)))]
+    roles += [
+        Role(name=f"worker-{number}", arguments=("worker", config, str(number), str(workers)))
+        for number in range(workers)
+    ]
+    return [Child(role, environ) for role in roles]
+
+
+async def _stop_all(children: list[Child], config: Config) -> None:
+    limits = config.shutdown
+    within_s = limits.drain_delay_s + limits.streams_s_max + _LATE_S
+    control, *workers = children
+    # The workers first: their last ends are flushed by the control process.
+    await asyncio.gather(*(worker.stop(within_s) for worker in workers))
+    await control.stop(within_s)
+
+
+async def _obey(children: list[Child], stop: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    hurry = asyncio.Event()
+
+    def ending() -> None:
+        if stop.is_set():
+            hurry.set()
+        stop.set()
+
+    loop.add_signal_handler(signal.SIGTERM, ending)
+    loop.add_signal_handler(signal.SIGINT, ending)
+    loop.add_signal_handler(signal.SIGHUP, _tell, children, signal.SIGHUP)
+    try:
+        await hurry.wait()
+        # Holds and journals make a fast exit safe: what was open is ended by the next start.
+        _tell(children, signal.SIGTERM)
+        await asyncio.Event().wait()
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.remove_signal_handler(number)
+
+
+def _tell(children: list[Child], number: int) -> None:
+    for child in children:
+        child.signal(number)
+
+
+def _reserve(config: Config, stack: AsyncExitStack) -> Ports:
+    """Fix the ports that were left open. The sockets stay bound, so that nobody else gets them."""
+    chosen = []
+    for listener in (config.listeners.data, config.listeners.metrics):
+        port = listener.port
+        if port == 0:
+            family = socket.AF_INET6 if ":" in listener.host else socket.AF_INET
+            held = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            held.bind((listener.host, 0))
+            port = held.getsockname()[1]
+        chosen.append(port)
+    return Ports(*chosen)
+
+
+def _publish(config: Config, ports: Ports) -> None:
+    """Tell other commands on this machine where we are."""
+    path = config.run_dir / "serve.json"
+    draft = path.with_suffix(".new")
+    draft.write_text(json.dumps({"pid": os.getpid(), **ports._asdict()}))
+    draft.replace(path)
