@@ -1,0 +1,282 @@
+"""The gateway's own log on disk: every call it sends to a vendor, and how that call ended.
+
+`dispatched` is written before the vendor hears of a call and `finished` before the client has its
+last byte; both are in the operating system's hands when they return, so kill -9 loses neither. What
+is written stays until Postgres is known to have it (`ledger.proof`). A process that dies leaves its
+journal to whoever adopts it (`ledger.adoption`).
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+from ledger.admission import End
+from ledger.appender import Appender, JournalFull, System
+from ledger.frames import Mark, OpenCall
+from ledger.proof import Proof, Span
+from ledger.segments import Folder, calls_in, ends_in, open_calls, unproven
+
+log = logging.getLogger(__name__)
+
+SEGMENT_BYTES = 64 << 20
+JOURNAL_BYTES_MAX = 1 << 30
+SYNC_INTERVAL_S = 1.0
+SPAN_BYTES = 64 << 10  # about a hundred calls: what is read again to send one of them again
+SPAN_S = 1.0  # the precision of `unproven_oldest_s`
+CARRY_SPANS_MAX = 32  # 2 MiB read a second: some milliseconds of the event loop
+ENDS_SHARE = 16  # 1/16 of the room is kept for the ends of calls already under way
+
+
+class Journal:
+    """One process's journal. Only waiting for the disk is asynchronous."""
+
+    def __init__(
+        self, folder: Folder, appender: Appender, *, bytes_max: int, is_group: bool
+    ) -> None:
+        self._folder, self._appender = folder, appender
+        self._clock = appender.system.clock
+        self._bytes_max = bytes_max
+        self._calls_bytes_max = bytes_max - bytes_max // ENDS_SHARE
+        self._proof = Proof()
+        self._span = self._proof.begin(appender.number, appender.offset, self._clock())
+        self._tidied_s = self._span.since_s
+        self._mark = self._marked_to = Mark(0, 0)
+        self._is_group = is_group
+        self._is_looping = False
+        self._waiters: list[asyncio.Future[None]] = []
+        self._wake = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self.sync_failures = 0
+
+    @classmethod
+    def create(
+        cls,
+        directory: Path,
+        *,
+        worker: str,
+        fsync: Literal["interval", "group"] = "interval",
+        segment_bytes: int = SEGMENT_BYTES,
+        bytes_max: int = JOURNAL_BYTES_MAX,
+        system: System | None = None,
+    ) -> "Journal":
+        """A new journal below this directory, held by this process until `close`."""
+        folder = Folder.create(directory, worker=worker)
+        appender = Appender(folder, segment_bytes=segment_bytes, system=system or System())
+        return cls(folder, appender, bytes_max=bytes_max, is_group=fsync == "group")
+
+    def dispatched(self, call: OpenCall) -> None:
+        """Write that the call goes to its vendor now; `JournalFull` if it must not."""
+        framed = self._folder.framing.dispatched(call)
+        self._proof.opened(call.call_id, self._append(framed, self._calls_bytes_max))
+
+    def finished(self, end: End) -> None:
+        """Write how the call ended, before its client has the last byte.
+
+        After `JournalFull` the caller settles straight with Redis; the call stays open here until
+        `appended` says that Redis has it.
+        """
+        framed = self._folder.framing.finished(end)
+        self._proof.ended(end.call_id, self._append(framed, self._bytes_max))
+
+    async def synced(self) -> None:
+        """Return once everything written before is on the disk; at once if fsync is by interval.
+
+        `JournalFull` if the disk could not take it.
+        """
+        if not self._is_group:
+            return
+        if not self._is_looping:
+            await self.sync()
+            return
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        self._wake.set()
+        await waiter
+
+    def appended(self, call_id: bytes, partition: int, *, generation: int, stream_id: str) -> None:
+        """Redis has the call's end at this place. Repeats and unknown calls change nothing."""
+        self._proof.appended(call_id, partition, generation=generation, stream_id=stream_id)
+
+    def proven(self, partition: int, *, generation: int, stream_id: str) -> None:
+        """The watermark that Postgres has for the partition."""
+        self._proof.proven(partition, generation=generation, stream_id=stream_id)
+
+    def unproven(
+        self, partition: int, *, generation: int, older_than_s: float = 0.0
+    ) -> Iterator[End]:
+        """The partition's ends to send (again) now that its stream is of this generation.
+
+        Those that Redis never confirmed, if older than `older_than_s`, and those it confirmed in
+        the stream of another generation whose proof has not come. Read from the file.
+        """
+        before_s = self._clock() - older_than_s
+        return unproven(
+            self._folder, self._proof, partition, generation=generation, before_s=before_s
+        )
+
+    def open_calls(self) -> Iterator[OpenCall]:
+        """The calls dispatched and not finished. Read from the file."""
+        return open_calls(self._folder, self._proof)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether calls are refused: the gateway is not ready then. Tried again every second."""
+        return self._appender.is_refused or self._appender.bytes >= self._calls_bytes_max
+
+    @property
+    def disk_bytes(self) -> int:
+        """What the journal takes on disk."""
+        return self._appender.bytes
+
+    @property
+    def open_count(self) -> int:
+        """Calls dispatched and not finished."""
+        return len(self._proof.open)
+
+    @property
+    def unproven_count(self) -> int:
+        """Ends that Postgres is not known to have."""
+        return len(self._proof.unsent) + self._proof.placed_count
+
+    @property
+    def unproven_oldest_s(self) -> float:
+        """The age of the oldest of them, to about a second; 0 if there is none."""
+        since_s = self._proof.oldest_unproven_s()
+        return 0.0 if since_s is None else max(0.0, self._clock() - since_s)
+
+    async def sync_loop(self) -> None:
+        """Sync every second, and in group mode also whenever somebody waits; until cancelled."""
+        self._is_looping = True
+        try:
+            while True:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(SYNC_INTERVAL_S):
+                        await self._wake.wait()
+                self._wake.clear()
+                with suppress(JournalFull):  # logged, and told to those who waited
+                    await self.sync()
+        finally:
+            self._is_looping = False
+            _fail(self._waiters, JournalFull("the journal is being closed"))
+
+    async def sync(self) -> None:
+        """Put on the disk what was written before, then delete the segments that are over.
+
+        `JournalFull` if the disk could not take it. What comes next goes to a new segment, because
+        a second fsync of the same file may claim success for pages that were dropped.
+        """
+        waiters, self._waiters = self._waiters, []
+        self._tidy()
+        work = self._appender.take_work(keep_from=self._proof.head().segment)
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._appender.do, work)
+        except OSError as error:
+            self.sync_failures += 1
+            log.exception("journal not synced", extra={"journal": self._folder.path.name})
+            with suppress(OSError):
+                self._appender.begin_segment()
+            _fail(waiters, JournalFull(f"the journal could not be synced: {error}"))
+            raise JournalFull(f"the journal could not be synced: {error}") from error
+        except asyncio.CancelledError:
+            _fail(waiters, JournalFull("the journal is being closed"))
+            raise
+        self._appender.deleted(work)
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def close(self) -> None:
+        """Sync and let go. What is not proven stays for whoever adopts it; else nothing stays."""
+        self._thread.shutdown(wait=True)
+        _fail(self._waiters, JournalFull("the journal is closed"))
+        self._write_mark()
+        self._appender.close()
+        if self._proof.pending():
+            self._folder.release()
+        else:
+            self._folder.remove()
+
+    def _append(self, framed: bytes, room: int) -> Span:
+        """Write the frame and return the span it is in."""
+        appender, span, now_s = self._appender, self._span, self._clock()
+        if appender.bytes + len(framed) > room:
+            raise JournalFull(f"the journal holds {appender.bytes} of {self._bytes_max} bytes")
+        appender.append(framed)
+        start = appender.offset - len(framed)
+        if (
+            start - span.start >= SPAN_BYTES
+            or now_s - span.since_s >= SPAN_S
+            or appender.number != span.segment
+        ):
+            span = self._span = self._proof.begin(appender.number, start, now_s)
+        span.end = appender.offset
+        return span
+
+    def _tidy(self) -> None:
+        """Once a second: carry stragglers out of old segments, and mark how far all is proven."""
+        now_s = self._clock()
+        if now_s - self._tidied_s >= SYNC_INTERVAL_S:
+            self._tidied_s = now_s
+            with suppress(JournalFull):
+                self._carry_stragglers()
+            self._write_mark()
+
+    def _carry_stragglers(self) -> None:
+        """Copy what little is pending in the oldest segments, so that they can go.
+
+        Without this one stream of an hour, or one partition that is away, would keep every segment
+        since. A span of which much is pending is a backlog, which copying would not make smaller.
+        """
+        for span in self._proof.pending()[:CARRY_SPANS_MAX]:
+            if span.segment >= self._appender.number - 1:
+                return
+            calls, ends = self._needed(span)
+            framing = self._folder.framing
+            framed = b"".join([framing.dispatched(call) for call in calls])
+            framed += b"".join([framing.finished(end) for end in ends])
+            if len(framed) * 4 > span.end - span.start:
+                return
+            if not framed:  # what is pending was settled past the journal: its proof is near
+                continue
+            to = self._append(framed, self._bytes_max)
+            for call in calls:
+                self._proof.opened(call.call_id, to)
+            for end in ends:
+                if end.call_id in self._proof.unsent:
+                    self._proof.ended(end.call_id, to)
+            self._proof.carry_places(span, to)
+
+    def _needed(self, span: Span) -> tuple[list[OpenCall], list[End]]:
+        """The calls and ends of the span that are open, unsent or, perhaps, unproven."""
+        proof, placed = self._proof, self._proof.partitions_placed(span)
+        calls = [c for c in calls_in(self._folder, span) if proof.open.get(c.call_id) is span]
+        ends = [
+            end
+            for end in ends_in(self._folder, span)
+            if proof.unsent.get(end.call_id) is span or end.partition in placed
+        ]
+        return calls, ends
+
+    def _write_mark(self) -> None:
+        """Note how far all is proven, so that whoever adopts this does not send it all again.
+
+        It is also how a journal that was refused finds out that it can be written again.
+        """
+        head = self._proof.head()
+        mark = Mark(head.segment, head.start if head.pending else head.end)
+        if mark in {self._mark, self._marked_to} and not self._appender.is_refused:
+            return
+        with suppress(JournalFull):
+            self._append(self._folder.framing.proven(mark), self._bytes_max)
+            self._mark = mark
+            self._marked_to = Mark(self._appender.number, self._appender.offset)
+
+
+def _fail(waiters: list[asyncio.Future[None]], failure: JournalFull) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_exception(failure)
