@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 from gateway.credential import AuthError, AuthUnavailable, Reason, key_in
 from gateway.key_cache import CacheAway, CachedKey, Change, KeyCache
@@ -184,7 +184,7 @@ class Authenticator:
             flight = self._flights[digest]
             flight.cached = found.get(digest)
             if flight.cached is not None and flight.cached.read_ms >= young_ms:
-                self._land(digest, flight.cached.known)
+                self._land(digest, self._verdict(flight.cached))
             elif self._monotonic() < self._postgres_away_until:
                 self._land_without_postgres([digest])
             else:
@@ -217,9 +217,11 @@ class Authenticator:
         newer: Mapping[bytes, CachedKey] = {}
         # A key that Redis has and Postgres has not is gone for good.
         gone = {
-            digest: cached.known._replace(is_revoked=True)
+            digest: KnownKey(cached.principal._replace(version=cached.version), is_revoked=True)
             for digest in digests
-            if digest not in found and (cached := self._flights[digest].cached) is not None
+            if digest not in found
+            and (cached := self._flights[digest].cached) is not None
+            and cached.principal is not None
         }
         try:
             async with asyncio.timeout(self._limits.redis_s):
@@ -228,8 +230,7 @@ class Authenticator:
         except (CacheAway, TimeoutError):
             log.warning("keys cannot be written to Redis")
         for digest in digests:
-            entry = newer.get(digest)
-            self._land(digest, entry.known if entry is not None else found.get(digest))
+            self._land(digest, self._verdict(newer.get(digest) or found.get(digest)))
 
     async def _wait_for_token(self) -> None:
         limits, now = self._limits, self._monotonic()
@@ -252,12 +253,12 @@ class Authenticator:
         for digest in digests:
             cached = self._flights[digest].cached
             if cached is not None:
-                self._land(digest, cached.known)
+                self._land(digest, self._verdict(cached))
             else:
                 self._answer(digest, None)
 
-    def _land(self, digest: bytes, known: KnownKey | None) -> None:
-        """Answer with what was read, unless the key changed meanwhile: then read it again."""
+    def _land(self, digest: bytes, answer: Principal | Reason) -> None:
+        """Answer what was read, unless the key changed meanwhile: then read it again."""
         flight = self._flights[digest]
         if flight.is_stale:
             if flight.rounds >= _ROUNDS_MAX:
@@ -266,7 +267,6 @@ class Authenticator:
             flight.is_stale, flight.rounds = False, flight.rounds + 1
             self._ask_redis(digest)
             return
-        answer = self._verdict(known)
         self._remember(digest, answer)
         self._answer(digest, answer)
 
@@ -275,14 +275,17 @@ class Authenticator:
         if not flight.answer.done():
             flight.answer.set_result(answer)
 
-    def _verdict(self, known: KnownKey | None) -> Principal | Reason:
-        if known is None:
-            return Reason.UNKNOWN
-        if known.is_revoked:
-            return Reason.REVOKED
-        if self._seconds_left(known.principal) <= 0:
-            return Reason.EXPIRED
-        return known.principal
+    def _verdict(self, key: KnownKey | CachedKey | None) -> Principal | Reason:
+        match key:
+            case None:
+                return Reason.UNKNOWN
+            case CachedKey(principal=None) | KnownKey(is_revoked=True):
+                return Reason.REVOKED
+            case CachedKey(principal=principal) | KnownKey(principal=principal):
+                assert principal is not None
+                return principal if self._seconds_left(principal) > 0 else Reason.EXPIRED
+            case _:
+                assert_never(key)
 
     def _remember(self, digest: bytes, answer: Principal | Reason) -> None:
         now, limits = self._monotonic(), self._limits

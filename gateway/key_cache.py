@@ -1,7 +1,7 @@
 """API keys in Redis, where every gateway finds them first, and the news that one has changed.
 
-An entry is versioned: a fill with an older version than the one there changes nothing, so the entry
-of a revoked key is its own tombstone. What Redis says here is a copy; Postgres is the truth.
+An entry is versioned: a fill with an older version than the one there changes nothing, so nothing
+brings a revoked key back, whose entry is a tombstone. All this is a copy; Postgres is the truth.
 """
 
 import asyncio
@@ -14,12 +14,13 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
-from gateway.principal import KnownKey, pack, unpack
+from gateway.principal import KnownKey, Principal, pack, unpack
 
 log = logging.getLogger(__name__)
 
 CHANNEL = "tg:keys"
 KEEP_MS = 7 * 24 * 3600 * 1000  # how long a Postgres outage an idle key survives
+_FOR_EVER_MS = 2**53  # a tombstone need not be checked against Postgres: keys do not come back
 _RETRY_S = 0.2  # after a lost subscription; changes missed meanwhile are covered by the flush
 _PING_S = 2.0  # a silent connection is asked after this, and given up after twice this
 _DIGEST, _ORGANIZATION = b"d", b"o"  # how a message on the channel begins
@@ -32,7 +33,8 @@ class CacheAway(Exception):
 class CachedKey(NamedTuple):
     """What Redis holds for a digest."""
 
-    known: KnownKey
+    principal: Principal | None  # None: revoked
+    version: int
     read_ms: int  # when it was last read from Postgres, unix ms on the reader's clock
 
 
@@ -43,13 +45,13 @@ class Change(NamedTuple):
     organization_id: str | None = None
 
 
-class _Entry(msgspec.Struct, array_like=True, gc=False):
+class _Payload(msgspec.Struct, array_like=True, gc=False):
     read_ms: int
-    packed: bytes
+    principal: bytes
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(_Entry).decode
+_decode = msgspec.msgpack.Decoder(_Payload).decode
 
 
 class KeyCache:
@@ -63,7 +65,7 @@ class KeyCache:
         try:
             async with self._redis.pipeline(transaction=False) as pipeline:
                 for digest in digests:
-                    _ = pipeline.hget(_name(digest), "d")
+                    _ = pipeline.get(_name(digest))
                 found = await pipeline.execute()
         except (RedisError, OSError) as error:
             raise CacheAway(str(error)) from error
@@ -72,15 +74,18 @@ class KeyCache:
 
     async def put(self, keys: Mapping[bytes, KnownKey]) -> set[bytes]:
         """Write what Postgres just said; answers the digests of which Redis has a newer version."""
-        if not keys:
-            return set()
         read_ms = int(self._clock() * 1000)
         try:
             async with self._redis.pipeline(transaction=False) as pipeline:
-                for digest, known in keys.items():
-                    entry = _encode(_Entry(read_ms, pack(known)))
-                    version = str(known.principal.version)
-                    _ = pipeline.fcall("tg_key_put", 1, _name(digest), version, entry, str(KEEP_MS))
+                for digest, (principal, is_revoked) in keys.items():
+                    name, version = _name(digest), str(principal.version)
+                    if is_revoked:
+                        _ = pipeline.fcall("tg_key_drop", 1, name, version, str(KEEP_MS))
+                        continue
+                    payload = _encode(_Payload(read_ms, pack(principal)))
+                    # The stubs know only text, the protocol knows bytes.
+                    arguments = (name, version, payload, str(KEEP_MS))
+                    _ = pipeline.execute_command("FCALL", "tg_key_put", 1, *arguments)
                 stored = await pipeline.execute()
         except (RedisError, OSError) as error:
             raise CacheAway(str(error)) from error
@@ -130,13 +135,17 @@ def _name(digest: bytes) -> str:
     return f"tg:key:{digest.hex()}"
 
 
-def _cached(data: bytes | None) -> CachedKey | None:
-    if data is None:
+def _cached(stored: bytes | None) -> CachedKey | None:
+    """An entry, `<version>|<payload>`; without a payload it is a tombstone."""
+    if stored is None:
         return None
+    version, _, payload = stored.partition(b"|")
     try:
-        entry = _decode(data)
-        return CachedKey(unpack(entry.packed), entry.read_ms)
-    except msgspec.MsgspecError:
+        if not payload:
+            return CachedKey(None, int(version), _FOR_EVER_MS)
+        entry = _decode(payload)
+        return CachedKey(unpack(entry.principal), int(version), entry.read_ms)
+    except (msgspec.MsgspecError, ValueError):
         # Written by a release we do not know: Postgres can tell.
         return None
 

@@ -46,7 +46,7 @@ class Principal(NamedTuple):
     project_id: str
     key_id: str
     member_id: str  # "" when the key is nobody's own
-    version: int  # of the key; grows with every change of it or its organization
+    version: int  # grows with every change of the key or its organization
     time_zone: str
     budgets: tuple[Budget, ...]
     rpm: int | None
@@ -73,14 +73,14 @@ class Principal(NamedTuple):
 
 
 class KnownKey(NamedTuple):
-    """A key as its store knows it."""
+    """A key as Postgres knows it."""
 
     principal: Principal
     is_revoked: bool
 
 
 class _Packed(msgspec.Struct, array_like=True, gc=False):
-    """A known key as Redis holds it. Times are unix ms, money is nano-USD."""
+    """A principal as Redis holds it. Times are unix ms, money is nano-USD."""
 
     version: int
     organization_id: str
@@ -98,16 +98,14 @@ class _Packed(msgspec.Struct, array_like=True, gc=False):
     expires_at_ms: int | None
     is_suspended: bool
     allows_unpriced: bool
-    is_revoked: bool
 
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Packed).decode
 
 
-def pack(known: KnownKey) -> bytes:
+def pack(who: Principal) -> bytes:
     """The bytes that Redis holds."""
-    who = known.principal
     return _encode(
         _Packed(
             version=who.version,
@@ -126,15 +124,14 @@ def pack(known: KnownKey) -> bytes:
             expires_at_ms=who.expires_at_ms,
             is_suspended=who.is_suspended,
             allows_unpriced=who.allows_unpriced,
-            is_revoked=known.is_revoked,
         )
     )
 
 
-def unpack(packed: bytes) -> KnownKey:
-    """The key of these bytes; `msgspec.DecodeError` or `ValidationError` if they are none."""
+def unpack(packed: bytes) -> Principal:
+    """The principal of these bytes; `msgspec.MsgspecError` if they are none."""
     it = _decode(packed)
-    who = Principal(
+    return Principal(
         organization_id=it.organization_id,
         partition=it.partition,
         wallet=it.wallet,
@@ -152,7 +149,6 @@ def unpack(packed: bytes) -> KnownKey:
         is_suspended=it.is_suspended,
         allows_unpriced=it.allows_unpriced,
     )
-    return KnownKey(who, it.is_revoked)
 
 
 def window_starts(period: Period, time_zone: str, now_ms: int) -> tuple[int, ...]:
