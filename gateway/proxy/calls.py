@@ -18,24 +18,26 @@ from typing import Any
 
 import uuid_utils
 from ledger.conveyor import Conveyor
-from providers.openai.calls import read_call
 
 from gateway import errors
 from gateway.auth import Authenticator
 from gateway.credential import presented
-from gateway.metrics import CallMeters
 from gateway.principal import Principal
 from gateway.proxy import admit, finish, forward, relay
 from gateway.proxy.answer import refuse
 from gateway.proxy.intake import read_body
 from gateway.proxy.live import LiveCall, Terms
 from gateway.proxy.server import CLOSE, Answered, ClientGone, Exchange
+from gateway.proxy.tell import Teller
 from gateway.settings import OnDisconnect
 from gateway.upstream import Upstream
 from ledger.admission import LedgerUnavailable, Refused
-from ledger.journal import Journal, JournalFull
+from ledger.appender import JournalFull
+from ledger.frames import OpenCall
+from ledger.journal import Journal
 from ledger.record import Outcome
 from providers.adapter import Adapter, BadCall, Operation
+from providers.openai.calls import read_call
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ class Parts:
     journal: Journal
     upstream: Upstream
     adapter: Adapter
-    meters: CallMeters
+    teller: Teller
     monotonic_s: Callable[[], float]
     wall_s: Callable[[], float]
 
@@ -71,13 +73,13 @@ class Calls:
             self.terms,
             call_id=made.bytes,
             id_text=str(made),
-            began_s=self._parts.monotonic_s(),
+            clock=self._parts.monotonic_s,
         )
         try:
             await self._admit(live, operation)
         except errors.GatewayError as error:
             return self._refused(live, error)
-        except (ClientGone, ConnectionError):
+        except (ClientGone, OSError):
             return CLOSE
         self.live[live.call_id] = live
         try:
@@ -92,6 +94,7 @@ class Calls:
         now_ms = int(now_s * 1000)
         admit.check_principal(live.principal, now_ms)
         body = await read_body(exchange, live.terms.config.limits)
+        live.began_s = live.clock()
         try:
             live.call = read_call(operation, body)
         except BadCall as error:
@@ -102,6 +105,7 @@ class Calls:
         live.route = admit.find_route(live)
         live.candidates = admit.find_candidates(live, now_s)
         live.hold = admit.build_hold(live, now_ms=now_ms)
+        live.asked_s = live.clock()
         try:
             answer = await parts.conveyor.hold(live.hold)
         except LedgerUnavailable as error:
@@ -111,9 +115,10 @@ class Calls:
                 retry_after_s=error.retry_after_s,
             ) from error
         if isinstance(answer, Refused):
+            parts.teller.not_held(answer)
             raise admit.refusal(answer, live.hold)
         live.held = answer
-        live.admitted_s = parts.monotonic_s()
+        live.admitted_s = live.clock()
 
     async def _authenticated(self, exchange: Exchange) -> Principal:
         authenticator = self._parts.authenticator
@@ -133,28 +138,16 @@ class Calls:
         if live.exchange.is_gone:
             live.client_gone = True  # it left while the hold was made
 
-        async def end(outcome: Outcome) -> None:
-            self._end(live, outcome)
-            await self._parts.journal.synced()
-
         outcome = Outcome.FAILED
         try:
-            if live.client_gone:
-                raise ClientGone
-            self._dispatch(live)
-            opened = await forward.open_answer(
-                live, upstream=self._parts.upstream, adapter=self._parts.adapter
-            )
-            live.status = opened.answer.status
-            if opened.is_streamed:
-                return await relay.relay_stream(live, opened, end)
-            return await relay.relay_body(live, opened, end)
+            return await self._answer(live)
         except errors.GatewayError as error:
-            outcome = Outcome.UPSTREAM_ERROR
-            if isinstance(error, errors.GatewayTimeout):
-                outcome = Outcome.TIMEOUT
+            is_timeout = isinstance(error, errors.GatewayTimeout)
+            outcome = Outcome.TIMEOUT if is_timeout else Outcome.UPSTREAM_ERROR
             live.status = error.status_now
-            self._end(live, outcome)
+            if not live.is_ended:
+                self._end(live, outcome)
+                await self._parts.journal.synced()
             return self._refused(live, error)
         except ClientGone:
             outcome = Outcome.CLIENT_DISCONNECT
@@ -174,16 +167,35 @@ class Calls:
             if live.is_draining:
                 self.draining -= 1
 
+    async def _answer(self, live: LiveCall) -> Answered:
+        if live.client_gone:
+            raise ClientGone
+        self._dispatch(live)
+        opened = await forward.open_answer(
+            live, upstream=self._parts.upstream, adapter=self._parts.adapter
+        )
+        live.status = opened.answer.status
+
+        async def end(outcome: Outcome) -> None:
+            self._end(live, outcome)
+            await self._parts.journal.synced()
+
+        if opened.is_streamed:
+            return await relay.relay_stream(live, opened, end)
+        return await relay.relay_body(live, opened, end)
+
     def _dispatch(self, live: LiveCall) -> None:
         hold = live.hold
         try:
             self._parts.journal.dispatched(
-                call_id=live.call_id,
-                partition=hold.partition,
-                wallet=hold.wallet,
-                held=hold.amount,
-                caps=hold.caps,
-                ticket=hold.ticket,
+                OpenCall(
+                    call_id=live.call_id,
+                    partition=hold.partition,
+                    wallet=hold.wallet,
+                    held=hold.amount,
+                    caps=hold.caps,
+                    ticket=hold.ticket,
+                )
             )
         except JournalFull as error:
             raise errors.Unavailable(
@@ -218,21 +230,18 @@ class Calls:
         assert not live.is_ended, "a call ends once"
         live.is_ended = True
         parts = self._parts
-        made = finish.end_of(
-            live,
-            outcome,
-            finished_us=int(parts.wall_s() * 1e6),
-            now_s=parts.monotonic_s(),
-        )
+        live.ended_s = live.clock()
+        live.upstream_done_s = live.upstream_done_s or live.ended_s
+        made = finish.end_of(live, outcome, finished_us=int(parts.wall_s() * 1e6))
         try:
             parts.journal.finished(made)
         except JournalFull:
             log.exception("journal full")
         parts.conveyor.settle(made)
-        parts.meters.ended(live)
+        parts.teller.ended(live, made)
 
     def _refused(self, live: LiveCall, error: errors.GatewayError) -> Answered:
-        self._parts.meters.refused(error)
+        self._parts.teller.refused(error, live.id_text, error.status_now)
         try:
             return refuse(live.exchange, error, live.id_text)
         except ClientGone:

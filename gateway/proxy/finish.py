@@ -12,7 +12,7 @@ from ledger.usage import NOTHING, Source, Usage
 _FREE_FLAG = "unpriced"
 
 
-def end_of(live: LiveCall, outcome: Outcome, *, finished_us: int, now_s: float) -> End:
+def end_of(live: LiveCall, outcome: Outcome, *, finished_us: int) -> End:
     """How this call ended; fills `live.record` as it will be kept."""
     usage = NOTHING if live.meter is None else live.meter.usage()
     record = live.record
@@ -36,7 +36,6 @@ def end_of(live: LiveCall, outcome: Outcome, *, finished_us: int, now_s: float) 
         target, price = live.candidate.target, live.candidate.price
         record.provider, record.model_target = target.provider, target.model
         record.price_version = "" if price is None else price.version
-    live.answered_s = now_s
     return End(
         call_id=live.call_id,
         partition=live.hold.partition,

@@ -57,6 +57,7 @@ async def open_answer(live: LiveCall, *, upstream: Upstream, adapter: Adapter) -
             raise ClientGone
         live.candidate = candidate
         live.attempts += 1
+        live.sent_s = live.sent_s or live.clock()
         result = await _attempt(live, candidate, upstream=upstream, adapter=adapter)
         if isinstance(result, Opened):
             return result
@@ -99,14 +100,14 @@ async def _begin(live: LiveCall, answer: Answer, adapter: Adapter) -> Opened | F
     try:
         while not is_over and not (streamed and meter.started) and meter.failure is None:
             received = await answer.read()
+            live.first_byte_s = live.first_byte_s or live.clock()
             if received:
                 shown.append(meter.feed(received))
             else:
                 is_over = True
+                live.upstream_done_s = live.clock()
                 shown.append(meter.end())
     except UpstreamError as error:
-        if streamed and meter.started:
-            raise
         return _unreachable(error)
     if meter.failure is not None:
         answer.abort()

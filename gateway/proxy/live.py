@@ -19,7 +19,6 @@ class Terms(NamedTuple):
 
     config: Config
     prices: PriceSheet
-    route: Callable[[str], Route | None]
 
 
 class Candidate(NamedTuple):
@@ -36,7 +35,7 @@ class LiveCall:
     __slots__ = (
         "admitted_s",
         "answer",
-        "answered_s",
+        "asked_s",
         "attempts",
         "began_s",
         "call",
@@ -44,6 +43,8 @@ class LiveCall:
         "candidate",
         "candidates",
         "client_gone",
+        "clock",
+        "ended_s",
         "exchange",
         "first_byte_s",
         "flags",
@@ -62,15 +63,25 @@ class LiveCall:
         "sent_s",
         "status",
         "terms",
+        "upstream_done_s",
     )
 
     def __init__(
-        self, exchange: Exchange, terms: Terms, *, call_id: bytes, id_text: str, began_s: float
+        self,
+        exchange: Exchange,
+        terms: Terms,
+        *,
+        call_id: bytes,
+        id_text: str,
+        clock: Callable[[], float],
     ) -> None:
-        self.exchange, self.terms = exchange, terms
+        self.exchange, self.terms, self.clock = exchange, terms, clock
         self.call_id, self.id_text = call_id, id_text
-        self.began_s = began_s  # monotonic, like every other time here
-        self.admitted_s = self.sent_s = self.first_byte_s = self.answered_s = 0.0
+        # Monotonic seconds, 0 until it happens: the request is whole; the hold is asked for; it is
+        # given; the vendor is asked; its first event comes; its last byte came; the call is ended.
+        self.began_s = clock()
+        self.asked_s = self.admitted_s = self.sent_s = self.first_byte_s = 0.0
+        self.upstream_done_s = self.ended_s = 0.0
         self.principal: Principal
         self.call: Call
         self.route: Route

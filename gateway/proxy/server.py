@@ -16,6 +16,7 @@ from typing import Any, cast
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_parser import RawRequestMessage
+from aiohttp.http_writer import HttpVersion10, HttpVersion11
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 
@@ -72,6 +73,19 @@ class Exchange(web.BaseRequest):
         """The client has closed its connection."""
         transport = self._protocol.transport
         return transport is None or transport.is_closing()
+
+    @property
+    def raw_path(self) -> str:
+        """The request target as it was sent, query and all."""
+        return self._message.path
+
+    @property
+    def is_sound(self) -> bool:
+        """False for requests that other servers may read otherwise, so that we read them not."""
+        message = self._message
+        if message.version == HttpVersion11:
+            return True
+        return message.version == HttpVersion10 and not message.chunked
 
     def header(self, name: str) -> str | None:
         """The value of this request header, or None."""

@@ -1,0 +1,122 @@
+"""The table of the data plane: which path reaches what. Nothing else on this listener can be reached.
+
+Every path that leads to a vendor is metered: it stands in `OPERATIONS` and goes through `Calls`.
+"""
+
+from collections.abc import Awaitable, Callable
+
+import orjson
+import uuid_utils
+
+from gateway import errors
+from gateway.auth import Authenticator
+from gateway.credential import presented
+from gateway.proxy.answer import refuse
+from gateway.proxy.calls import Calls
+from gateway.proxy.server import CLOSE, Answered, ClientGone, Exchange
+from gateway.settings import Route
+from providers.adapter import Operation
+
+OPERATIONS = {f"/v1/{operation}": operation for operation in Operation}
+_MODELS = "/v1/models"
+_JSON = b"Content-Type: application/json\r\n"
+
+Probe = Callable[[], tuple[bool, bytes]]
+"""Whether the process is ready, and the JSON that says why."""
+
+
+class Table:
+    """Finds the handler of a request; every answer of the data plane comes from here."""
+
+    def __init__(self, calls: Calls, authenticator: Authenticator, *, probe: Probe) -> None:
+        self._calls, self._authenticator, self._probe = calls, authenticator, probe
+
+    def handle(self, exchange: Exchange) -> Awaitable[Answered]:
+        """The answer to one request."""
+        operation = OPERATIONS.get(exchange.raw_path)
+        if operation is not None and exchange.method == "POST" and exchange.is_sound:
+            return self._calls.serve(exchange, operation)
+        return self._other(exchange)
+
+    async def _other(self, exchange: Exchange) -> Answered:
+        id_text = str(uuid_utils.uuid7())
+        try:
+            return await self._found(exchange, id_text)
+        except errors.GatewayError as error:
+            return refuse(exchange, error, id_text)
+        except ClientGone:
+            return CLOSE
+
+    async def _found(self, exchange: Exchange, id_text: str) -> Answered:
+        if not exchange.is_sound:
+            raise errors.BadRequest(
+                "Send HTTP/1.1 with one Content-Length or chunked body.", code="bad_http"
+            )
+        path = exchange.raw_path.partition("?")[0]
+        operation = OPERATIONS.get(path)
+        if operation is not None and exchange.method == "POST":
+            return await self._calls.serve(exchange, operation)
+        if exchange.method not in ("GET", "HEAD"):
+            if operation is None and path != _MODELS and not path.startswith(_MODELS + "/"):
+                raise _no_such_path(path)
+            raise errors.MethodNotAllowed(
+                f"{exchange.method} is not possible here.",
+                code="method_not_allowed",
+                headers={"allow": "GET" if operation is None else "POST"},
+            )
+        match path:
+            case "/healthz":
+                return exchange.answer(200, _JSON, b'{"status":"ok"}')
+            case "/readyz":
+                is_ready, why = self._probe()
+                return exchange.answer(200 if is_ready else 503, _JSON, why)
+        if operation is not None:
+            raise errors.MethodNotAllowed(
+                f"Use POST with {path}.", code="method_not_allowed", headers={"allow": "POST"}
+            )
+        if path != _MODELS and not path.startswith(_MODELS + "/"):
+            raise _no_such_path(path)
+        body = await self._models(exchange, path)
+        return exchange.answer(200, _JSON + f"X-Request-Id: {id_text}\r\n".encode(), body)
+
+    async def _models(self, exchange: Exchange, path: str) -> bytes:
+        """What this key may use: the list, or one of it."""
+        key = presented(
+            exchange.header("authorization"),
+            exchange.header("x-api-key"),
+            query=exchange.query_string,
+        )
+        principal = self._authenticator.cached(key) or await self._authenticator.lookup(key)
+        config = self._calls.terms.config
+        if path == _MODELS:
+            shown = [
+                _shown(name, route)
+                for name, route in config.exact.items()
+                if route.targets and (principal.may_use(name) or principal.may_use(route.name))
+            ]
+            return orjson.dumps({"object": "list", "data": shown})
+        name = exchange.path.removeprefix(_MODELS + "/")
+        found = config.route(name)
+        if (
+            found is None
+            or not found.targets
+            or not (principal.may_use(name) or principal.may_use(found.name))
+        ):
+            raise errors.NotFound(
+                f"The model {name[:200]!r} does not exist or this key may not use it.",
+                code="model_not_found",
+                param="model",
+            )
+        return orjson.dumps(_shown(name, found))
+
+
+def _shown(name: str, route: Route) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": route.targets[0].provider}
+
+
+def _no_such_path(path: str) -> errors.NotFound:
+    return errors.NotFound(
+        f"There is no {path[:200]!r} here. POST to one of {', '.join(OPERATIONS)},"
+        " or GET /v1/models.",
+        code="unknown_url",
+    )
