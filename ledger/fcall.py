@@ -1,0 +1,125 @@
+"""What the calls of Redis' functions look like: keys, arguments, answers and refusals.
+
+The functions themselves, with their contracts, are `lua/tollgate.lua`.
+"""
+
+from typing import Any, NamedTuple
+
+import msgspec
+from redis.asyncio import Redis
+
+from ledger.admission import End, Held, Hold, Refused
+
+KEY_COUNT = 11
+_NAMES = ("meta", "free", "base", "spent", "held", "ver", "holds", "due", "rates", "slots")
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Epoch(Exception):
+    """The partition's data is not of this generation, or not in a state that allows the call.
+
+    `generation` and `state` are what Redis holds: 0 and "" when there is nothing, or no library.
+    """
+
+    def __init__(self, partition: int, generation: int = 0, state: str = "") -> None:
+        super().__init__(f"partition {partition} is in generation {generation}, state {state!r}")
+        self.partition, self.generation, self.state = partition, generation, state
+
+
+class PartitionState(NamedTuple):
+    """What `meta` says, and whether this very server wrote it last."""
+
+    generation: int = 0  # 0: there is no data
+    sequence_matches: bool = False  # False: the next write is refused until a recovery has run
+    state: str = ""  # "A" active, "R" recovering, "" nothing there
+    version: int = 0  # the highest base version seen
+    install: str = ""  # the deployment that owns the data
+    now_ms: int = 0  # the server's clock
+
+    def is_active(self) -> bool:
+        """Whether calls are admitted."""
+        return self.sequence_matches and self.state == "A"
+
+
+class Ended(NamedTuple):
+    """What became of an end: `stream_id` is where the log has it, "" when it has not."""
+
+    outcome: str  # "settled" | "late" | "duplicate" | "unknown" (no hold) | "open" (send settle)
+    stream_id: str = ""
+
+
+class Renewal(NamedTuple):
+    """A new lease for an open call, with what it has consumed so far."""
+
+    call_id: bytes
+    lease_ms: int = 60_000
+    charge: int = -1  # nano-USD so far; -1: not known, or no news
+    record: bytes = b""  # what the sweeper would log; empty: what it has
+
+
+def key_names(partition: int, generation: int) -> tuple[str, ...]:
+    """The keys of a partition, in the order in which every function takes them."""
+    tag = f"tg:{{p{partition:02d}}}:"
+    return (*(tag + name for name in _NAMES), f"{tag}log:{generation}")
+
+
+def hold_arguments(hold: Hold) -> tuple[bytes, bytes, bytes]:
+    """The three arguments of a hold, for tg_hold, tg_extend and tg_rehold."""
+    return hold[0], _encode(hold[1:8]), hold[8]
+
+
+def end_arguments(end: End) -> tuple[bytes, bytes, bytes]:
+    """The three arguments of an end, for tg_settle and tg_late."""
+    call_id, partition, wallet, kind, charge, record, caps, tokens = end
+    return call_id, _encode((partition, wallet, kind, charge, caps, tokens)), record
+
+
+def renewal_arguments(renewal: Renewal) -> tuple[bytes, bytes, bytes]:
+    """The three arguments of a renewal, for tg_renew."""
+    return renewal[0], _encode(renewal[1:3]), renewal[3]
+
+
+def hold_answer(answer: list[Any], generation: int) -> Held | Refused:
+    """The answer to a hold or an extension; `ValueError` if Redis found it flawed."""
+    if answer[0] == 1:
+        return Held(generation, answer[1], tuple(answer[2:]))
+    if answer[0] == 0:
+        _, code, scope, free, held, retry_after_ms = answer
+        return Refused(code.decode(), scope.decode(), free, held, retry_after_ms)
+    raise ValueError(f"not a hold: {answer[1].decode()}")
+
+
+_OUTCOMES = {"S": "settled", "L": "late", "D": "duplicate", "U": "unknown", "O": "open"}
+
+
+def end_answer(answer: bytes) -> Ended:
+    """The answer to settle or late; `ValueError` if Redis found the end flawed."""
+    text = answer.decode()
+    outcome = _OUTCOMES.get(text[:1])
+    if outcome is None:
+        raise ValueError(f"not an end: {text[1:]}")
+    return Ended(outcome, text[1:])
+
+
+def state_answer(answer: list[Any]) -> PartitionState:
+    """The answer to tg_state."""
+    generation, _, state, version, install, matches, now_ms = answer
+    return PartitionState(
+        int(generation), matches == 1, state.decode(), int(version), install.decode(), now_ms
+    )
+
+
+def refusal(message: str, partition: int) -> Epoch | ValueError | None:
+    """The error a refused function call stands for; None if it is not one of ours."""
+    code, _, rest = message.partition(" ")
+    if code in {"EPOCH", "STATE"}:
+        generation, _, state = rest.partition(" ")
+        return Epoch(partition, int(generation), state.replace("-", ""))
+    if message.removeprefix("ERR ").startswith("Function not found"):
+        return Epoch(partition)
+    return ValueError(rest) if code == "ARGS" else None
+
+
+async def execute(client: Redis, *arguments: Any) -> Any:
+    """One command, its answer as Redis gave it."""
+    return await client.execute_command(*arguments)  # type: ignore[no-untyped-call]  # redis-py's

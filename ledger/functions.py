@@ -1,0 +1,323 @@
+"""The functions that Redis runs for the ledger: how they are loaded, called and answered.
+
+`Partition` calls them one by one, for the jobs; `ledger.conveyor` calls them in batches.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from ledger.admission import End, Held, Hold, Refused
+from ledger.fcall import (
+    KEY_COUNT,
+    Ended,
+    Epoch,
+    PartitionState,
+    Renewal,
+    end_answer,
+    end_arguments,
+    execute,
+    hold_answer,
+    hold_arguments,
+    key_names,
+    refusal,
+    renewal_arguments,
+    state_answer,
+)
+
+__all__ = [
+    "Base",
+    "Ended",
+    "Entry",
+    "Epoch",
+    "Image",
+    "OpenHold",
+    "Partition",
+    "PartitionState",
+    "Renewal",
+    "WalletImage",
+    "WalletState",
+    "install",
+]
+
+_LIBRARY = Path(__file__).parent / "lua" / "tollgate.lua"
+_VERSION = re.compile(r"^-- version: (\d+)$", re.MULTILINE)
+_encode = msgspec.msgpack.Encoder().encode
+_decode_windows = msgspec.msgpack.Decoder(tuple[tuple[str, int, int], ...]).decode
+
+
+class OpenHold(NamedTuple):
+    """A hold that has not ended, as Redis keeps it."""
+
+    call_id: bytes
+    deadline_ms: int
+    wallet: str
+    amount: int
+    windows: tuple[tuple[str, int, int], ...]  # (cap id, window start ms, limit) it is held in
+    ticket: bytes
+
+
+class WalletState(NamedTuple):
+    """What Postgres says of a wallet, for a load; `spent` counts what the stream brought it."""
+
+    wallet: str
+    base: int
+    spent: int
+    version: int
+
+
+class Base(NamedTuple):
+    """A base that Postgres decided. `spent` is used only where the wallet is missing in Redis."""
+
+    wallet: str
+    base: int
+    version: int
+    cause: str
+    spent: int = 0
+
+
+class WalletImage(NamedTuple):
+    """One wallet in Redis. free + held + spent = base, always."""
+
+    wallet: str
+    free: int
+    held: int
+    base: int
+    spent: int
+    version: int
+
+
+class Image(NamedTuple):
+    """Wallets as they were when `last_id` was the last entry of the generation's stream."""
+
+    last_id: str
+    wallets: tuple[WalletImage, ...]
+    cursor: str  # "0": there are no more
+
+
+class Entry(NamedTuple):
+    """One entry of the stream, unparsed: a foreign field must not stop the reader."""
+
+    id: str
+    fields: dict[bytes, bytes]
+
+
+async def install(client: Redis) -> None:
+    """Load the function library, unless Redis has this version or a newer one.
+
+    Replacing it empties the fence's memory, so every partition recovers once: the price of an
+    upgrade of the functions. Two processes may do this at the same time.
+    """
+    code = _LIBRARY.read_text(encoding="utf-8")
+    loaded = await _loaded_version(client)
+    if loaded >= _version(code):
+        return
+    arguments = ["REPLACE", code] if loaded else [code]
+    try:
+        await execute(client, "FUNCTION LOAD", *arguments)
+    except ResponseError:
+        if await _loaded_version(client) < _version(code):
+            raise
+
+
+def _version(code: str) -> int:
+    found = _VERSION.search(code)
+    assert found, "the library names its version"
+    return int(found[1])
+
+
+async def _loaded_version(client: Redis) -> int:
+    """The version of the library that Redis has; 0 when it has none."""
+    libraries = await execute(client, "FUNCTION LIST", "LIBRARYNAME", "tollgate", "WITHCODE")
+    for library in libraries:
+        code = dict(zip(library[::2], library[1::2], strict=True))[b"library_code"]
+        return _version(code.decode())
+    return 0
+
+
+class Partition:
+    """The functions of one partition, a round trip each.
+
+    Everything but `state` takes the generation it believes in and raises `Epoch` when Redis is not
+    there, having changed nothing; `ValueError` when an argument is wrong.
+    """
+
+    def __init__(self, client: Redis, number: int) -> None:
+        self.number = number
+        self._client = client
+
+    async def state(self) -> PartitionState:
+        """What the partition says of itself; the default state when there is nothing to ask."""
+        try:
+            return state_answer(await self._call("tg_state", 0, read_only=True))
+        except Epoch:
+            return PartitionState()
+
+    async def hold(self, generation: int, hold: Hold) -> Held | Refused:
+        """Admit a call or refuse it; asking again with its id changes nothing."""
+        (answer,) = await self._call("tg_hold", generation, *hold_arguments(hold))
+        return hold_answer(answer, generation)
+
+    async def extend(self, generation: int, hold: Hold) -> Held | Refused:
+        """Raise an open hold to the total `hold.amount` and renew its lease."""
+        (answer,) = await self._call("tg_extend", generation, *hold_arguments(hold))
+        return hold_answer(answer, generation)
+
+    async def rehold(self, generation: int, hold: Hold) -> bool:
+        """Hold for a call under way, unasked; False if it has ended or its wallet is unknown."""
+        (answer,) = await self._call("tg_rehold", generation, *hold_arguments(hold))
+        if answer < 0:
+            raise ValueError("not a hold")
+        return bool(answer)
+
+    async def settle(self, generation: int, end: End) -> Ended:
+        """End an open hold and log it."""
+        (answer,) = await self._call("tg_settle", generation, *end_arguments(end))
+        return end_answer(answer)
+
+    async def late(self, generation: int, end: End) -> Ended:
+        """Log an end whose hold is unknown; Postgres decides what it is worth."""
+        (answer,) = await self._call("tg_late", generation, *end_arguments(end))
+        return end_answer(answer)
+
+    async def renew(self, generation: int, renewals: Sequence[Renewal]) -> list[bool]:
+        """New deadlines; False for each call that has no open hold."""
+        flat = [part for renewal in renewals for part in renewal_arguments(renewal)]
+        answers = await self._call("tg_renew", generation, *flat)
+        if -1 in answers:
+            raise ValueError("not a renewal")
+        return [answer == 1 for answer in answers]
+
+    async def sweep(self, generation: int, limit: int) -> int:
+        """End overdue holds, at most `limit`; how many it were."""
+        return int(await self._call("tg_sweep", generation, limit))
+
+    async def ack(self, generation: int, call_ids: Sequence[bytes]) -> int:
+        """Forget ends that Postgres has; how many were still kept."""
+        return int(await self._call("tg_ack", generation, *call_ids))
+
+    async def set_base(
+        self, generation: int, wallet: str, *, base: int, version: int, cause: str, spent: int = 0
+    ) -> bool:
+        """Take a base decided by Postgres; False if this version or a newer one is there."""
+        (taken,) = await self.set_bases(generation, [Base(wallet, base, version, cause, spent)])
+        return taken
+
+    async def set_bases(self, generation: int, bases: Sequence[Base]) -> list[bool]:
+        """`set_base` for many wallets in one step."""
+        items = [_encode((b.wallet, str(b.base), b.version, b.cause, str(b.spent))) for b in bases]
+        answers = await self._call("tg_set_base", generation, *items)
+        if -1 in answers:
+            raise ValueError(f"not a base: {bases[answers.index(-1)]}")
+        return [answer == 1 for answer in answers]
+
+    async def forget(self, generation: int, wallets: Sequence[str]) -> int:
+        """Drop cap windows that are over and hold nothing; how many it dropped."""
+        return int(await self._call("tg_forget", generation, *wallets))
+
+    async def freeze(self, generation: int, *, install: str = "") -> list[OpenHold]:
+        """Begin a recovery: nothing moves any more. `generation` must be above every one seen.
+
+        `install` names the deployment; `ValueError` if the data belongs to another one. The answer
+        is what was held; those holds stay for activation and the sweeper.
+        """
+        await self._call("tg_freeze", generation, install)
+        return await self.open_holds(generation)
+
+    async def load(self, generation: int, wallets: Sequence[WalletState]) -> None:
+        """While recovering, set wallets to what Postgres says; in parts, as often as needed."""
+        items = [_encode((w.wallet, str(w.base), str(w.spent), w.version)) for w in wallets]
+        await self._call("tg_load", generation, *items)
+
+    async def activate(self, generation: int, version: int) -> int:
+        """End the recovery; `version` is the highest base version loaded. How many are open."""
+        return int(await self._call("tg_activate", generation, version))
+
+    async def open_holds(self, generation: int) -> list[OpenHold]:
+        """Every open hold, by deadline."""
+        return [
+            OpenHold(
+                call_id,
+                int(deadline),
+                wallet.decode(),
+                int(amount),
+                _decode_windows(windows),
+                ticket,
+            )
+            for call_id, deadline, wallet, amount, windows, ticket in await self._call(
+                "tg_open", generation, read_only=True
+            )
+        ]
+
+    async def snap(self, generation: int, wallets: Sequence[str]) -> Image:
+        """These wallets at one stream id; one that is missing in Redis is left out."""
+        return _image(await self._call("tg_snap", generation, "-", *wallets, read_only=True))
+
+    async def scan(self, generation: int, *, cursor: str = "0", count: int = 500) -> Image:
+        """About `count` wallets at one stream id, and the cursor of the next page."""
+        return _image(await self._call("tg_snap", generation, cursor, count, read_only=True))
+
+    async def peek(self, generation: int, after: str, limit: int) -> list[Entry]:
+        """The entries of a generation's stream after this id, oldest first."""
+        rows = await execute(
+            self._client, "XRANGE", self._log(generation), f"({after}", "+", "COUNT", limit
+        )
+        return [Entry(id_.decode(), _fields(fields)) for id_, fields in rows or []]
+
+    async def trim(self, generation: int, before: str) -> int:
+        """Drop about every entry before this id; how many it were."""
+        return int(
+            await execute(self._client, "XTRIM", self._log(generation), "MINID", "~", before)
+        )
+
+    async def drop_log(self, generation: int) -> None:
+        """Drop the stream of an older generation, once it is drained and its day is over."""
+        await execute(self._client, "UNLINK", self._log(generation))
+
+    async def log_length(self, generation: int) -> int:
+        """How many entries a generation's stream holds; 0 if there is none."""
+        return int(await execute(self._client, "XLEN", self._log(generation)))
+
+    async def log_bytes(self, generation: int) -> int:
+        """About how much memory a generation's stream takes."""
+        answer = await execute(self._client, "MEMORY USAGE", self._log(generation))
+        return int(answer or 0)
+
+    def _log(self, generation: int) -> str:
+        return key_names(self.number, generation)[-1]
+
+    async def _call(
+        self, function: str, generation: int, *arguments: Any, read_only: bool = False
+    ) -> Any:
+        keys = key_names(self.number, generation)
+        verb = "FCALL_RO" if read_only else "FCALL"
+        try:
+            return await execute(
+                self._client, verb, function, KEY_COUNT, *keys, generation, *arguments
+            )
+        except ResponseError as error:
+            refused = refusal(str(error), self.number)
+            if refused is None:
+                raise
+            raise refused from error
+
+
+def _image(answer: list[Any]) -> Image:
+    last_id, cursor, *rows = answer
+    return Image(
+        last_id.decode(),
+        tuple(WalletImage(row[0].decode(), *map(int, row[1:])) for row in rows),
+        cursor.decode(),
+    )
+
+
+def _fields(flat: list[bytes] | dict[bytes, bytes]) -> dict[bytes, bytes]:
+    """Field pairs as they come from this client: a list, or a dict with RESP3 or a callback."""
+    if isinstance(flat, dict):
+        return flat
+    return dict(zip(flat[::2], flat[1::2], strict=False))

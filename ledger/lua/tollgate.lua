@@ -1,0 +1,943 @@
+#!lua name=tollgate
+-- version: 1
+--
+-- The Redis side of the ledger: what is held, charged and logged, each step atomic, many per call.
+--
+-- KEYS of every partition function, all with the partition's hash tag (here {p07}):
+--   1 tg:{p07}:meta   hash    gen, seq, state (A active, R recovering), ver (highest base version
+--                             seen), install (the deployment that owns the data)
+--   2 tg:{p07}:free   hash    wallet -> nano-USD that may still be held or charged
+--   3 tg:{p07}:base   hash    wallet -> what Postgres says was paid in, less what it took out itself
+--   4 tg:{p07}:spent  hash    wallet -> charges settled here, lifetime
+--   5 tg:{p07}:held   hash    wallet -> sum of the open holds; free = base - spent - held
+--   6 tg:{p07}:ver    hash    wallet -> version of its base
+--   7 tg:{p07}:holds  hash    call id -> the open hold (msgpack, see `Row`), or once it has ended
+--                             "x|generation|charge|stream id|kind" until Postgres has the end
+--   8 tg:{p07}:due    zset    call id by deadline, unix ms; exactly the open holds
+--   9 tg:{p07}:rates  hash    rate -> "tokens left|unix ms" of a token bucket
+--  10 tg:{p07}:slots  hash    scope -> open calls
+--  11 tg:{p07}:log:<generation>  stream of ends and bases
+-- A wallet is an organization's (its uuid) or one window of a cap ("<cap id>@<window start, ms>").
+--
+-- ARGV[1] is always the generation. Amounts are nano-USD, 0 <= amount < 2^53, because a Lua number
+-- counts exactly only that far; balances are moved by HINCRBY alone, which is exact in 64 bits.
+-- Items follow: a call's item is three arguments, call id (16 bytes), head (msgpack array) and
+-- bytes; heads may grow at the end. Arguments are checked before anything is judged, everything is
+-- judged before anything is changed, and one bad item refuses itself, never its neighbours.
+--
+-- The fence: every write adds 1 to meta.seq, and this process remembers (generation, seq) of its
+-- last write in a local table. Restart, promotion, FLUSHALL, restore and manual edits make the two
+-- differ, so the first call afterwards is answered "EPOCH", until a recovery froze and loaded the
+-- partition. A function that fails half way leaves them different as well.
+--
+-- Errors: "EPOCH ..." the data is not what this process wrote, or is of another generation;
+-- "STATE ..." not allowed in this state; "ARGS ..." the caller's mistake. None changed anything.
+
+local META, FREE, BASE, SPENT, HELD, VER, HOLDS, DUE, RATES, SLOTS, LOG =
+  1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
+local AMOUNT_MAX = 9007199254740991
+local MINUTE_MS = 60000
+
+local TWINS = {}   -- meta key -> {gen, seq}: what this process wrote last
+local PRUNES = {}  -- meta key -> cursor of the search for rate buckets that are full again
+
+-- An end replaces an earlier one of the same call only if it knows more.
+local RANK = {expired = 1, lost = 2, released = 3, settled = 3}
+
+-- Row: an open hold, as kept in `holds`.
+local WALLET, AMOUNT, CAPS, TOKENS, PLACES, TICKET, PROGRESS = 1, 2, 3, 4, 5, 6, 7
+-- CAPS   {{id, limit, starts_ms, start of the window held in}, ...}
+-- TOKENS {{rate id, per minute, taken}, ...}: the buckets that settle corrects
+-- PLACES {slot id, ...}   PROGRESS charge so far, -1 when nothing is known
+
+----------------------------------------------------------------------------------------------------
+-- Words used by all functions
+
+local function integer_text(number)
+  return string.format("%.0f", number)
+end
+
+local function negated(text)
+  if string.sub(text, 1, 1) == "-" then return string.sub(text, 2) end
+  return "-" .. text
+end
+
+local function now_ms()
+  local time = redis.call("TIME")
+  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+
+local function is_amount(value)
+  return type(value) == "number" and value >= 0 and value <= AMOUNT_MAX and value % 1 == 0
+end
+
+local function is_name(value)
+  return type(value) == "string" and value ~= ""
+end
+
+local function is_integer_text(value)
+  return type(value) == "string" and #value <= 19 and string.find(value, "^-?%d+$") ~= nil
+end
+
+local function unpacked(blob)
+  local ok, value = pcall(cmsgpack.unpack, blob)
+  if ok and type(value) == "table" then return value end
+  return nil
+end
+
+local function is_open(row)
+  return row and string.sub(row, 1, 2) ~= "x|"
+end
+
+-- The window of a cap at `now`: the last that has started. Gateways send the current one and the
+-- next, so a call that crosses the border is charged where this server's clock says.
+local function window_start(cap, now)
+  local starts = cap[3]
+  local start = starts[1]
+  for i = 2, #starts do
+    if starts[i] <= now then start = starts[i] end
+  end
+  return start
+end
+
+local function window_wallet(cap, start)
+  return cap[1] .. "@" .. integer_text(start)
+end
+
+-- A window nobody has spent in yet does not exist; recovery loads every one that had spend.
+local function ensure_window(keys, wallet, limit)
+  if redis.call("HSETNX", keys[BASE], wallet, limit) == 1 then
+    redis.call("HSET", keys[FREE], wallet, limit)
+  end
+end
+
+-- What was left in a bucket, and how long ago, ms.
+local function bucket_parts(stored, now)
+  local bar = string.find(stored, "|", 1, true)
+  local left, at = tonumber(string.sub(stored, 1, bar - 1)), tonumber(string.sub(stored, bar + 1))
+  return left, math.max(0, now - at)
+end
+
+-- What is left in a bucket now: full when unknown, refilled evenly, never above its capacity.
+local function bucket_level(stored, per_minute, now)
+  if not stored then return per_minute end
+  local left, passed = bucket_parts(stored, now)
+  return math.min(per_minute, left + passed * per_minute / MINUTE_MS)
+end
+
+local function bucket_text(level, now)
+  return string.format("%.3f|%.0f", level, now)
+end
+
+----------------------------------------------------------------------------------------------------
+-- The gate
+
+local function epoch_error(meta)
+  return redis.error_reply("EPOCH " .. (meta[1] or "0") .. " " .. (meta[3] or "-"))
+end
+
+-- The refusal of a call whose data, generation or state is not as it must be; nil: let it in.
+local function refusal(keys, args, states)
+  if #keys ~= 11 or #args < 1 then return redis.error_reply("ARGS 11 keys and a generation") end
+  local meta = redis.call("HMGET", keys[META], "gen", "seq", "state")
+  local twin = TWINS[keys[META]]
+  if not twin or not meta[1] or meta[1] ~= args[1]
+    or meta[1] ~= twin.gen or meta[2] ~= twin.seq then
+    return epoch_error(meta)
+  end
+  if not string.find(states, meta[3], 1, true) then
+    return redis.error_reply("STATE " .. meta[1] .. " " .. meta[3])
+  end
+  if keys[LOG] ~= string.sub(keys[META], 1, -5) .. "log:" .. args[1] then
+    return redis.error_reply("ARGS the stream is not the generation's")
+  end
+  return nil, meta[3]
+end
+
+-- Registers a writing function behind the gate. The twin follows only after the body has returned:
+-- a body that raises leaves data and twin different, and so calls for a recovery.
+local function write(name, states, flags, body)
+  redis.register_function{function_name = name, flags = flags, callback = function(keys, args)
+    local refused, state = refusal(keys, args, states)
+    if refused then return refused end
+    local seq = redis.call("HINCRBY", keys[META], "seq", 1)
+    local call = {
+      keys = keys, args = args, gen = args[1], state = state, now = now_ms(),
+      partition = tonumber(string.match(keys[META], "{p(%d+)}")),
+    }
+    local answer = body(call)
+    TWINS[keys[META]].seq = integer_text(seq)
+    return answer
+  end}
+end
+
+-- One answer per item of three arguments; `flaw` says what is wrong with an item, nil if nothing.
+local function each_item(call, flaw, step)
+  local args, answers = call.args, {}
+  for i = 2, #args, 3 do
+    local id, head, bytes = args[i], unpacked(args[i + 1]), args[i + 2]
+    local wrong
+    if #id ~= 16 or not bytes then
+      wrong = "a call id is 16 bytes, an item three arguments"
+    elseif not head then
+      wrong = "the head is no msgpack array"
+    else
+      wrong = flaw(call, head)
+    end
+    answers[#answers + 1] = wrong and step(call, id, nil, wrong) or step(call, id, head, bytes)
+  end
+  return answers
+end
+
+----------------------------------------------------------------------------------------------------
+-- Flaws: nil, or what is wrong with an item's head
+
+local function flaw_of_caps(caps)
+  if type(caps) ~= "table" then return "caps" end
+  local seen = {}
+  for _, cap in ipairs(caps) do
+    if type(cap) ~= "table" or not is_name(cap[1]) or not is_amount(cap[2])
+      or type(cap[3]) ~= "table" or #cap[3] == 0 or seen[cap[1]] then
+      return "cap"
+    end
+    for _, start in ipairs(cap[3]) do
+      if not is_amount(start) then return "window start" end
+    end
+    seen[cap[1]] = true
+  end
+  return nil
+end
+
+-- A list of {id, integer, ...}, each id once.
+local function flaw_of_limits(limits, fields)
+  if type(limits) ~= "table" then return "limits" end
+  local seen = {}
+  for _, limit in ipairs(limits) do
+    if type(limit) ~= "table" or not is_name(limit[1]) or seen[limit[1]] then return "limit" end
+    for i = 2, fields do
+      if not is_amount(limit[i]) then return "limit" end
+    end
+    seen[limit[1]] = true
+  end
+  return nil
+end
+
+-- Head of a hold: partition, wallet, amount, caps {{id, limit, starts_ms}}, rates
+-- {{id, per_minute, take}}, slots {{id, limit}}, lease_ms.
+local H_PARTITION, H_WALLET, H_AMOUNT, H_CAPS, H_RATES, H_SLOTS, H_LEASE = 1, 2, 3, 4, 5, 6, 7
+
+local function flaw_of_hold(call, head)
+  if head[H_PARTITION] ~= call.partition then return "another partition's" end
+  if not is_name(head[H_WALLET]) then return "wallet" end
+  if not is_amount(head[H_AMOUNT]) then return "amount" end
+  if not is_amount(head[H_LEASE]) then return "lease" end
+  return flaw_of_caps(head[H_CAPS]) or flaw_of_limits(head[H_RATES], 3)
+    or flaw_of_limits(head[H_SLOTS], 2)
+end
+
+-- Head of an end: partition, wallet, kind, charge, caps, tokens.
+local E_PARTITION, E_WALLET, E_KIND, E_CHARGE, E_CAPS, E_TOKENS = 1, 2, 3, 4, 5, 6
+
+local function flaw_of_end(call, head)
+  if head[E_PARTITION] ~= call.partition then return "another partition's" end
+  if not is_name(head[E_WALLET]) then return "wallet" end
+  if not RANK[head[E_KIND]] then return "kind" end
+  if not is_amount(head[E_CHARGE]) then return "charge" end
+  if not is_amount(head[E_TOKENS]) then return "tokens" end
+  if (head[E_KIND] == "released" or head[E_KIND] == "expired") and head[E_CHARGE] ~= 0 then
+    return "a charge for nothing"
+  end
+  return flaw_of_caps(head[E_CAPS])
+end
+
+-- Head of a renewal: lease_ms, charge so far (-1: not known).
+local function flaw_of_renewal(_, head)
+  if not is_amount(head[1]) then return "lease" end
+  if head[2] ~= -1 and not is_amount(head[2]) then return "charge" end
+  return nil
+end
+
+----------------------------------------------------------------------------------------------------
+-- hold: tg_hold, items of a hold (bytes: the ticket, kept for the sweeper)
+--
+-- Admits a call if its wallet and every cap have `amount` free (an amount of 0 always passes), every
+-- rate has tokens and every slot a place: all or none. Answers per item
+--   {1, free, whole tokens left per rate...}           held; the same again for a repeated call id
+--   {0, code, scope, free, held, retry_after_ms}       wallet | cap | rate | slots | no_wallet
+--   {-1, what}                                         a flawed item, or "ended": the id is used up
+-- Refused at maxmemory.
+
+-- The money scope that refuses `amount`, or nil: of those that are short, one that could not pay
+-- even if every other hold were given back comes first, then the one with the least.
+local function short_scope(call, scopes, amount)
+  local worst
+  for i, scope in ipairs(scopes) do
+    if scope.free < amount then
+      scope.held = tonumber(redis.call("HGET", call.keys[HELD], scope.wallet) or "0")
+      scope.hopeless = scope.free + scope.held < amount
+      scope.code, scope.id = i == 1 and "wallet" or "cap", scope.id or scope.wallet
+      if not worst or (scope.hopeless and not worst.hopeless)
+        or (scope.hopeless == worst.hopeless and scope.free < worst.free) then
+        worst = scope
+      end
+    end
+  end
+  return worst
+end
+
+local function until_next_window(cap, now)
+  for _, start in ipairs(cap[3]) do
+    if start > now then return start - now end
+  end
+  return 0
+end
+
+-- The money scopes of a hold, wallet first, with what each has free; nil if the wallet is unknown.
+local function money_scopes(call, wallet, caps)
+  local names = {wallet}
+  for i, cap in ipairs(caps) do names[i + 1] = window_wallet(cap, cap[4]) end
+  local free = redis.call("HMGET", call.keys[FREE], unpack(names))
+  if not free[1] then return nil end
+  local scopes = {{wallet = wallet, free = tonumber(free[1])}}
+  for i, cap in ipairs(caps) do
+    scopes[i + 1] = {
+      wallet = names[i + 1], free = tonumber(free[i + 1] or cap[2]), id = cap[1], cap = cap,
+      is_new = not free[i + 1],
+    }
+  end
+  return scopes
+end
+
+local function short_answer(call, scope)
+  local retry = 0
+  if scope.cap then retry = until_next_window(scope.cap, call.now) end
+  return {0, scope.code, scope.id, scope.free, scope.held, retry}
+end
+
+-- Levels of the buckets, and the answer of the first that has too little.
+local function judge_rates(call, rates)
+  if #rates == 0 then return {}, nil end
+  local names = {}
+  for i, rate in ipairs(rates) do names[i] = rate[1] end
+  local stored, levels = redis.call("HMGET", call.keys[RATES], unpack(names)), {}
+  for i, rate in ipairs(rates) do
+    local per_minute, take = rate[2], rate[3]
+    local level = bucket_level(stored[i], per_minute, call.now)
+    if take > 0 and level < take then
+      local wait = 0
+      if take <= per_minute then wait = math.ceil((take - level) * MINUTE_MS / per_minute) end
+      return nil, {0, "rate", rate[1], math.floor(level), 0, wait}
+    end
+    levels[i] = level
+  end
+  return levels, nil
+end
+
+local function judge_slots(call, slots)
+  for _, slot in ipairs(slots) do
+    local open = tonumber(redis.call("HGET", call.keys[SLOTS], slot[1]) or "0")
+    if open >= slot[2] then return {0, "slots", slot[1], 0, open, 0} end
+  end
+  return nil
+end
+
+local function new_row(head, ticket)
+  local tokens, places = {}, {}
+  for _, rate in ipairs(head[H_RATES]) do
+    if string.sub(rate[1], 1, 4) == "tpm:" then tokens[#tokens + 1] = rate end
+  end
+  for i, slot in ipairs(head[H_SLOTS]) do places[i] = slot[1] end
+  return {head[H_WALLET], head[H_AMOUNT], head[H_CAPS], tokens, places, ticket, -1}
+end
+
+local function keep_row(call, id, row, lease_ms)
+  redis.call("ZADD", call.keys[DUE], call.now + lease_ms, id)
+  redis.call("HSET", call.keys[HOLDS], id, cmsgpack.pack(row))
+end
+
+-- The open hold of an id found in `due`. Rows are written after their deadline and ended before it
+-- is dropped, so a deadline without one is what a half-failed function left: it goes.
+local function due_row(call, id)
+  local known = redis.call("HGET", call.keys[HOLDS], id)
+  local row = is_open(known) and unpacked(known)
+  if not row then redis.call("ZREM", call.keys[DUE], id) end
+  return row
+end
+
+-- Moves `amount` from free to held, in the wallet and in every window of the caps.
+local function take(call, wallet, caps, amount)
+  local keys = call.keys
+  if amount == 0 then return end
+  redis.call("HINCRBY", keys[FREE], wallet, -amount)
+  redis.call("HINCRBY", keys[HELD], wallet, amount)
+  for _, cap in ipairs(caps) do
+    local name = window_wallet(cap, cap[4])
+    ensure_window(keys, name, cap[2])
+    redis.call("HINCRBY", keys[FREE], name, -amount)
+    redis.call("HINCRBY", keys[HELD], name, amount)
+  end
+end
+
+local function take_places(call, places)
+  for _, place in ipairs(places) do redis.call("HINCRBY", call.keys[SLOTS], place, 1) end
+end
+
+local function held_answer(call, wallet, rates, levels)
+  local answer = {1, tonumber(redis.call("HGET", call.keys[FREE], wallet) or "0")}
+  for i, rate in ipairs(rates) do
+    local level = levels and levels[i]
+      or bucket_level(redis.call("HGET", call.keys[RATES], rate[1]), rate[2], call.now)
+    answer[i + 2] = math.floor(level)
+  end
+  return answer
+end
+
+local function hold_step(call, id, head, bytes)
+  if not head then return {-1, bytes} end
+  local known = redis.call("HGET", call.keys[HOLDS], id)
+  if known and not is_open(known) then return {-1, "ended"} end
+  if known then return held_answer(call, unpacked(known)[WALLET], head[H_RATES], nil) end
+  local wallet, amount, caps, rates = head[H_WALLET], head[H_AMOUNT], head[H_CAPS], head[H_RATES]
+  for _, cap in ipairs(caps) do cap[4] = window_start(cap, call.now) end
+
+  local scopes = money_scopes(call, wallet, caps)
+  if not scopes then return {0, "no_wallet", wallet, 0, 0, 0} end
+  local short = amount > 0 and short_scope(call, scopes, amount)
+  if short then return short_answer(call, short) end
+  local levels, no_tokens = judge_rates(call, rates)
+  if no_tokens then return no_tokens end
+  local no_place = judge_slots(call, head[H_SLOTS])
+  if no_place then return no_place end
+
+  local row = new_row(head, bytes)
+  take(call, wallet, caps, amount)
+  for i, rate in ipairs(rates) do
+    levels[i] = levels[i] - rate[3]
+    redis.call("HSET", call.keys[RATES], rate[1], bucket_text(levels[i], call.now))
+  end
+  take_places(call, row[PLACES])
+  keep_row(call, id, row, head[H_LEASE])
+  return held_answer(call, wallet, rates, levels)
+end
+
+write("tg_hold", "A", {}, function(call) return each_item(call, flaw_of_hold, hold_step) end)
+
+----------------------------------------------------------------------------------------------------
+-- extend: tg_extend, items of a hold whose amount is the new total
+--
+-- Raises an open hold to `amount` if wallet and caps have the difference free, and renews its lease.
+-- A total that is not above the present one changes only the deadline, so repeats and reordered
+-- calls are harmless. Answers as hold does; {0, "no_hold", ...} if the call has no open hold.
+-- Refused at maxmemory.
+
+local function extend_step(call, id, head, bytes)
+  if not head then return {-1, bytes} end
+  local known = redis.call("HGET", call.keys[HOLDS], id)
+  if not is_open(known) then return {0, "no_hold", head[H_WALLET], 0, 0, 0} end
+  local row = unpacked(known)
+  local wallet, caps, more = row[WALLET], row[CAPS], math.max(0, head[H_AMOUNT] - row[AMOUNT])
+  local scopes = money_scopes(call, wallet, caps)
+  if not scopes then return {0, "no_wallet", wallet, 0, 0, 0} end
+  local short = more > 0 and short_scope(call, scopes, more)
+  if short then return short_answer(call, short) end
+
+  take(call, wallet, caps, more)
+  row[AMOUNT] = row[AMOUNT] + more
+  keep_row(call, id, row, head[H_LEASE])
+  return held_answer(call, wallet, {}, nil)
+end
+
+write("tg_extend", "A", {}, function(call) return each_item(call, flaw_of_hold, extend_step) end)
+
+----------------------------------------------------------------------------------------------------
+-- rehold: tg_rehold, items of a hold
+--
+-- Holds for a call that is already under way, after a change of generation: money, caps and slots,
+-- without asking whether they are free, and no rates. While recovering, only the row is written:
+-- activate computes the sums. An open hold is raised to `amount` and its lease renewed; one that
+-- has ended stays ended. Answers 1 (held), 0 (ended, or the wallet is unknown), -1 (flawed).
+
+local function rehold_step(call, id, head, bytes)
+  if not head then return -1 end
+  local keys = call.keys
+  local known = redis.call("HGET", keys[HOLDS], id)
+  local was_open, row, more = is_open(known), nil, nil
+  if was_open then
+    row = unpacked(known)
+    more = math.max(0, head[H_AMOUNT] - row[AMOUNT])
+    row[AMOUNT] = row[AMOUNT] + more
+  else
+    if known and string.match(known, "^x|(%d+)|") == call.gen then return 0 end
+    for _, cap in ipairs(head[H_CAPS]) do cap[4] = window_start(cap, call.now) end
+    row, more = new_row(head, bytes), head[H_AMOUNT]
+  end
+  if call.state == "A" then
+    if redis.call("HEXISTS", keys[FREE], row[WALLET]) == 0 then return 0 end
+    take(call, row[WALLET], row[CAPS], more)
+    if not was_open then take_places(call, row[PLACES]) end
+  end
+  keep_row(call, id, row, head[H_LEASE])
+  return 1
+end
+
+write("tg_rehold", "AR", {"allow-oom"}, function(call)
+  return each_item(call, flaw_of_hold, rehold_step)
+end)
+
+----------------------------------------------------------------------------------------------------
+-- settle: tg_settle, items of an end (bytes: the record)
+--
+-- Ends an open hold: gives it back where it was held, frees its slots, corrects its token buckets by
+-- taken - tokens, takes the charge from the wallet and from the cap windows of this moment, and
+-- appends the entry, m=1. A charge above the hold is taken in full. Answers per item
+--   "S<stream id>"  done    "D<stream id>"  ended before, by an end that knew as much
+--   "U"  no open hold: send `late`          "E<what>"  flawed
+-- Passes at maxmemory, as everything does that ends or keeps a call.
+
+-- Gives back what a hold keeps, less what is charged, and returns the windows charged.
+local function move_money(call, row, charge, caps)
+  local keys, wallet, amount = call.keys, row[WALLET], row[AMOUNT]
+  if amount ~= 0 then redis.call("HINCRBY", keys[HELD], wallet, -amount) end
+  if amount ~= charge then redis.call("HINCRBY", keys[FREE], wallet, amount - charge) end
+  if charge ~= 0 then redis.call("HINCRBY", keys[SPENT], wallet, charge) end
+  if amount ~= 0 then
+    for _, cap in ipairs(row[CAPS]) do
+      local name = window_wallet(cap, cap[4])
+      redis.call("HINCRBY", keys[HELD], name, -amount)
+      redis.call("HINCRBY", keys[FREE], name, amount)
+    end
+  end
+  local windows = {}
+  if charge == 0 then return windows end
+  for i, cap in ipairs(caps) do
+    local start = window_start(cap, call.now)
+    local name = window_wallet(cap, start)
+    ensure_window(keys, name, cap[2])
+    redis.call("HINCRBY", keys[FREE], name, -charge)
+    redis.call("HINCRBY", keys[SPENT], name, charge)
+    windows[i] = {cap[1], start, cap[2]}
+  end
+  return windows
+end
+
+local function free_places(call, places)
+  for _, place in ipairs(places) do
+    if redis.call("HINCRBY", call.keys[SLOTS], place, -1) <= 0 then
+      redis.call("HDEL", call.keys[SLOTS], place)
+    end
+  end
+end
+
+local function correct_buckets(call, buckets, tokens)
+  for _, rate in ipairs(buckets) do
+    local stored = redis.call("HGET", call.keys[RATES], rate[1])
+    local level = bucket_level(stored, rate[2], call.now) + rate[3] - tokens
+    redis.call("HSET", call.keys[RATES], rate[1], bucket_text(math.min(level, rate[2]), call.now))
+  end
+end
+
+-- Appends the entry of an end and marks its row; the answer is the stream id.
+local function append_end(call, id, moved, kind, wallet, charge, windows, record)
+  local text = integer_text(charge)
+  local stream_id = redis.call("XADD", call.keys[LOG], "*", "k", kind, "m", moved, "i", id,
+    "w", wallet, "c", text, "x", cmsgpack.pack(windows), "r", record)
+  redis.call("HSET", call.keys[HOLDS], id,
+    "x|" .. call.gen .. "|" .. text .. "|" .. stream_id .. "|" .. kind)
+  return stream_id
+end
+
+local function finish(call, id, row, kind, charge, caps, record)
+  local windows = move_money(call, row, charge, caps)
+  free_places(call, row[PLACES])
+  local stream_id = append_end(call, id, "1", kind, row[WALLET], charge, windows, record)
+  redis.call("ZREM", call.keys[DUE], id)
+  return stream_id
+end
+
+-- The stream id of the end a row stands for, if it is of this generation and knows as much as
+-- `kind`. What an older generation logged was drained then and proves nothing now.
+local function same_end(call, row, kind)
+  local gen, stream_id, before = string.match(row, "^x|(%d+)|%d+|([%d-]+)|(%a+)$")
+  if gen == call.gen and RANK[before] >= RANK[kind] then return stream_id end
+  return nil
+end
+
+local function settle_step(call, id, head, bytes)
+  if not head then return "E" .. bytes end
+  local known = redis.call("HGET", call.keys[HOLDS], id)
+  if not known then return "U" end
+  if not is_open(known) then
+    local stream_id = same_end(call, known, head[E_KIND])
+    return stream_id and "D" .. stream_id or "U"
+  end
+  local row = unpacked(known)
+  local caps = #head[E_CAPS] > 0 and head[E_CAPS] or row[CAPS]
+  correct_buckets(call, row[TOKENS], head[E_TOKENS])
+  return "S" .. finish(call, id, row, head[E_KIND], head[E_CHARGE], caps, bytes)
+end
+
+write("tg_settle", "A", {"allow-oom"}, function(call)
+  return each_item(call, flaw_of_end, settle_step)
+end)
+
+----------------------------------------------------------------------------------------------------
+-- late: tg_late, items of an end (bytes: the record)
+--
+-- Logs an end whose hold is not known, m=0: no balance is touched, Postgres decides whether it is
+-- new. While recovering it also ends a hold that survived in the old data, whose sums are not
+-- computed yet. Answers "L<stream id>" (logged), "D<stream id>" (logged before), "O" (the hold is
+-- open after all: send settle), "E<what>".
+
+local function late_step(call, id, head, bytes)
+  if not head then return "E" .. bytes end
+  local known = redis.call("HGET", call.keys[HOLDS], id)
+  local was_open = is_open(known)
+  if was_open and call.state == "A" then return "O" end
+  if known and not was_open then
+    local stream_id = same_end(call, known, head[E_KIND])
+    if stream_id then return "D" .. stream_id end
+  end
+  local windows = {}
+  for i, cap in ipairs(head[E_CHARGE] > 0 and head[E_CAPS] or {}) do
+    windows[i] = {cap[1], window_start(cap, call.now), cap[2]}
+  end
+  local stream_id = append_end(call, id, "0", head[E_KIND], head[E_WALLET], head[E_CHARGE], windows,
+    bytes)
+  if was_open then redis.call("ZREM", call.keys[DUE], id) end
+  return "L" .. stream_id
+end
+
+write("tg_late", "AR", {"allow-oom"}, function(call)
+  return each_item(call, flaw_of_end, late_step)
+end)
+
+----------------------------------------------------------------------------------------------------
+-- renew: tg_renew, items of a renewal (bytes: the record so far, empty: keep the ticket)
+--
+-- New deadlines, and what the calls have consumed so far, which the sweeper would charge. A deadline
+-- never moves back. Answers 1 (renewed), 0 (no open hold), -1 (flawed) per item.
+
+local function renew_step(call, id, head, bytes)
+  if not head then return -1 end
+  local keys = call.keys
+  if not redis.call("ZSCORE", keys[DUE], id) then return 0 end
+  redis.call("ZADD", keys[DUE], "GT", call.now + head[1], id)
+  if head[2] >= 0 then
+    local row = unpacked(redis.call("HGET", keys[HOLDS], id))
+    row[PROGRESS] = head[2]
+    if bytes ~= "" then row[TICKET] = bytes end
+    redis.call("HSET", keys[HOLDS], id, cmsgpack.pack(row))
+  end
+  return 1
+end
+
+write("tg_renew", "A", {"allow-oom"}, function(call)
+  return each_item(call, flaw_of_renewal, renew_step)
+end)
+
+----------------------------------------------------------------------------------------------------
+-- sweep: tg_sweep, ARGV[2] how many at most
+--
+-- Ends overdue holds: as lost, charged by the last progress, or as expired with charge 0 when none
+-- is known. A settle that still comes is logged as late, and Postgres corrects the difference.
+-- Answers how many it ended. Also forgets rate buckets that are full again.
+
+local function prune_buckets(call)
+  local keys = call.keys
+  local page = redis.call("HSCAN", keys[RATES], PRUNES[keys[META]] or "0", "COUNT", 100)
+  PRUNES[keys[META]] = page[1]
+  for i = 1, #page[2], 2 do
+    -- From 0 a bucket of any size is full within a minute.
+    local left, passed = bucket_parts(page[2][i + 1], call.now)
+    if left >= 0 and passed >= MINUTE_MS then
+      redis.call("HDEL", keys[RATES], page[2][i])
+    end
+  end
+end
+
+write("tg_sweep", "A", {"allow-oom"}, function(call)
+  local limit = tonumber(call.args[2])
+  if not is_amount(limit) then return redis.error_reply("ARGS a limit") end
+  local keys = call.keys
+  local overdue = redis.call("ZRANGEBYSCORE", keys[DUE], "-inf", call.now, "LIMIT", 0, limit)
+  local ended = #overdue
+  for _, id in ipairs(overdue) do
+    local row = due_row(call, id)
+    if not row then
+      ended = ended - 1
+    elseif row[PROGRESS] >= 0 then
+      finish(call, id, row, "lost", row[PROGRESS], row[CAPS], row[TICKET])
+    else
+      finish(call, id, row, "expired", 0, {}, row[TICKET])
+    end
+  end
+  prune_buckets(call)
+  return ended
+end)
+
+----------------------------------------------------------------------------------------------------
+-- ack: tg_ack, ARGV[2..] call ids whose ends Postgres has
+--
+-- Drops ended rows, of whatever generation; open ones stay. Answers how many it dropped.
+
+write("tg_ack", "AR", {"allow-oom"}, function(call)
+  local dropped = 0
+  for i = 2, #call.args do
+    local known = redis.call("HGET", call.keys[HOLDS], call.args[i])
+    if known and not is_open(known) then
+      dropped = dropped + redis.call("HDEL", call.keys[HOLDS], call.args[i])
+    end
+  end
+  return dropped
+end)
+
+----------------------------------------------------------------------------------------------------
+-- set_base: tg_set_base, ARGV[2..] msgpack {wallet, base, version, cause, spent}, base and spent as
+-- decimal text because lifetime sums may pass 2^53
+--
+-- Takes a base that Postgres decided, if its version is above the one here: free moves by the
+-- difference, and the log gets a `base` entry. A wallet that is missing is made, with `spent`.
+-- Answers per item 1 (taken), 0 (this version or a newer one is here already), -1 (flawed).
+
+local function note_version(keys, version)
+  if version > tonumber(redis.call("HGET", keys[META], "ver") or "0") then
+    redis.call("HSET", keys[META], "ver", integer_text(version))
+  end
+end
+
+local function set_base_step(call, wallet, base, version, cause, spent)
+  local keys = call.keys
+  local before = redis.call("HGET", keys[BASE], wallet)
+  if before and version <= tonumber(redis.call("HGET", keys[VER], wallet) or "0") then return 0 end
+  redis.call("HINCRBY", keys[FREE], wallet, base)
+  if before then
+    redis.call("HINCRBY", keys[FREE], wallet, negated(before))
+  else
+    redis.call("HINCRBY", keys[FREE], wallet, negated(spent))
+    redis.call("HSET", keys[SPENT], wallet, spent)
+  end
+  redis.call("HSET", keys[BASE], wallet, base)
+  redis.call("HSET", keys[VER], wallet, integer_text(version))
+  note_version(keys, version)
+  redis.call("XADD", keys[LOG], "*", "k", "base", "w", wallet, "b", base,
+    "v", integer_text(version), "a", cause)
+  return 1
+end
+
+write("tg_set_base", "A", {"allow-oom"}, function(call)
+  local answers = {}
+  for i = 2, #call.args do
+    local item = unpacked(call.args[i])
+    if item and is_name(item[1]) and is_integer_text(item[2]) and is_amount(item[3])
+      and type(item[4]) == "string" and is_integer_text(item[5]) then
+      answers[i - 1] = set_base_step(call, item[1], item[2], item[3], item[4], item[5])
+    else
+      answers[i - 1] = -1
+    end
+  end
+  return answers
+end)
+
+----------------------------------------------------------------------------------------------------
+-- forget: tg_forget, ARGV[2..] wallets of cap windows that are over
+--
+-- Drops them if nothing is held in them; organizations' wallets stay. Answers how many it dropped.
+
+write("tg_forget", "A", {"allow-oom"}, function(call)
+  local keys, dropped = call.keys, 0
+  for i = 2, #call.args do
+    local wallet = call.args[i]
+    local held = redis.call("HGET", keys[HELD], wallet) or "0"
+    if string.find(wallet, "@", 1, true) and held == "0" then
+      dropped = dropped + redis.call("HDEL", keys[BASE], wallet)
+      for _, key in ipairs({FREE, SPENT, HELD, VER}) do redis.call("HDEL", keys[key], wallet) end
+    end
+  end
+  return dropped
+end)
+
+----------------------------------------------------------------------------------------------------
+-- freeze: tg_freeze, ARGV[1] the new generation, ARGV[2] the deployment, "" for none
+--
+-- Begins a recovery, on any data and none: only if the generation is above every one seen. Balances,
+-- rates and slots are dropped; open holds stay, and so do the streams, until they are drained. The
+-- sequence goes on, and where it is lost it starts from the clock: it never repeats. Answers "OK".
+
+redis.register_function{function_name = "tg_freeze", flags = {"allow-oom"}, callback = function(keys, args)
+  local gen = tonumber(args[1])
+  if #keys ~= 11 or #args ~= 2 or not is_amount(gen) or gen < 1 then
+    return redis.error_reply("ARGS 11 keys, a generation and a deployment")
+  end
+  local meta = redis.call("HMGET", keys[META], "gen", "seq", "state", "install")
+  local twin = TWINS[keys[META]] or {gen = "0", seq = "0"}
+  if gen <= math.max(tonumber(meta[1] or "0"), tonumber(twin.gen)) then return epoch_error(meta) end
+  if args[2] ~= "" and meta[4] and meta[4] ~= "" and meta[4] ~= args[2] then
+    return redis.error_reply("ARGS the data belongs to deployment " .. meta[4])
+  end
+  local time = redis.call("TIME")
+  local seq = math.max(tonumber(time[1]) * 1000000 + tonumber(time[2]),
+    tonumber(meta[2] or "0") + 1, tonumber(twin.seq) + 1)
+  redis.call("DEL", keys[FREE], keys[BASE], keys[SPENT], keys[HELD], keys[VER], keys[RATES],
+    keys[SLOTS])
+  redis.call("HSET", keys[META], "gen", args[1], "seq", integer_text(seq), "state", "R")
+  if args[2] ~= "" then redis.call("HSET", keys[META], "install", args[2]) end
+  TWINS[keys[META]] = {gen = args[1], seq = integer_text(seq)}
+  return redis.status_reply("OK")
+end}
+
+----------------------------------------------------------------------------------------------------
+-- load: tg_load, ARGV[2..] msgpack {wallet, base, spent, version}, amounts as decimal text
+--
+-- While recovering, sets wallets to what Postgres says; what is held is added by activate. May be
+-- called in parts and repeated. Answers how many it loaded; all or none of a call.
+
+local function load_step(call, wallet, base, spent, version)
+  local keys = call.keys
+  redis.call("HSET", keys[BASE], wallet, base)
+  redis.call("HSET", keys[SPENT], wallet, spent)
+  redis.call("HSET", keys[VER], wallet, integer_text(version))
+  redis.call("HSET", keys[FREE], wallet, base)
+  redis.call("HINCRBY", keys[FREE], wallet, negated(spent))
+  note_version(keys, version)
+end
+
+write("tg_load", "R", {"allow-oom"}, function(call)
+  local items = {}
+  for i = 2, #call.args do
+    local item = unpacked(call.args[i])
+    if not (item and is_name(item[1]) and is_integer_text(item[2]) and is_integer_text(item[3])
+      and is_amount(item[4])) then
+      return redis.error_reply("ARGS wallet, base, spent, version")
+    end
+    items[i - 1] = item
+  end
+  for _, item in ipairs(items) do load_step(call, item[1], item[2], item[3], item[4]) end
+  return #items
+end)
+
+----------------------------------------------------------------------------------------------------
+-- activate: tg_activate, ARGV[2] the highest base version loaded
+--
+-- Adds what the open holds keep to the loaded wallets and slots, and lets calls in. A hold whose
+-- wallet was not loaded ends as expired. Repeating it changes nothing. Answers how many are open.
+
+write("tg_activate", "AR", {"allow-oom"}, function(call)
+  local version, keys, open = tonumber(call.args[2]), call.keys, 0
+  if not is_amount(version) then return redis.error_reply("ARGS a version") end
+  if call.state == "A" then return redis.call("ZCARD", keys[DUE]) end
+  for _, id in ipairs(redis.call("ZRANGE", keys[DUE], 0, -1)) do
+    local row = due_row(call, id)
+    if row and redis.call("HEXISTS", keys[FREE], row[WALLET]) == 1 then
+      take(call, row[WALLET], row[CAPS], row[AMOUNT])
+      take_places(call, row[PLACES])
+      open = open + 1
+    elseif row then
+      append_end(call, id, "1", "expired", row[WALLET], 0, {}, row[TICKET])
+      redis.call("ZREM", keys[DUE], id)
+    end
+  end
+  note_version(keys, version)
+  redis.call("HSET", keys[META], "state", "A")
+  return open
+end)
+
+----------------------------------------------------------------------------------------------------
+-- Reading: these change nothing and never fail on a state.
+
+-- tg_state: {generation, sequence, state, version, deployment, 1 if the fence is closed, unix ms}
+redis.register_function{function_name = "tg_state", flags = {"no-writes"}, callback = function(keys)
+  local meta = redis.call("HMGET", keys[META], "gen", "seq", "state", "ver", "install")
+  local twin = TWINS[keys[META]]
+  local matches = twin and meta[1] and twin.gen == meta[1] and twin.seq == meta[2]
+  return {meta[1] or "0", meta[2] or "0", meta[3] or "", meta[4] or "0", meta[5] or "",
+    matches and 1 or 0, now_ms()}
+end}
+
+-- tg_open: every open hold as {call id, deadline, wallet, amount, msgpack of its windows
+-- {{cap id, start, limit}}, ticket}; ARGV[1] the generation
+redis.register_function{function_name = "tg_open", flags = {"no-writes"}, callback = function(keys, args)
+  local refused = refusal(keys, args, "AR")
+  if refused then return refused end
+  local due, rows = redis.call("ZRANGE", keys[DUE], 0, -1, "WITHSCORES"), {}
+  for i = 1, #due, 2 do
+    local known, windows = redis.call("HGET", keys[HOLDS], due[i]), {}
+    local row = is_open(known) and unpacked(known)
+    for j, cap in ipairs(row and row[CAPS] or {}) do windows[j] = {cap[1], cap[4], cap[2]} end
+    if row then
+      rows[#rows + 1] = {due[i], due[i + 1], row[WALLET], integer_text(row[AMOUNT]),
+        cmsgpack.pack(windows), row[TICKET]}
+    end
+  end
+  return rows
+end}
+
+local function last_stream_id(key)
+  if redis.call("EXISTS", key) == 0 then return "0-0" end
+  local info = redis.call("XINFO", "STREAM", key)
+  for i = 1, #info, 2 do
+    if info[i] == "last-generated-id" then return info[i + 1] end
+  end
+end
+
+-- tg_snap: wallets at one stream id, as {last stream id, next cursor, {wallet, free, held, base,
+-- spent, version}...}. ARGV[1] the generation, ARGV[2] a cursor ("0" to begin; the answer's "0" is
+-- the end) with ARGV[3] about how many, or "-" and the wallets after it; a missing one is left out.
+redis.register_function{function_name = "tg_snap", flags = {"no-writes"}, callback = function(keys, args)
+  local refused = refusal(keys, args, "AR")
+  if refused then return refused end
+  local cursor, wallets = "0", {}
+  if args[2] == "-" then
+    for i = 3, #args do wallets[i - 2] = args[i] end
+  else
+    local page = redis.call("HSCAN", keys[BASE], args[2], "COUNT", args[3])
+    cursor = page[1]
+    for i = 1, #page[2], 2 do wallets[#wallets + 1] = page[2][i] end
+  end
+  local answer = {last_stream_id(keys[LOG]), cursor}
+  for _, wallet in ipairs(wallets) do
+    local base = redis.call("HGET", keys[BASE], wallet)
+    if base then
+      local row = {wallet}
+      for i, key in ipairs({FREE, HELD, BASE, SPENT, VER}) do
+        row[i + 1] = redis.call("HGET", keys[key], wallet) or "0"
+      end
+      answer[#answer + 1] = row
+    end
+  end
+  return answer
+end}
+
+----------------------------------------------------------------------------------------------------
+-- The API key cache: KEYS[1] tg:key:<digest>, a string "<version>|<payload>"; an empty payload is
+-- the tombstone of a key that is revoked. It holds no money and so passes no fence.
+--
+-- tg_key_put: ARGV version, payload, ttl_ms. tg_key_drop: ARGV version, ttl_ms. Answer 1, or 0 when
+-- what is stored is newer (a tombstone also wins over a payload of its own version).
+
+local function cached(key)
+  local stored = redis.call("GET", key)
+  if not stored then return -1, false end
+  local bar = string.find(stored, "|", 1, true)
+  return tonumber(string.sub(stored, 1, bar - 1)), bar == #stored
+end
+
+redis.register_function("tg_key_put", function(keys, args)
+  local version, ttl = tonumber(args[1]), tonumber(args[3])
+  if #keys ~= 1 or not is_amount(version) or not is_name(args[2]) or not is_amount(ttl) then
+    return redis.error_reply("ARGS key; version, payload, ttl_ms")
+  end
+  local stored, is_tombstone = cached(keys[1])
+  if stored > version or (stored == version and is_tombstone) then return 0 end
+  redis.call("SET", keys[1], integer_text(version) .. "|" .. args[2], "PX", ttl)
+  return 1
+end)
+
+redis.register_function{function_name = "tg_key_drop", flags = {"allow-oom"}, callback = function(keys, args)
+  local version, ttl = tonumber(args[1]), tonumber(args[2])
+  if #keys ~= 1 or not is_amount(version) or not is_amount(ttl) then
+    return redis.error_reply("ARGS key; version, ttl_ms")
+  end
+  if cached(keys[1]) > version then return 0 end
+  redis.call("SET", keys[1], integer_text(version) .. "|", "PX", ttl)
+  return 1
+end}
