@@ -54,8 +54,12 @@ def placed(folder: Path, account: Account | None) -> Iterator[Binaries]:
         scratch = _make_scratch(link)
         (scratch / "data").symlink_to(folder)
         if copied:
-            initdb = _copy(initdb.parents[2], scratch / "postgres") / "pginstall/bin/initdb"
-            valkey = _copy(valkey.parent, scratch / "valkey") / valkey.name
+            wheel = initdb.parents[2]
+            initdb = _copy(wheel, scratch) / "pginstall/bin/initdb"
+            valkey = _copy(valkey.parent, scratch) / valkey.name
+            libraries = wheel.with_name(f"{wheel.name}.libs")
+            if libraries.exists():  # the programs look for them beside their own folder
+                _copy(libraries, scratch)
             if not (_is_runnable(initdb, account) and _is_runnable(valkey, account)):
                 raise ServerFailed(
                     f"user {account and account.uid} can run neither the installed servers nor a "
@@ -102,7 +106,8 @@ def _remove_scratch(link: Path) -> None:
     link.unlink(missing_ok=True)
 
 
-def _copy(source: Path, target: Path) -> Path:
+def _copy(source: Path, into: Path) -> Path:
+    target = into / source.name
     unneeded = shutil.ignore_patterns("*.a", "*.py", "__pycache__", "include", "doc")
     shutil.copytree(source, target, ignore=unneeded)
     for path in (target, *target.rglob("*")):

@@ -88,10 +88,12 @@ class ServerProcess:
         account: Account | None,
         stop_signal: signal.Signals,
         config: bytes = b"",
+        probe_every_s: float = PROBE_EVERY_S,
     ) -> None:
         self.name = home.name
         self._home, self._command, self._probe, self._config = home, list(command), probe, config
         self._account, self._stop_signal = account, stop_signal
+        self._probe_every_s = probe_every_s
         self._lock_file = home.with_suffix(".lock")
         self._log_file = home.with_suffix(".log")
         self._process: subprocess.Popen[bytes] | None = None
@@ -162,7 +164,7 @@ class ServerProcess:
             if silences >= SILENCES_MAX:
                 self._process.kill()
                 self._process.wait()
-            probe_at = loop.time() + PROBE_EVERY_S
+            probe_at = loop.time() + self._probe_every_s
 
     async def _health(self) -> Health:
         try:
