@@ -1,0 +1,263 @@
+"""The log: one JSON line per outcome, on the way out of which secrets are masked.
+
+Events go through `logging`, their name as the message and their fields in `extra`; calls, of which
+there are thousands a second, take `Lines.outcome`, which makes the same line without a `LogRecord`.
+Values are numbers, short texts and lists or tables of them: anything else shows its type and not
+what it holds. Nobody waits for whoever reads the log.
+"""
+
+import logging
+import os
+import re
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol, Self
+
+import orjson
+
+_TEXT_MAX = 500  # characters of one value
+_LINE_MAX = 16 * 1024  # bytes; above it every value is cut to _TEXT_MAX
+_TRACEBACK_MAX = 6_000  # characters, from the end, where the cause is
+_SECRET_MIN = 8  # characters; shorter ones are found in innocent words
+_EVENTS_MAX = 1_000  # events whose repetitions are counted
+_BURST = 5  # lines of one warning or error that may come at once; after them one a second
+
+_MASK = b"[secret]"
+_PATTERN = re.compile(
+    rb"""
+      \b tg_(?:live|test)_ [A-Za-z0-9_]+                  # our own API keys
+    | \b (?:sk|pk|rk|xai)- [A-Za-z0-9_-]{8,}              # OpenAI, Anthropic, OpenRouter, xAI
+    | \b (?:sk|pk|rk|gsk|hf)_ [A-Za-z0-9_-]{8,}           # Stripe, Groq, Hugging Face
+    | \b AIza [A-Za-z0-9_-]{20,}                          # Google
+    | \b (?:AKIA|ASIA) [A-Z0-9]{12,}                      # AWS
+    | \b eyJ [A-Za-z0-9_-]{10,} \. [A-Za-z0-9_.-]+        # JSON web tokens
+    | (?i:bearer) (?:\s|%20)+ [^\s"\\]+
+    | (?<=://) [^\s/@"\\]+ (?=@)                          # user and password of a URL
+    """,
+    re.VERBOSE,
+)
+# In every text that the pattern matches, and found in a quarter of the time.
+_HINT = re.compile(rb"[gki][-_]|hf_|AIza|A[KS]IA|eyJ|://|[eE][aA][rR][eE][rR]")
+
+_STANDARD = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"})
+
+
+class Write(Protocol):
+    """Where lines go, a line break at the end of each."""
+
+    def __call__(self, line: bytes, /) -> None: ...
+
+
+class Lines:
+    """Makes lines, masks what must not be in them, and passes them on."""
+
+    def __init__(self, write: Write, *, process: str, wall_s: Callable[[], float]) -> None:
+        self._write, self._wall_s = write, wall_s
+        self._process = process
+        self._secrets: tuple[bytes, ...] = ()
+        self._second, self._second_text = -1, ""
+
+    def know_secrets(self, secrets: Collection[str]) -> None:
+        """Takes the texts that no line may ever hold, whatever they look like."""
+        # Longest first: one secret may begin with another.
+        known = sorted({text for text in secrets if len(text) >= _SECRET_MIN}, key=len)
+        self._secrets = tuple(orjson.dumps(text)[1:-1] for text in reversed(known))
+
+    def event(
+        self, event: str, fields: Mapping[str, Any], *, level: str = "info", at_s: float = 0.0
+    ) -> None:
+        """Write one line. Never raises, whatever the values are."""
+        head = self._head(level=level, at_s=at_s or self._wall_s())
+        self._write(self._masked(_packed({**head, "event": event, **fields})) + b"\n")
+
+    def outcome(self, event: str, ours: Mapping[str, Any], told: Mapping[str, str]) -> None:
+        """Write the line of a call, quickly.
+
+        `ours` are ids, numbers and names that we made, in which no secret is looked for; `told` is
+        whatever a client or a vendor chose.
+        """
+        head = self._head(level="info", at_s=self._wall_s())
+        searched = self._masked(_packed({"event": event, **told}))
+        self._write(b"%b,%b\n" % (_packed({**head, **ours})[:-1], searched[1:]))
+
+    def _head(self, *, level: str, at_s: float) -> dict[str, Any]:
+        return {"time": self._time(at_s), "level": level, "process": self._process}
+
+    def _time(self, at_s: float) -> str:
+        second = int(at_s)
+        if second != self._second:
+            self._second = second
+            self._second_text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
+        return f"{self._second_text}{int(at_s * 1000) % 1000:03d}Z"
+
+    def _masked(self, packed: bytes) -> bytes:
+        for secret in self._secrets:
+            if secret in packed:
+                packed = packed.replace(secret, _MASK)
+        return _PATTERN.sub(_MASK, packed) if _HINT.search(packed) else packed
+
+
+_OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_NON_STR_KEYS
+
+
+def _packed(line: Mapping[str, Any]) -> bytes:
+    try:
+        packed = orjson.dumps(line, _shown, _OPTIONS)
+    except TypeError:
+        packed = b""
+    return packed if 0 < len(packed) <= _LINE_MAX else orjson.dumps(_cut(line))
+
+
+def _shown(value: object) -> str:
+    """What a value of no plain type shows of itself: nothing but that it is there."""
+    if isinstance(value, BaseException):
+        return f"{type(value).__name__}: {value}"[:_TEXT_MAX]
+    return f"<{type(value).__name__}>"
+
+
+def _cut(value: Any) -> Any:
+    """The value in a form that certainly fits, and that certainly can be written."""
+    if isinstance(value, str):
+        # A lone surrogate, which no UTF-8 can hold, comes in with file names and odd JSON.
+        return value[:_TEXT_MAX].encode(errors="backslashreplace").decode()
+    if isinstance(value, bool | float | None):
+        return value
+    if isinstance(value, int):
+        return value if -(2**63) <= value < 2**63 else str(value)[:_TEXT_MAX]
+    if isinstance(value, Mapping):
+        return {_cut(str(key)): _cut(inner) for key, inner in list(value.items())[:100]}
+    if isinstance(value, list | tuple):
+        return [_cut(inner) for inner in value[:20]]
+    return _cut(_shown(value))
+
+
+class _Repeated(NamedTuple):
+    """How much of its allowance an event has left, as of when, and how often it was kept quiet."""
+
+    allowance: float
+    at_s: float
+    silenced: int
+
+
+class LinesHandler(logging.Handler):
+    """Makes a line of every `LogRecord`. A warning or error that repeats is thinned out.
+
+    The next line that passes says in `repeated` how many of its kind did not.
+    """
+
+    def __init__(self, lines: Lines) -> None:
+        super().__init__()
+        self._lines = lines
+        self._repeated: dict[tuple[str, str], _Repeated] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        silenced = self._silenced(record)
+        if silenced is None:
+            return
+        fields = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+        fields["logger"] = record.name
+        if silenced:
+            fields["repeated"] = silenced
+        if record.exc_info and record.exc_info[1] is not None:
+            fields["error"] = record.exc_info[1]
+            fields["traceback"] = _traceback(record.exc_info[1])
+        try:
+            event = record.getMessage()
+        except (TypeError, ValueError):
+            event = record.msg
+        self._lines.event(event, fields, level=record.levelname.lower(), at_s=record.created)
+
+    def _silenced(self, record: logging.LogRecord) -> int | None:
+        """How many were kept quiet before this one; None: this one is, too."""
+        if record.levelno < logging.WARNING:
+            return 0
+        now_s, key = record.created, (record.name, str(record.msg))
+        before = self._repeated.get(key) or _Repeated(_BURST, now_s, 0)
+        allowance = min(_BURST, before.allowance + max(0.0, now_s - before.at_s))
+        if len(self._repeated) >= _EVENTS_MAX:
+            self._repeated.clear()
+        if allowance < 1:
+            self._repeated[key] = _Repeated(allowance, now_s, before.silenced + 1)
+            return None
+        self._repeated[key] = _Repeated(allowance - 1, now_s, 0)
+        return before.silenced
+
+
+def _traceback(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))[-_TRACEBACK_MAX:]
+
+
+def install(lines: Lines, *, level: str) -> None:
+    """Makes `lines` the one place where this process's `logging` goes."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+    root.addHandler(LinesHandler(lines))
+    set_level(level)
+    logging.captureWarnings(True)
+
+
+def set_level(level: str) -> None:
+    """Applies a level of the configuration to our own loggers; libraries speak from warnings on."""
+    root = logging.getLogger()
+    root.setLevel(logging.WARNING)
+    for package in ("gateway", "ledger", "providers"):
+        logging.getLogger(package).setLevel(level.upper())
+
+
+class LineWriter:
+    """Writes lines to a file descriptor from a thread of its own: a full pipe stops nobody else.
+
+    What a crash loses is the last 50 ms. Lines that nobody takes are dropped, and counted.
+    """
+
+    waiting_max = 20_000  # lines: about 10 MB
+    every_s = 0.05
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._waiting: deque[bytes] = deque()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self.dropped = 0
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._closing.set()
+        # A reader that has stalled for good must not keep the process from ending.
+        self._thread.join(timeout=2)
+
+    def write(self, line: bytes) -> None:
+        if len(self._waiting) >= self.waiting_max:
+            self.dropped += 1
+        else:
+            self._waiting.append(line)
+
+    def _run(self) -> None:
+        while not self._closing.wait(self.every_s):
+            self._drain()
+        self._drain()
+
+    def _drain(self) -> None:
+        count = len(self._waiting)
+        if not count:
+            return
+        left = memoryview(b"".join(self._waiting.popleft() for _ in range(count)))
+        try:
+            while left:
+                left = left[os.write(self._descriptor, left) :]
+        except OSError:
+            # The reader is gone. A gateway without a log still serves; the count shows it.
+            self.dropped += count
