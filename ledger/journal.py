@@ -20,6 +20,8 @@ from ledger.frames import Mark, OpenCall
 from ledger.proof import Proof, Span
 from ledger.segments import Folder, calls_in, ends_in, open_calls, unproven
 
+__all__ = ["Journal", "JournalFull"]
+
 log = logging.getLogger(__name__)
 
 SEGMENT_BYTES = 64 << 20
@@ -124,8 +126,12 @@ class Journal:
 
     @property
     def is_full(self) -> bool:
-        """Whether calls are refused: the gateway is not ready then. Tried again every second."""
-        return self._appender.is_refused or self._appender.bytes >= self._calls_bytes_max
+        """Whether calls are refused, or soon will be: the gateway is not ready then.
+
+        A disk that refused is tried again every second.
+        """
+        is_near = self._appender.bytes >= self._calls_bytes_max - SPAN_BYTES
+        return is_near or self._appender.is_refused
 
     @property
     def disk_bytes(self) -> int:
