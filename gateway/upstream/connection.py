@@ -164,7 +164,7 @@ class Connection(asyncio.Protocol):
         except BaseException:
             self.abandon(exchange)
             raise
-        if exchange.failure is not None:
+        if exchange.failure is not None and not exchange.status:
             raise exchange.failure
         return Answer(exchange, self, idle_s=deadlines.idle_s, reused=reused)
 
@@ -289,12 +289,17 @@ class Connection(asyncio.Protocol):
             return
         if len(exchange.head) > HEADERS_MAX or self._received_bytes > HEAD_BYTES_MAX:
             self._check_head(exchange)
-        exchange.status = status
         self._is_reusable = parser.should_keep_alive()
         for name, value in exchange.head:
-            if len(name) == 10 and name.lower() == b"keep-alive":  # noqa: PLR2004 - its length
-                found = _KEEP_ALIVE_TIMEOUT.search(value)
-                self.keep_alive_s = float(found[1]) if found else math.inf
+            match name.lower():
+                case b"keep-alive":
+                    found = _KEEP_ALIVE_TIMEOUT.search(value)
+                    self.keep_alive_s = float(found[1]) if found else math.inf
+                case b"transfer-encoding" if value.strip().lower() != b"chunked":
+                    raise _Interrupt  # a coding that was not asked for and is not undone here
+                case _:
+                    pass
+        exchange.status = status
         if exchange.is_bodyless:
             exchange.is_complete = True
             raise _Interrupt  # the parser would wait for the body that the head describes

@@ -11,6 +11,7 @@ import brotli  # type: ignore[import-untyped]  # ships without types
 import zstandard
 
 OUTPUT_BYTES_MAX = 256 * 1024  # what one step may make of however little input
+_ZLIB_HEADER_BYTES = 2
 _ZSTD_WINDOW_BYTES_MAX = 8 * 1024 * 1024  # what RFC 9659 allows for HTTP
 # Four bytes of zstd can stand for 128 KiB, and its decoder takes no output limit: the input is cut.
 _ZSTD_INPUT_BYTES_MAX = 32
@@ -35,34 +36,31 @@ class Decoder(Protocol):
 
 
 class _Zlib:
-    """gzip (any number of members) and deflate (with the zlib header, or raw as some send it)."""
+    """gzip (any number of members), or what else `window_bits` means to zlib."""
 
     def __init__(self, window_bits: int) -> None:
         self._window_bits = window_bits
         self._inflate = zlib.decompressobj(window_bits)
         self._rest = b""
         self._is_untouched = True
+        self._was_capped = False
 
     @property
     def has_more(self) -> bool:
-        return bool(self._rest)
+        return self._was_capped or bool(self._rest)
 
     def feed(self, data: bytes) -> bytes:
         data = self._rest + data
-        if not data:
-            return b""
-        if self._inflate.eof:
+        if data and self._inflate.eof:
             self._inflate = zlib.decompressobj(self._window_bits)
         try:
             output = self._inflate.decompress(data, OUTPUT_BYTES_MAX)
         except zlib.error as error:
-            if not self._is_untouched or self._window_bits != zlib.MAX_WBITS:
-                raise CorruptEncoding(str(error)) from error
-            self._window_bits, self._rest, self._is_untouched = -zlib.MAX_WBITS, b"", False
-            self._inflate = zlib.decompressobj(self._window_bits)
-            return self.feed(data)
-        self._is_untouched = False
+            raise CorruptEncoding(str(error)) from error
+        self._is_untouched = self._is_untouched and not data
         self._rest = self._inflate.unconsumed_tail or self._inflate.unused_data
+        # All input may be taken while the end of its output is still inside.
+        self._was_capped = len(output) >= OUTPUT_BYTES_MAX
         return output
 
     def end(self) -> None:
@@ -70,14 +68,45 @@ class _Zlib:
             raise CorruptEncoding("the compressed body ends in the middle")
 
 
+class _Deflate:
+    """With the zlib header that RFC 9110 asks for, or raw as some send it."""
+
+    def __init__(self) -> None:
+        self._start = b""
+        self._zlib: _Zlib | None = None
+
+    @property
+    def has_more(self) -> bool:
+        return self._zlib is not None and self._zlib.has_more
+
+    def feed(self, data: bytes) -> bytes:
+        if self._zlib is None:
+            self._start += data
+            if len(self._start) < _ZLIB_HEADER_BYTES:
+                return b""
+            first, second = self._start[:_ZLIB_HEADER_BYTES]
+            # RFC 1950: method 8, and the two bytes together are a multiple of 31.
+            has_header = first & 0x0F == zlib.DEFLATED and (first << 8 | second) % 31 == 0
+            self._zlib = _Zlib(zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS)
+            data = self._start
+        return self._zlib.feed(data)
+
+    def end(self) -> None:
+        if self._zlib is not None:
+            self._zlib.end()
+        elif self._start:
+            raise CorruptEncoding("the compressed body ends in the middle")
+
+
 class _Brotli:
     def __init__(self) -> None:
         self._brotli = brotli.Decompressor()
         self._is_untouched = True
+        self._was_capped = False
 
     @property
     def has_more(self) -> bool:
-        return not self._brotli.can_accept_more_data()
+        return self._was_capped or not self._brotli.can_accept_more_data()
 
     def feed(self, data: bytes) -> bytes:
         if data:
@@ -86,6 +115,8 @@ class _Brotli:
             output: bytes = self._brotli.process(data, output_buffer_limit=OUTPUT_BYTES_MAX)
         except brotli.error as error:
             raise CorruptEncoding(str(error)) from error
+        # It may say that it takes more input while it still has output for what it took.
+        self._was_capped = len(output) >= OUTPUT_BYTES_MAX
         return output
 
     def end(self) -> None:
@@ -130,7 +161,7 @@ class _Zstd:
 _DECODERS: dict[str, Callable[[], Decoder]] = {
     "gzip": lambda: _Zlib(zlib.MAX_WBITS + 16),
     "x-gzip": lambda: _Zlib(zlib.MAX_WBITS + 16),
-    "deflate": lambda: _Zlib(zlib.MAX_WBITS),
+    "deflate": _Deflate,
     "br": _Brotli,
     "zstd": _Zstd,
 }

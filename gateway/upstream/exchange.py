@@ -36,13 +36,8 @@ class Exchange:
     @property
     def ends_with_connection(self) -> bool:
         """The answer has no length of its own: it ends when the connection does."""
-        coding = None
-        for name, value in self.head:
-            if name.lower() == b"content-length":
-                return False
-            if name.lower() == b"transfer-encoding":
-                coding = value.lower()
-        return bool(self.status) and (coding is None or not coding.endswith(b"chunked"))
+        framed = (b"content-length", b"transfer-encoding")
+        return bool(self.status) and not any(name.lower() in framed for name, _ in self.head)
 
     def take(self) -> bytes:
         """Everything that has come and was not taken yet."""
