@@ -1,4 +1,4 @@
-"""The first phases: who calls, where the call may go, what it may cost at most, and the hold for it.
+"""The first phases: who calls, where the call may go, its worst cost, and the hold for it.
 
 Nothing here is charged or sent. Whatever is refused here leaves no record, only a counter: an
 attacker must not be able to write rows.

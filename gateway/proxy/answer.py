@@ -1,4 +1,4 @@
-"""The header lines of an answer: an allow-list of the vendor's, and what we have to say ourselves."""
+"""The header lines of an answer: an allow-list of the vendor's, and what we have to say."""
 
 from gateway import errors
 from gateway.proxy.live import LiveCall

@@ -1,4 +1,4 @@
-"""The table of the data plane: which path reaches what. Nothing else on this listener can be reached.
+"""The table of the data plane: which path reaches what; nothing else can be reached.
 
 Every path that leads to a vendor is metered: it stands in `OPERATIONS` and goes through `Calls`.
 """
