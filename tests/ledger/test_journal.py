@@ -218,6 +218,24 @@ async def test_a_partition_that_is_away_keeps_no_segment_and_loses_no_end(
     assert len(left) < 100
 
 
+async def test_an_end_that_waits_for_proof_is_carried_from_segment_to_segment(
+    tmp_path: Path, clock: Clock
+) -> None:
+    journal = create(tmp_path, clock, segment_bytes=20_000)
+    write(journal, 1, partition=3)
+    place(journal, 1, partition=3)
+    for number in range(2, 800):
+        write(journal, number, bulk=200)
+        place(journal, number)
+        journal.proven(7, generation=1, stream_id=f"{number}-0")
+        if number % 200 == 0:
+            clock.now_s += 2
+            await journal.sync()
+    assert journal.unproven_count == 1
+    assert [e.call_id for e in journal.unproven(3, generation=2)] == ids(1)
+    journal.close()
+
+
 async def test_a_backlog_is_not_copied_about(tmp_path: Path, clock: Clock) -> None:
     journal = create(tmp_path, clock, segment_bytes=2_000)
     write(journal, *range(60))
@@ -374,7 +392,8 @@ async def test_who_waits_is_told_if_the_disk_failed_and_the_next_write_is_in_a_n
     async with looping(journal):
         write(journal, 1)
         with pytest.raises(JournalFull, match="could not be synced"):
-            await journal.synced()
+            async with asyncio.timeout(10):
+                await journal.synced()
         write(journal, 2)
         await journal.synced()
     assert journal.sync_failures == 1
