@@ -8,12 +8,13 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import uvloop
 
 from gateway.config import ConfigErrors, load
-from gateway.logs import configure
+from gateway.logs import Lines, LineWriter, install
 
 
 def main(arguments: list[str]) -> int:
@@ -24,15 +25,17 @@ def main(arguments: list[str]) -> int:
     except ConfigErrors as error:
         print(error, file=sys.stderr)  # noqa: T201 - the log is configured by what cannot be read
         return 1
-    configure(config.logging.level, process=f"{role}{numbers[0] if role == 'worker' else ''}")
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_run(role, Path(config_path), [int(number) for number in numbers]))
+    name = role if role == "control" else f"worker-{numbers[0]}"
+    with LineWriter(sys.stderr.fileno()) as writer:
+        lines = Lines(writer.write, process=name, wall_s=time.time)  # noqa: TID251 - a root
+        install(lines, level=config.logging.level)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_run(role, Path(config_path), [int(n) for n in numbers], lines))
     return 0
 
 
-async def _run(role: str, config_path: Path, numbers: list[int]) -> None:
-    stop = asyncio.Event()
-    reload = asyncio.Event()
+async def _run(role: str, config_path: Path, numbers: list[int], lines: Lines) -> None:
+    stop, reload = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, _ending, stop)
     loop.add_signal_handler(signal.SIGHUP, reload.set)
@@ -41,13 +44,11 @@ async def _run(role: str, config_path: Path, numbers: list[int]) -> None:
     if role == "control":
         from gateway.control import run_control  # noqa: PLC0415 - the workers need none of it
 
-        await run_control(config_path, workers=numbers[0], stop=stop, reload=reload)
+        await run_control(config_path, workers=numbers[0], stop=stop, reload=reload, lines=lines)
     else:
         from gateway.app import run_worker  # noqa: PLC0415 - the control process needs none of it
 
-        await run_worker(
-            config_path, number=numbers[0], workers=numbers[1], stop=stop, reload=reload
-        )
+        await run_worker(config_path, number=numbers[0], stop=stop, reload=reload, lines=lines)
 
 
 def _ending(stop: asyncio.Event) -> None:

@@ -156,7 +156,7 @@ def _children(config_path: Path, workers: int, environ: Mapping[str, str]) -> li
     config = str(config_path)
     roles = [Role(name="control", arguments=("control", config, str(workers)))]
     roles += [
-        Role(name=f"worker-{number}", arguments=("worker", config, str(number), str(workers)))
+        Role(name=f"worker-{number}", arguments=("worker", config, str(number)))
         for number in range(workers)
     ]
     return [Child(role, environ) for role in roles]

@@ -1,16 +1,13 @@
 """What operators are told of each call: its metrics and its one line in the log."""
 
-import logging
-
 from gateway import errors
 from gateway.credential import AuthError
+from gateway.logs import Lines
 from gateway.metrics import Metrics
 from gateway.proxy.live import LiveCall
 from ledger.admission import End, Refused
 from ledger.record import Outcome
 from ledger.usage import Source
-
-log = logging.getLogger(__name__)
 
 _UNKNOWN_FIELD = "unknown_field:"
 
@@ -18,8 +15,8 @@ _UNKNOWN_FIELD = "unknown_field:"
 class Teller:
     """Counts and logs; never raises, never waits."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    def __init__(self, metrics: Metrics, lines: Lines) -> None:
+        self._metrics, self._lines = metrics, lines
 
     def not_held(self, refused: Refused) -> None:
         """The ledger refused a hold."""
@@ -30,7 +27,9 @@ class Teller:
         self._metrics.refusals.add((error.code,))
         if isinstance(error, AuthError):
             self._metrics.auth_failures.add((error.reason,))
-        log.info("call refused", extra={"call": id_text, "status": status, "code": error.code})
+        self._lines.outcome(
+            "call refused", {"call": id_text, "status": status}, {"code": error.code}
+        )
 
     def ended(self, live: LiveCall, end: End) -> None:
         """A call has its end: every figure of it is known."""
@@ -60,10 +59,10 @@ class Teller:
                 metrics.usage_missing.add((provider,))
         if any(flag.startswith(_UNKNOWN_FIELD) for flag in record.flags):
             metrics.usage_unknown_fields.add((provider,))
-        log.info("call ended", extra=_line(live, end))
+        self._lines.outcome("call ended", _ours(live, end), {"model": record.model_requested})
 
 
-def _line(live: LiveCall, end: End) -> dict[str, object]:
+def _ours(live: LiveCall, end: End) -> dict[str, object]:
     record = live.record
     return {
         "call": live.id_text,
@@ -71,7 +70,7 @@ def _line(live: LiveCall, end: End) -> dict[str, object]:
         "key": record.key_id,
         "operation": record.operation,
         "provider": record.provider,
-        "model": record.model_target,
+        "route": live.route.name,
         "outcome": record.outcome,
         "kind": end.kind,
         "status": record.status,

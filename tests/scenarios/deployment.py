@@ -1,0 +1,261 @@
+"""A whole deployment for a test: real processes, real servers, the real command line.
+
+async with Deployment.started(tmp_path, vendor=vendor) as tollgate:
+    key = tollgate.new_key(credit_usd="10")
+    client = tollgate.openai(key)
+"""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import yaml
+from openai import AsyncOpenAI
+from redis.asyncio import Redis
+
+from gateway.embedded import urls
+
+START_S_MAX = 60.0
+STOP_S_MAX = 30.0
+# Price sheet P1: nano-USD per token, as USD per million.
+P1 = {"input": "3", "output": "15", "cache_read": "0.30", "cache_write_5m": "3.75"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """An API key and what it belongs to."""
+
+    secret: str
+    id: str
+    organization_id: str
+
+
+class Deployment:
+    """One running `tollgate serve`."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], *, workers: int) -> None:
+        self.folder, self.config, self.workers = folder, dict(config), workers
+        self.data = folder / "data"
+        self.config_path = folder / "config.yaml"
+        self.log_path = folder / "log.jsonl"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    @asynccontextmanager
+    async def started(
+        cls,
+        folder: Path,
+        *,
+        vendor_port: int,
+        workers: int = 1,
+        changes: Mapping[str, Any] | None = None,
+    ) -> AsyncIterator["Deployment"]:
+        """A deployment whose only provider is the scripted vendor, with every price from P1."""
+        deployment = cls(folder, _config(folder, vendor_port, changes or {}), workers=workers)
+        deployment.write_config()
+        await deployment.start()
+        try:
+            yield deployment
+        finally:
+            await deployment.stop()
+
+    def write_config(self) -> None:
+        """Put `config` where the processes read it."""
+        draft = self.config_path.with_suffix(".new")
+        draft.write_text(yaml.safe_dump(self.config))
+        draft.replace(self.config_path)
+
+    async def start(self) -> None:
+        """Start it and wait until it is ready."""
+        (self.data / "run" / "serve.json").unlink(missing_ok=True)
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "gateway.cli"),
+                    *("--config", str(self.config_path)),
+                    *("serve", "--workers", str(self.workers)),
+                ],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PYTHONPATH": str(Path.cwd())},  # noqa: TID251 - a child's
+            )
+        await self.until_ready()
+
+    async def until_ready(self, within_s: float = START_S_MAX) -> None:
+        """Return once every process says that it can be sent calls."""
+        async with asyncio.timeout(within_s):
+            while not await self.is_ready():
+                assert self._process is not None
+                code = self._process.poll()
+                assert code is None, (
+                    f"serve ended with {code}:\n{self.log_path.read_text()[-4000:]}"
+                )
+                await asyncio.sleep(0.05)
+
+    async def is_ready(self) -> bool:
+        """What /readyz of the metrics listener says."""
+        ports = self.ports
+        if not ports:
+            return False
+        return await asyncio.to_thread(_answers, f"http://127.0.0.1:{ports['metrics']}/readyz")
+
+    async def stop(self) -> int:
+        """SIGTERM, and its exit code."""
+        if self._process is None:
+            return 0
+        self._process.send_signal(signal.SIGTERM)
+        code = await asyncio.to_thread(self._process.wait, STOP_S_MAX)
+        self._process = None
+        return code
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """The ports in use; empty before the start."""
+        try:
+            found: dict[str, int] = json.loads((self.data / "run" / "serve.json").read_text())
+        except FileNotFoundError:
+            return {}
+        return found
+
+    @property
+    def base_url(self) -> str:
+        """What an SDK is pointed at."""
+        return f"http://127.0.0.1:{self.ports['data']}/v1"
+
+    def pids(self, role: str) -> list[int]:
+        """The processes of this deployment whose command begins so: "control", "worker"."""
+        assert self._process is not None
+        found = subprocess.run(
+            ["/bin/ps", "--ppid", str(self._process.pid), "-o", "pid=,args="],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        lines = [line.split(None, 1) for line in found.stdout.splitlines()]
+        return [int(pid) for pid, command in lines if f"gateway.process {role}" in command]
+
+    def run(self, *arguments: str) -> str:
+        """A command of `tollgate`, run to its end; its output."""
+        done = subprocess.run(
+            [sys.executable, "-m", "gateway.cli", "--config", str(self.config_path), *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONPATH": str(Path.cwd())},  # noqa: TID251 - a child's
+        )
+        assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def new_organization(self, *, credit_usd: str = "10", name: str = "test") -> str:
+        """An organization with so much credit; its id."""
+        made = json.loads(self.run("org", "create", name, "--json"))
+        if credit_usd != "0":
+            self.run("credit", "grant", made["id"], credit_usd, "--reason", "test")
+        return str(made["id"])
+
+    def new_key(
+        self, *options: str, credit_usd: str = "10", organization_id: str | None = None
+    ) -> Key:
+        """A key, of a new organization unless one is named; `options` as for `key create`."""
+        owner = organization_id or self.new_organization(credit_usd=credit_usd)
+        made = json.loads(self.run("key", "create", owner, "--name", "test", *options, "--json"))
+        return Key(secret=made["secret"], id=made["id"], organization_id=owner)
+
+    def openai(self, key: Key, **options: Any) -> AsyncOpenAI:
+        """The official client, pointed here."""
+        return AsyncOpenAI(
+            base_url=self.base_url, api_key=key.secret, **{"max_retries": 0, **options}
+        )
+
+    async def wallet(self, organization_id: str) -> int:
+        """base - spent, as Postgres has it, nano-USD."""
+        connection = await self.postgres()
+        try:
+            free = await connection.fetchval(
+                "SELECT base - spent FROM wallet WHERE organization_id = $1::uuid", organization_id
+            )
+        finally:
+            await connection.close()
+        return int(free)
+
+    async def records(self, organization_id: str, *, count: int, within_s: float = 10) -> list[Any]:
+        """The organization's records, once there are so many; oldest first."""
+        connection = await self.postgres()
+        try:
+            async with asyncio.timeout(within_s):
+                while True:
+                    rows = await connection.fetch(
+                        "SELECT * FROM usage_record WHERE organization_id = $1::uuid"
+                        " ORDER BY call_id",
+                        organization_id,
+                    )
+                    if len(rows) >= count:
+                        return rows
+                    await asyncio.sleep(0.05)
+        finally:
+            await connection.close()
+
+    async def postgres(self) -> asyncpg.Connection:
+        """A connection to the deployment's own Postgres."""
+        return await asyncpg.connect(urls(self.data).postgres)
+
+    def redis(self) -> Redis:
+        """A client of the deployment's own Valkey, with every right."""
+        return Redis.from_url(urls(self.data).redis_admin)
+
+    def metrics(self) -> str:
+        """The metrics page."""
+        url = f"http://127.0.0.1:{self.ports['metrics']}/metrics"
+        with urllib.request.urlopen(url, timeout=10) as page:
+            return str(page.read().decode())
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - our own listener
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _config(folder: Path, vendor_port: int, changes: Mapping[str, Any]) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "data_dir": str(folder / "data"),
+        "listeners": {
+            "data": {"host": "127.0.0.1", "port": 0},
+            "metrics": {"host": "127.0.0.1", "port": 0},
+        },
+        "providers": {
+            "vendor": {
+                "kind": "openai",
+                "base_url": f"http://127.0.0.1:{vendor_port}/v1",
+                "allow_http": True,
+                "api_key": "sk-platform-0123456789abcdef",
+                "input_overhead_tokens": 0,
+                "input_overhead_tokens_embeddings": 0,
+            }
+        },
+        "models": {"*": {"targets": [{"provider": "vendor", "model": "*"}]}},
+        "prices": [{"provider": "vendor", "model": "*", "usd_per_million": P1}],
+        "shutdown": {"drain_delay_s": 0, "streams_s_max": 10},
+    }
+    return _merged(config, changes)
+
+
+def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    for name, value in changes.items():
+        if isinstance(value, Mapping) and isinstance(base.get(name), dict):
+            _merged(base[name], value)
+        else:
+            base[name] = value
+    return base
