@@ -260,14 +260,17 @@ def test_every_exception_is_still_needed() -> None:
 
 
 def test_every_test_file_has_its_module() -> None:
+    """`test_auth.py`, and `test_auth_outages.py` where one file is not enough, prove `auth`."""
     breaches = []
     for path in _paths("tests"):
         relative = path.relative_to(ROOT / "tests")
         if not path.name.startswith("test_") or relative.parts[0] not in PACKAGES:
             continue
-        module = ROOT / relative.with_name(path.name.removeprefix("test_"))
-        if not module.exists() and not module.with_suffix("").is_dir():
-            breaches.append(f"{_name(path)}: no {_name(module)}")
+        words = path.stem.split("_")[1:]
+        names = ["_".join(words[:count]) for count in range(1, len(words) + 1)]
+        folder = ROOT / relative.parent
+        if not any((folder / n).is_dir() or (folder / f"{n}.py").exists() for n in names):
+            breaches.append(f"{_name(path)}: no {_name(folder)}/{names[-1]}.py")
     _say_nothing(breaches, "tests mirror the packages:")
 
 
