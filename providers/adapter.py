@@ -1,4 +1,4 @@
-"""The contract between the gateway and a vendor: nothing behind it does I/O, reads a clock or keeps state.
+"""The contract between the gateway and a vendor: behind it is no I/O, no clock and no state.
 
 The gateway reads a `Call` from the client's bytes, asks an `Adapter` for the `UpstreamRequest` to a
 `Target`, and feeds a `Meter` with the vendor's bytes as they come.
@@ -7,7 +7,10 @@ The gateway reads a `Call` from the client's bytes, asks an `Adapter` for the `U
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
+
+import msgspec
 
 from ledger.usage import Usage
 
@@ -50,7 +53,7 @@ class Secret:
 
 
 class BadCall(Exception):
-    """The client's body cannot be read as a call. `param` names the field, `code` is for programs."""
+    """The client's body is no call. `param` names the field, `code` is for programs."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -58,7 +61,11 @@ class BadCall(Exception):
 
 
 class Call(NamedTuple):
-    """What the gateway must know of a client's request; the body itself stays bytes."""
+    """What the gateway must know of a client's request; the body itself stays bytes.
+
+    To put a limit on a call that has none, the gateway passes on `call._replace(output_limit=n)`:
+    the adapter writes it into the vendor's request.
+    """
 
     operation: Operation
     body: bytes
@@ -74,6 +81,7 @@ class Call(NamedTuple):
         str, ...
     ]  # fields that name things kept at the vendor, e.g. previous_response_id
     tools: bool  # the vendor may run tools of its own, which cost beyond the bound
+    fields: Mapping[str, msgspec.Raw] = MappingProxyType({})  # the body's own, for the adapter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +123,10 @@ class Meter(Protocol):
 
     started: bool  # the first event that carries anything has been seen
     finished: bool  # the vendor's terminal event has been seen
-    failure: Failure | None  # an error inside a 200 answer
+
+    @property
+    def failure(self) -> Failure | None:
+        """The error told inside a 200 answer."""
 
     def feed(self, chunk: bytes) -> bytes:
         """The bytes of `chunk`, and what was withheld before it, that the client shall see now."""
@@ -131,10 +142,10 @@ class Adapter(Protocol):
     """One vendor's dialect."""
 
     def request(self, call: Call, target: Target) -> UpstreamRequest:
-        """The vendor's request for this call: its key, its model name, fields spliced, bytes kept."""
+        """The vendor's request for this call: its key, its model's name, all other bytes kept."""
 
     def meter(self, call: Call, target: Target, *, streamed: bool, bound: int) -> Meter:
-        """A meter for the answer. `streamed` is what the answer's content-type says, not the request.
+        """A meter for the answer. `streamed` is what the answer's content-type says.
 
         `bound`: the input tokens the hold was made for, which an estimate never exceeds.
         """

@@ -1,0 +1,136 @@
+"""Meters an answer that comes in one piece: it passes as it comes and is read at its end."""
+
+import json
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from ledger.usage import Usage
+from providers.adapter import Call, Failure
+from providers.custom import Quirks
+from providers.openai.errors import failure_within
+from providers.openai.tally import Tally, text_bytes
+
+BODY_BYTES_MAX = 64 * 1024 * 1024
+"""Kept to be read. Embeddings of 2,048 texts have 60 MB at most; what is longer is estimated."""
+
+_ABSENT = Raw()
+_UNREADABLE = (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError)
+
+
+class _Answer(msgspec.Struct, gc=False):
+    """The answer of any operation: their names do not collide."""
+
+    choices: Raw = _ABSENT
+    output: Raw = _ABSENT
+    usage: Any = None
+    error: Any = None
+    model: Any = None
+    service_tier: Any = None
+    status: Any = None
+    x_groq: Any = None
+    cost: Any = None
+
+
+_decode_answer = msgspec.json.Decoder(_Answer, float_hook=Decimal).decode
+
+
+class BodyMeter:
+    """A `Meter` of one JSON body."""
+
+    __slots__ = ("_chunks", "_over", "_size", "_tally", "finished", "started")
+
+    def __init__(self, call: Call, quirks: Quirks, bound: int) -> None:
+        self._tally = Tally(call, quirks, bound)
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._over = False
+        self.started = False
+        self.finished = False
+
+    @property
+    def failure(self) -> Failure | None:
+        """The error that came as a good answer."""
+        return self._tally.failure
+
+    def feed(self, chunk: bytes) -> bytes:
+        """The chunk itself."""
+        # Some vendors send blank lines to keep the connection while they think.
+        self.started = self.started or not chunk.isspace()
+        self._size += len(chunk)
+        if self._size <= BODY_BYTES_MAX:
+            self._chunks.append(chunk)
+        else:
+            self._chunks.clear()
+        return chunk
+
+    def end(self) -> bytes:
+        """Read the body. No bytes are ever withheld of it."""
+        self._over = True
+        chunks = self._chunks
+        self._read(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+        self._chunks = []
+        return b""
+
+    def usage(self) -> Usage:
+        """What was consumed so far."""
+        if not self._over:
+            self._tally.text_bytes = self._size
+        return self._tally.usage(over=self._over, finished=self.finished)
+
+    def _read(self, body: bytes) -> None:
+        tally = self._tally
+        tally.text_bytes = 0
+        try:
+            answer = _decode_answer(body)
+        except _UNREADABLE:
+            tree = self._tree(body)
+            if tree is None:
+                return
+            answer = _Answer()
+            for name in ("usage", "error", "model", "service_tier", "status", "cost"):
+                setattr(answer, name, tree.get(name))
+            tally.text_bytes = text_bytes([tree.get("choices"), tree.get("output")])
+        self.finished = True
+        tally.say_model(answer.model)
+        tally.say_tier(answer.service_tier)
+        if answer.error is not None:
+            tally.failure = failure_within({"error": answer.error})
+            tally.failed = answer.status == "failed"
+        if answer.cost is not None:
+            tally.say_beside("cost", answer.cost)
+        if answer.output is not _ABSENT:
+            tally.count_items(answer.output)
+        if answer.usage is not None:
+            tally.report(answer.usage)
+        elif isinstance(answer.x_groq, dict) and answer.x_groq.get("usage") is not None:
+            tally.report(answer.x_groq["usage"])
+        elif answer.error is None:
+            tally.text_bytes += _own_words(answer)
+
+    def _tree(self, body: bytes) -> dict[str, Any] | None:
+        """A body that msgspec refuses; None if it is cut, or no JSON, or was too long to keep."""
+        try:
+            tree = json.loads(body, parse_float=Decimal)
+        except _UNREADABLE:
+            tree = None
+        if isinstance(tree, dict):
+            return tree
+        self._tally.flag("unreadable_answer")
+        # A cut answer was generated, and is estimated; a proxy's page was not.
+        if self._size > BODY_BYTES_MAX or body.lstrip()[:1] == b"{":
+            self._tally.text_bytes = self._size
+        return None
+
+
+def _own_words(answer: _Answer) -> int:
+    size = 0
+    for raw in (answer.choices, answer.output):
+        if raw is not _ABSENT:
+            try:
+                size += text_bytes(msgspec.json.decode(raw))
+            except _UNREADABLE:
+                size += len(memoryview(raw))
+    return size

@@ -1,0 +1,313 @@
+"""Meters a stream: each event is decoded as far as the meter needs it, and passes as it came.
+
+What a client did not ask for is withheld: the one chunk that has no choices and only tells the
+usage. Where the vendor puts the usage into a chunk with content, that chunk passes; so does the
+`"usage": null` that asking brings into the others, for nothing else is ever changed.
+"""
+
+import json
+from decimal import Decimal
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Raw
+
+from ledger.usage import Usage
+from providers.adapter import Call, Failure, Operation
+from providers.custom import Quirks
+from providers.openai.errors import failure_within
+from providers.openai.tally import Tally, text_bytes
+from providers.sse import Block, SseReader
+
+_Struct = TypeVar("_Struct", bound=msgspec.Struct)
+
+_ABSENT = Raw()
+_DONE = b"[DONE]"
+_CHAT = Operation.CHAT
+_COMPLETIONS = Operation.COMPLETIONS
+
+# Events of a response that are sent before anything is known to work.
+_PRELUDE = frozenset({"response.created", "response.in_progress", "response.queued"})
+_TERMINAL = frozenset(
+    {"response.completed", "response.incomplete", "response.failed", "response.cancelled", "error"}
+)
+_UNREADABLE = (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError)
+
+
+class _Delta(msgspec.Struct, gc=False):
+    content: Any = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    refusal: Any = None
+    tool_calls: Any = None
+    function_call: Any = None
+    audio: Any = None
+
+
+class _Choice(msgspec.Struct, gc=False):
+    index: Any = 0
+    delta: _Delta | None = None
+    text: Any = None
+    finish_reason: Any = None
+
+
+class _Chunk(msgspec.Struct, gc=False):
+    """A chunk of a chat completion or of a legacy one."""
+
+    choices: list[_Choice] | None = None
+    usage: Any = None
+    error: Any = None
+    model: Any = None
+    service_tier: Any = None
+    x_groq: Any = None
+    cost: Any = None
+
+
+class _Response(msgspec.Struct, gc=False):
+    usage: Any = None
+    model: Any = None
+    service_tier: Any = None
+    error: Any = None
+    output: Raw = _ABSENT
+
+
+class _Event(msgspec.Struct, gc=False):
+    """An event of a response's stream."""
+
+    type: Any = None
+    delta: Any = None
+    response: _Response | None = None
+    item: Raw = _ABSENT
+    output_index: Any = None
+    usage: Any = None
+    error: Any = None
+    code: Any = None
+    message: Any = None
+    param: Any = None
+
+
+_decode_chunk = msgspec.json.Decoder(_Chunk, float_hook=Decimal).decode
+_decode_event = msgspec.json.Decoder(_Event, float_hook=Decimal).decode
+
+
+class StreamMeter:
+    """A `Meter` of server-sent events."""
+
+    __slots__ = (
+        "_choices",
+        "_ended",
+        "_over",
+        "_reader",
+        "_responses",
+        "_tally",
+        "_withholding",
+        "finished",
+        "started",
+    )
+
+    def __init__(self, call: Call, quirks: Quirks, bound: int) -> None:
+        operation = call.operation
+        self._tally = Tally(call, quirks, bound)
+        self._reader = SseReader()
+        self._responses = operation is Operation.RESPONSES
+        self._withholding = not call.usage_wanted and (
+            operation is _CHAT or operation is _COMPLETIONS
+        )
+        self._choices = call.choices
+        self._ended: set[Any] = set()  # the choices that have a finish reason
+        self._over = False
+        self.started = False
+        self.finished = False
+
+    @property
+    def failure(self) -> Failure | None:
+        """The error told inside the stream."""
+        return self._tally.failure
+
+    def feed(self, chunk: bytes) -> bytes:
+        """What of `chunk`, and of what was kept before it, the client shall see: mostly itself."""
+        reader = self._reader
+        kept = reader.pending
+        blocks = reader.feed(chunk)
+        if not self._withholding:
+            for block in blocks:
+                self._read(block)
+            return chunk
+        withheld = [block for block in blocks if self._read(block)]
+        if not withheld and not kept and not reader.pending:
+            return chunk
+        return b"".join(_shown(block) if block in withheld else block.raw for block in blocks)
+
+    def end(self) -> bytes:
+        """The bytes kept to the end, because no blank line ended their event."""
+        shown = [_shown(b) if self._read(b) else b.raw for b in self._reader.end()]
+        self._over = True
+        # Some vendors send no [DONE].
+        self.finished = self.finished or len(self._ended) >= self._choices
+        if self._reader.overlong:
+            self._tally.flag("event_too_long")
+        return b"".join(shown) if self._withholding else b""
+
+    def usage(self) -> Usage:
+        """What was consumed so far."""
+        return self._tally.usage(over=self._over, finished=self.finished)
+
+    def _read(self, block: Block) -> bool:
+        """Count one event. Whether it is to be withheld from a client that did not ask."""
+        data = block.data
+        if data is None:
+            return False
+        if data == _DONE:
+            self.finished = self.started = True
+            return False
+        if self._responses:
+            self._read_event(data)
+            return False
+        try:
+            chunk = _decode_chunk(data)
+        except _UNREADABLE:
+            tree = _tree(data)
+            if tree is None:
+                self._tally.flag("unreadable_event")
+                return False
+            chunk = _lenient_chunk(tree)
+        if block.event == b"error" and chunk.error is None:
+            chunk.error = _tree(data)
+        return self._count_chunk(chunk)
+
+    def _count_chunk(self, chunk: _Chunk) -> bool:
+        tally = self._tally
+        self.started = True
+        if chunk.model is not None:
+            tally.say_model(chunk.model)
+        if chunk.service_tier is not None:
+            tally.say_tier(chunk.service_tier)
+        if chunk.error is not None:
+            tally.failure = tally.failure or failure_within({"error": chunk.error})
+        else:
+            for choice in chunk.choices or ():
+                self._count_choice(choice)
+        if chunk.cost is not None:
+            tally.say_beside("cost", chunk.cost)
+        if chunk.usage is not None:
+            tally.report(chunk.usage)
+            return not chunk.choices and chunk.error is None and isinstance(chunk.usage, dict)
+        if isinstance(chunk.x_groq, dict):
+            self._read_groq(chunk.x_groq)
+        return False
+
+    def _count_choice(self, choice: _Choice) -> None:
+        delta = choice.delta
+        size = text_bytes(choice.text) if choice.text else 0
+        if delta is not None:
+            if delta.content:
+                size += text_bytes(delta.content)
+            if delta.reasoning_content:
+                size += text_bytes(delta.reasoning_content)
+            elif delta.reasoning:
+                size += text_bytes(delta.reasoning)
+            if delta.tool_calls:
+                size += text_bytes(delta.tool_calls)
+            if delta.refusal or delta.function_call or delta.audio:
+                size += text_bytes([delta.refusal, delta.function_call, delta.audio])
+        if size:
+            self._tally.deltas += 1
+            self._tally.text_bytes += size
+        if choice.finish_reason is not None:
+            self._ended.add(choice.index if isinstance(choice.index, int) else 0)
+
+    def _read_groq(self, x_groq: dict[str, Any]) -> None:
+        """Groq's own place for the usage, which repeats `usage` where that is given."""
+        if x_groq.get("usage") is not None:
+            self._tally.report(x_groq["usage"])
+        if x_groq.get("error") is not None:
+            self._tally.failure = failure_within({"error": x_groq["error"]})
+
+    def _read_event(self, data: bytes) -> None:
+        tally = self._tally
+        try:
+            event = _decode_event(data)
+        except _UNREADABLE:
+            tree = _tree(data)
+            if tree is None:
+                tally.flag("unreadable_event")
+                return
+            event = _lenient_event(tree)
+        kind = event.type if type(event.type) is str else ""
+        self.started = self.started or kind not in _PRELUDE
+        if kind.endswith(".delta") and event.delta:
+            tally.deltas += 1
+            if "audio" not in kind or "transcript" in kind:
+                tally.text_bytes += text_bytes(event.delta)
+        elif kind == "response.output_item.done" and event.item is not _ABSENT:
+            tally.count_item(event.item, event.output_index)
+        if event.usage is not None:
+            tally.report(event.usage)
+        if event.response is not None:
+            self._read_response(event.response, kind)
+        if kind == "error" or event.error is not None:
+            named = {"message": event.message, "code": event.code, "param": event.param}
+            tally.failure = tally.failure or failure_within({"error": event.error or named})
+        if kind in _TERMINAL:
+            self.finished = True
+
+    def _read_response(self, response: _Response, kind: str) -> None:
+        tally = self._tally
+        tally.say_model(response.model)
+        tally.say_tier(response.service_tier)
+        if response.usage is not None:
+            tally.report(response.usage)
+        if response.output is not _ABSENT:
+            tally.count_items(response.output)
+        if kind == "response.failed" or response.error is not None:
+            tally.failed = True
+            error = response.error or {"message": "The response failed"}
+            tally.failure = tally.failure or failure_within({"error": error})
+
+
+def _shown(block: Block) -> bytes:
+    """What passes of a block that is withheld: comments, if any stood before its data."""
+    if not block.raw.startswith(b":") and b"\n:" not in block.raw and b"\r:" not in block.raw:
+        return b""
+    lines = block.raw.splitlines(keepends=True)
+    return b"".join(line for line in lines if line.startswith(b":"))
+
+
+def _tree(data: bytes) -> dict[str, Any] | None:
+    """An event that msgspec refuses: Python's own reader also takes NaN and numbers of any size."""
+    try:
+        tree = json.loads(data, parse_float=Decimal)
+    except _UNREADABLE:
+        return None
+    return tree if isinstance(tree, dict) else None
+
+
+def _lenient_chunk(tree: dict[str, Any]) -> _Chunk:
+    choices = tree.get("choices")
+    chunk = _picked(_Chunk(), tree)
+    chunk.choices = []
+    for choice in choices if isinstance(choices, list) else ():
+        if isinstance(choice, dict):
+            made = _picked(_Choice(), choice)
+            delta = choice.get("delta")
+            made.delta = _picked(_Delta(), delta) if isinstance(delta, dict) else None
+            chunk.choices.append(made)
+    return chunk
+
+
+def _lenient_event(tree: dict[str, Any]) -> _Event:
+    event = _picked(_Event(), tree)
+    response = tree.get("response")
+    event.response = _picked(_Response(), response) if isinstance(response, dict) else None
+    event.item = _ABSENT
+    if event.response:
+        event.response.output = _ABSENT
+    return event
+
+
+def _picked(into: _Struct, tree: dict[str, Any]) -> _Struct:
+    """The struct with those of its fields that the tree has."""
+    for name in into.__struct_fields__:
+        if tree.get(name) is not None:
+            setattr(into, name, tree[name])
+    return into
