@@ -7,11 +7,11 @@ secrets and URLs.
 
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gateway.binding import Binder, meant
 from gateway.document import Mistake, overridden, parse
@@ -228,10 +228,11 @@ class _Checks:
     def _price(self, place: int, override: PriceOverride) -> None:
         steps = ("prices", place)
         self._known_provider((*steps, "provider"), override.provider)
-        has_prices = bool(override.nanos_per_million or override.tiers or override.service_tiers)
+        # By what stands in the file: a price that cannot be read is one mistake, not two.
+        has_prices = (*steps, "usd_per_million") in self._lines
         if override.free == has_prices:
-            self._wrong(steps, "must have either prices or free: true")
-        if has_prices and not override.nanos_per_million:
+            self._wrong(steps, "must have either usd_per_million or free: true")
+        if not has_prices and (override.tiers or override.service_tiers):
             self._wrong(steps, "has tiers without usd_per_million, the prices below the first tier")
         if (
             override.from_s is not None
@@ -263,6 +264,18 @@ class _Checks:
         # The longest first, so that the closest pattern decides.
         wildcards.sort(key=lambda entry: -len(entry[0]))
         return exact, tuple(wildcards)
+
+
+def secrets_in(settings: Any) -> Iterator[str]:
+    """Every secret of a configuration: what no log line may ever hold."""
+    if isinstance(settings, Secret):
+        yield settings.reveal()
+    elif is_dataclass(settings):
+        for field in fields(settings):
+            yield from secrets_in(getattr(settings, field.name))
+    elif isinstance(settings, Mapping):
+        for inner in settings.values():
+            yield from secrets_in(inner)
 
 
 def is_loopback(host: str) -> bool:

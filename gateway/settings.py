@@ -192,7 +192,7 @@ class ModelTarget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A model as clients name it. A public name that ends in "*" stands for all that begin so."""
+    """A model as clients name it. A name that ends in "*" stands for all that begin so."""
 
     targets: tuple[ModelTarget, ...]
     aliases: tuple[Name, ...] = ()
@@ -316,8 +316,10 @@ class Config:
         if found is not None:
             return found
         for prefix, route in self.wildcards:
-            if name.startswith(prefix) and len(name) > len(prefix):
+            if name.startswith(prefix):
                 found = _with_name(route, name[len(prefix) :])
+                if not all(target.model for target in found.targets):
+                    return None  # "openai/" is nobody's name
                 if len(self._matched) >= _MATCHED_MAX:
                     self._matched.clear()
                 self._matched[name] = found
