@@ -1,0 +1,105 @@
+"""Tell Redis what Postgres decided: the bases of wallets and cap windows, as states.
+
+A base travels with its version and the newer one wins, so pushing may be repeated, reordered and
+lost: whatever has a version above what Redis has is pushed again.
+"""
+
+from enum import StrEnum
+
+from ledger.functions import Base, Partition
+from ledger.postgres import Connection
+
+_PUSH_MAX = 500  # wallets in one step of Redis
+_CHANGED = """
+    SELECT wallet, base, spent, version FROM (
+        SELECT id::text AS wallet, base, spent, version FROM wallet
+        WHERE partition = $1 AND version > $2
+        UNION ALL
+        SELECT id, base, spent, version FROM cap_window AS w
+        WHERE partition = $1 AND version > $2
+          AND NOT EXISTS (
+              SELECT FROM cap_window AS later
+              WHERE later.cap_id = w.cap_id AND later.starts_ms > w.starts_ms
+                AND later.starts_ms <= extract(epoch FROM now()) * 1000
+          )
+    ) AS changed
+    ORDER BY version, wallet
+"""
+_LOADED = """
+    UPDATE wallet SET loaded_generation = $2
+    WHERE partition = $1 AND id = ANY ($3::uuid[])
+      AND created_version > (SELECT activated_version FROM part WHERE number = $1)
+      AND loaded_generation IS DISTINCT FROM $2
+"""
+_WALLET = """
+    SELECT w.base, w.spent, w.version, w.loaded_generation, w.created_version, p.number,
+           p.generation, p.activated_version
+    FROM wallet AS w JOIN part AS p ON p.number = w.partition
+    WHERE w.id = $1::uuid AND w.partition = $2
+"""
+
+
+class Loading(StrEnum):
+    """What became of a wallet that Redis did not know."""
+
+    LOADED = "loaded"  # it is there now
+    UNKNOWN = "unknown"  # Postgres does not know it either
+    LOST = "lost"  # Redis had it and lost it: the partition must be recovered
+
+
+async def push_bases(
+    connection: Connection, partition: Partition, *, generation: int, above: int
+) -> int:
+    """Push every base whose version is above `above`; the highest version there was.
+
+    Raises `Epoch` when Redis is not active in this generation: the recovery then loads them all.
+    Cap windows that are over are left out.
+    """
+    rows = await connection.fetch(_CHANGED, partition.number, above)
+    for start in range(0, len(rows), _PUSH_MAX):
+        chunk = rows[start : start + _PUSH_MAX]
+        bases = [
+            Base(row["wallet"], row["base"], row["version"], "postgres", row["spent"])
+            for row in chunk
+        ]
+        await partition.set_bases(generation, bases)
+        wallets = [base.wallet for base in bases if "@" not in base.wallet]
+        await _mark_loaded(connection, partition.number, generation, wallets)
+    return rows[-1]["version"] if rows else above
+
+
+async def ensure_loaded(connection: Connection, partition: Partition, wallet: str) -> Loading:
+    """For a hold refused with `no_wallet`: load the wallet if it is new, or say that it was lost.
+
+    Raises `Epoch` when the partition is not active.
+    """
+    row = await connection.fetchrow(_WALLET, wallet, partition.number)
+    if row is None:
+        return Loading.UNKNOWN
+    generation = row["generation"]
+    image = await partition.snap(generation, [wallet])
+    if image.wallets:
+        return Loading.LOADED
+    was_loaded = row["created_version"] <= row["activated_version"]
+    if was_loaded or row["loaded_generation"] == generation:
+        return Loading.LOST
+    await partition.set_base(
+        generation,
+        wallet,
+        base=row["base"],
+        version=row["version"],
+        cause="new",
+        spent=row["spent"],
+    )
+    await _mark_loaded(connection, partition.number, generation, [wallet])
+    return Loading.LOADED
+
+
+async def _mark_loaded(
+    connection: Connection, partition: int, generation: int, wallets: list[str]
+) -> None:
+    """Note that these wallets are in Redis now, so that one that is missing later was lost."""
+    async with connection.transaction():
+        # The flusher locks wallets too; the partition's row keeps the two from crossing.
+        await connection.execute("SELECT FROM part WHERE number = $1 FOR UPDATE", partition)
+        await connection.execute(_LOADED, partition, generation, wallets)

@@ -1,0 +1,277 @@
+"""Judge a batch of stream entries: what each changes, given what Postgres has of its call.
+
+Pure. The rules of money are here and nowhere else:
+
+- `spent` follows every entry whose charge Redis took (`moved`), once, whatever is thought of it.
+- A call costs what the end that knows most says: settled and released know more than lost, lost
+  more than expired; between equals the first counts. A later end that knows more is a correction.
+- What Redis took and what the call costs from now on differ only through `base`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from ledger.record import EndKind, encode
+from ledger.row import (
+    Figures,
+    RollupKey,
+    Row,
+    figures_of,
+    joined,
+    report_hour_us,
+    rollup_key,
+    row_of,
+)
+from ledger.stream import Ended, Parsed, Poison, Window
+
+_RANK = {EndKind.EXPIRED: 1, EndKind.LOST: 2, EndKind.RELEASED: 3, EndKind.SETTLED: 3}
+
+
+class Known(NamedTuple):
+    """A call that has ended before, as it stands with all its corrections."""
+
+    kind: str
+    charge: int
+    wallet: str
+    windows: tuple[Window, ...]
+    admitted_us: int
+    key: RollupKey
+    figures: Figures
+    corrections: int
+
+
+class First(NamedTuple):
+    """The first end of a call within a batch."""
+
+    ended: Ended
+    row: Row
+
+
+class Correction(NamedTuple):
+    """A row of the table of the same name."""
+
+    call_id: str
+    number: int
+    organization_id: str
+    wallet_id: str
+    entry_kind: str
+    entry_charge: int
+    old_kind: str
+    old_charge: int
+    kind: str
+    charge: int
+    spent_delta: int
+    base_delta: int
+    windows: str | None
+    record: bytes
+
+
+class DeadLetter(NamedTuple):
+    """A row of the table of the same name."""
+
+    stream_id: str
+    error: str
+    wallet_id: str | None
+    spent_delta: int
+    windows: str | None
+
+
+class Moves:
+    """What a wallet's or a cap window's numbers change by."""
+
+    __slots__ = ("base", "spent", "window")
+
+    def __init__(self, window: Window | None = None) -> None:
+        self.window = window
+        self.spent = 0
+        self.base = 0
+
+
+class Judgement:
+    """What a batch changes, besides the new records."""
+
+    def __init__(self) -> None:
+        self.wallets: dict[str, Moves] = {}
+        self.windows: dict[str, Moves] = {}
+        self.rollups: dict[tuple[int, RollupKey], list[int]] = {}
+        self.corrections: list[Correction] = []
+        self.dead_letters: list[DeadLetter] = []
+        self.late = 0
+
+    @property
+    def moves_base(self) -> bool:
+        """Whether Redis must be told something."""
+        return any(moves.base for moves in self.wallets.values()) or any(
+            moves.base for moves in self.windows.values()
+        )
+
+    def lines(self) -> dict[str, int]:
+        """The postings: what each wallet gains, against revenue. They sum to zero."""
+        lines = {
+            wallet: moves.base - moves.spent
+            for wallet, moves in self.wallets.items()
+            if moves.base != moves.spent
+        }
+        revenue = -sum(lines.values())
+        if revenue:
+            lines["revenue"] = revenue
+        return lines
+
+
+def firsts_of(entries: Iterable[Parsed]) -> dict[bytes, First]:
+    """The first end of every call, in order."""
+    firsts: dict[bytes, First] = {}
+    for entry in entries:
+        if isinstance(entry, Ended) and entry.call_id not in firsts:
+            firsts[entry.call_id] = First(entry, row_of(entry))
+    return firsts
+
+
+def known_of(ended: Ended, row: Row, corrections: int = 0) -> Known:
+    """The end as what is known of its call from now on."""
+    return Known(
+        ended.kind,
+        ended.charge,
+        ended.wallet,
+        ended.windows,
+        row.admitted_us,
+        rollup_key(row),
+        figures_of(row),
+        corrections,
+    )
+
+
+def judge(
+    entries: Sequence[Parsed],
+    firsts: Mapping[bytes, First],
+    *,
+    known: Mapping[bytes, Known],
+    arrived_us: int,
+) -> Judgement:
+    """What the entries change, in their order.
+
+    `firsts` has the first end of every call in the batch; `known` the calls that had one before it.
+    """
+    judgement = Judgement()
+    state = dict(known)
+    for entry in entries:
+        if isinstance(entry, Ended):
+            first = firsts[entry.call_id]
+            if entry is first.ended and entry.call_id not in known:
+                _count_new(judgement, entry, first.row, arrived_us)
+            else:
+                before = state.get(entry.call_id) or known_of(first.ended, first.row)
+                state[entry.call_id] = _count_again(judgement, entry, before, arrived_us)
+            if entry.error:
+                letter = DeadLetter(entry.stream_id, entry.error, None, 0, None)
+                judgement.dead_letters.append(letter)
+        elif isinstance(entry, Poison):
+            _count_poison(judgement, entry)
+    return judgement
+
+
+def _count_new(judgement: Judgement, ended: Ended, row: Row, arrived_us: int) -> None:
+    charge = ended.charge
+    moves = _wallet(judgement, ended.wallet)
+    if ended.moved:
+        moves.spent += charge
+        for window in ended.windows:
+            _window(judgement, window).spent += charge
+    else:
+        judgement.late += 1
+        moves.base -= charge
+        for window in ended.windows:
+            _window(judgement, window).base -= charge
+    hour_us = report_hour_us(row.admitted_us, arrived_us)
+    _roll(judgement, hour_us, rollup_key(row), figures_of(row))
+
+
+def _count_again(judgement: Judgement, ended: Ended, before: Known, arrived_us: int) -> Known:
+    """Correct a call that had ended before; what is known of it from now on."""
+    if before.wallet != ended.wallet:
+        spent = ended.charge if ended.moved else 0
+        error = "the call is another wallet's"
+        poison = Poison(ended.stream_id, {}, error, ended.wallet, spent, ended.windows)
+        _count_poison(judgement, poison)
+        return before
+    replaces = _RANK[EndKind(ended.kind)] > _RANK[EndKind(before.kind)]
+    taken = ended.charge if ended.moved else 0
+    if not replaces and not taken:
+        return before
+    charge = ended.charge if replaces else before.charge
+    base_delta = taken - (charge - before.charge)
+    moves = _wallet(judgement, ended.wallet)
+    moves.spent += taken
+    moves.base += base_delta
+    for window in ended.windows:
+        window_moves = _window(judgement, window)
+        window_moves.spent += taken
+        window_moves.base += taken - (charge if replaces else 0)
+    if replaces:
+        for window in before.windows:
+            _window(judgement, window).base += before.charge
+    row = row_of(ended)
+    after = before._replace(corrections=before.corrections + 1)
+    if replaces:
+        after = known_of(ended, row, after.corrections)
+        hour_us = report_hour_us(before.admitted_us, arrived_us)
+        _roll(judgement, hour_us, before.key, Figures(*(-one for one in before.figures)))
+        _roll(judgement, hour_us, after.key, after.figures)
+    judgement.corrections.append(
+        Correction(
+            call_id=row.call_id,
+            number=after.corrections,
+            organization_id=before.key.organization_id,
+            wallet_id=ended.wallet,
+            entry_kind=ended.kind,
+            entry_charge=ended.charge,
+            old_kind=before.kind,
+            old_charge=before.charge,
+            kind=after.kind,
+            charge=after.charge,
+            spent_delta=taken,
+            base_delta=base_delta,
+            windows=row.windows,
+            record=encode(ended.record) if ended.error else ended.packed,
+        )
+    )
+    return after
+
+
+def _count_poison(judgement: Judgement, poison: Poison) -> None:
+    if poison.wallet is not None and poison.spent:
+        _wallet(judgement, poison.wallet).spent += poison.spent
+        for window in poison.windows:
+            _window(judgement, window).spent += poison.spent
+    judgement.dead_letters.append(
+        DeadLetter(
+            poison.stream_id,
+            poison.error,
+            poison.wallet,
+            poison.spent,
+            joined(window.id for window in poison.windows),
+        )
+    )
+
+
+def _wallet(judgement: Judgement, wallet: str) -> Moves:
+    moves = judgement.wallets.get(wallet)
+    if moves is None:
+        moves = judgement.wallets[wallet] = Moves()
+    return moves
+
+
+def _window(judgement: Judgement, window: Window) -> Moves:
+    moves = judgement.windows.get(window.id)
+    if moves is None:
+        moves = judgement.windows[window.id] = Moves(window)
+    return moves
+
+
+def _roll(judgement: Judgement, hour_us: int, key: RollupKey, figures: Figures) -> None:
+    sums = judgement.rollups.get((hour_us, key))
+    if sums is None:
+        judgement.rollups[hour_us, key] = list(figures)
+        return
+    for index, figure in enumerate(figures):
+        sums[index] += figure

@@ -1,0 +1,294 @@
+"""The book: organizations' wallets, and the credits posted to them. Postgres alone decides here.
+
+A credit is one transaction under the partition row's lock: postings, base and version together. The
+caller then pushes the new base with `ledger.bases.push_bases`; if it dies before, the flusher does.
+"""
+
+import uuid
+from datetime import datetime
+from enum import StrEnum
+from typing import NamedTuple
+
+import asyncpg
+
+from ledger.chain import Posted, transaction_hash
+from ledger.money import NANOS_MAX, Nanos
+from ledger.postgres import Connection, one_row
+from ledger.trail import Change, append_change
+
+_LOCK_TIMEOUT = "SET LOCAL lock_timeout = '5s'"
+_LOCK_PART = """
+    SELECT number, generation, version, transaction_number, transaction_hash,
+           (extract(epoch FROM now()) * 1000000)::bigint AS now_us
+    FROM part WHERE number = $1 FOR UPDATE
+"""
+# The turn is stored, so that organizations spread evenly whichever process makes them.
+_TURN = """
+    SELECT (nextval('organization_turn') % (SELECT count(*) FROM part))::smallint
+"""
+_INSERT_ORGANIZATION = """
+    INSERT INTO organization (id, name, kind, partition, time_zone) VALUES ($1, $2, $3, $4, $5)
+"""
+_INSERT_PROJECT = """
+    INSERT INTO project (id, organization_id, name, is_default) VALUES ($1, $2, 'Default', true)
+"""
+_INSERT_WALLET = """
+    INSERT INTO wallet (id, organization_id, partition, version, created_version)
+    VALUES ($1, $1, $2, $3, $3)
+"""
+_RAISE_VERSION = "UPDATE part SET version = $2 WHERE number = $1"
+_BOOKED = """
+    SELECT t.partition, t.number, p.amount, p.account
+    FROM ledger_transaction AS t JOIN posting AS p USING (partition, number)
+    WHERE t.kind = $1 AND t.reference = $2 AND p.account <> $1
+"""
+_WALLET = """
+    SELECT id::text, organization_id::text, partition, base, spent, version FROM wallet
+    WHERE id = $1
+"""
+_MOVE_BASE = """
+    UPDATE wallet SET base = base + $2, version = $3 WHERE id = $1
+    RETURNING id::text, organization_id::text, partition, base, spent, version
+"""
+_BOOK = """
+    WITH booked AS (
+        INSERT INTO ledger_transaction (
+            partition, number, kind, reference, actor, reason, at, previous_hash, hash
+        ) VALUES ($1, $2, $3, $4, $5, $6, to_timestamp($7::bigint / 1e6::float8), $8, $9)
+    ), lines AS (
+        INSERT INTO posting (partition, number, account, amount)
+        SELECT $1, $2, account, amount
+        FROM unnest($10::text[], $11::bigint[]) AS l (account, amount)
+    )
+    UPDATE part SET version = $12, transaction_number = $2, transaction_hash = $9 WHERE number = $1
+"""
+_ORGANIZATIONS = """
+    SELECT o.id::text, o.name, o.kind, o.partition, p.id::text AS project_id, w.base, w.spent
+    FROM organization AS o
+    JOIN project AS p ON p.organization_id = o.id AND p.is_default
+    JOIN wallet AS w ON w.id = o.id
+    WHERE $1::uuid IS NULL OR o.id = $1
+    ORDER BY o.created_at, o.id
+    LIMIT $2
+"""
+_USAGE = """
+    SELECT provider, model, sum(calls)::bigint AS calls, sum(successes)::bigint AS successes,
+           sum(input + cache_read + cache_write)::bigint AS input_tokens,
+           sum(cache_read)::bigint AS cached_tokens, sum(output)::bigint AS output_tokens,
+           sum(charge)::bigint AS charge
+    FROM usage_hourly
+    WHERE organization_id = $1 AND hour >= $2 AND hour < $3
+    GROUP BY provider, model
+    ORDER BY sum(charge) DESC, provider, model
+"""
+
+
+class CreditKind(StrEnum):
+    """Why a wallet gains; also the name of the account on the other side."""
+
+    GRANT = "grant"  # given
+    PAYMENT = "payment"  # paid for
+    ADJUSTMENT = "adjustment"  # put right by an operator; the one that may be negative
+
+
+class BookRefused(Exception):
+    """The book does not take this; nothing was changed."""
+
+
+class Organization(NamedTuple):
+    """A customer. Its wallet has its id."""
+
+    id: str
+    name: str
+    kind: str
+    partition: int
+    project_id: str  # of its default project
+    balance: Nanos
+
+
+class Wallet(NamedTuple):
+    """A wallet as Postgres has it, without what open calls hold and what is not flushed yet."""
+
+    id: str
+    organization_id: str
+    partition: int
+    base: int
+    spent: int
+    version: int
+
+    @property
+    def balance(self) -> int:
+        """What is posted to it, in nano-USD."""
+        return self.base - self.spent
+
+
+class Credited(NamedTuple):
+    """A credit that is in the book."""
+
+    wallet: Wallet
+    is_new: bool  # False: this reference was booked before, and nothing was done now
+
+
+class UsageLine(NamedTuple):
+    """What one model cost an organization."""
+
+    provider: str
+    model: str
+    calls: int
+    successes: int
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    charge: int
+
+
+class Book:
+    """Reads and writes the book, over the pool of whoever manages."""
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+
+    async def create_organization(
+        self, name: str, *, actor: str, kind: str = "organization", time_zone: str = "UTC"
+    ) -> Organization:
+        """Make an organization with its wallet, empty, and a default project."""
+        organization_id, project_id = str(uuid.uuid4()), str(uuid.uuid4())
+        async with self._pool.acquire() as connection, connection.transaction():
+            await connection.execute(_LOCK_TIMEOUT)
+            partition = await connection.fetchval(_TURN)
+            part = await one_row(connection, _LOCK_PART, partition)
+            version = part["version"] + 1
+            await connection.execute(
+                _INSERT_ORGANIZATION, organization_id, name, kind, partition, time_zone
+            )
+            await connection.execute(_INSERT_PROJECT, project_id, organization_id)
+            await connection.execute(_INSERT_WALLET, organization_id, partition, version)
+            await connection.execute(_RAISE_VERSION, partition, version)
+            change = Change(actor, "organization.create", organization_id, after={"name": name})
+            await append_change(connection, organization_id, change)
+        return Organization(organization_id, name, kind, partition, project_id, Nanos(0))
+
+    async def credit(
+        self,
+        organization_id: str,
+        amount: Nanos,
+        *,
+        kind: CreditKind,
+        reference: str,
+        actor: str,
+        reason: str = "",
+    ) -> Credited:
+        """Post a credit to the organization's wallet, once for each (kind, `reference`).
+
+        Raises `BookRefused`: no such organization; an amount of 0 or beyond measure; a reference
+        that was used for something else; a negative adjustment below what is posted. What open
+        calls hold is known to Redis alone, so an adjustment may still leave them short: they end
+        as they must, and the wallet goes below zero by it.
+        """
+        if not 0 < abs(amount) <= NANOS_MAX or (amount < 0 and kind != CreditKind.ADJUSTMENT):
+            raise BookRefused(f"{amount} nano-USD is no {kind}")
+        try:
+            async with self._pool.acquire() as connection, connection.transaction():
+                await connection.execute(_LOCK_TIMEOUT)
+                posted = _Credit(organization_id, amount, kind, reference, actor, reason)
+                return await _credit(connection, posted)
+        except asyncpg.UniqueViolationError as error:
+            raise BookRefused(f"{kind} {reference!r} is being booked elsewhere") from error
+        except asyncpg.DataError as error:
+            raise BookRefused(f"{organization_id!r} is no organization's id") from error
+
+    async def wallet(self, wallet_id: str) -> Wallet | None:
+        """One wallet; None if there is none."""
+        row = await self._pool.fetchrow(_WALLET, wallet_id)
+        return None if row is None else Wallet(*row)
+
+    async def organizations(
+        self, organization_id: str | None = None, *, limit: int = 1000
+    ) -> list[Organization]:
+        """All organizations, or one, oldest first."""
+        rows = await self._pool.fetch(_ORGANIZATIONS, organization_id, limit)
+        return [
+            Organization(
+                row["id"],
+                row["name"],
+                row["kind"],
+                row["partition"],
+                row["project_id"],
+                Nanos(row["base"] - row["spent"]),
+            )
+            for row in rows
+        ]
+
+    async def usage(
+        self, organization_id: str, *, since: datetime, until: datetime
+    ) -> list[UsageLine]:
+        """What was consumed, by model, in the hours from `since` until before `until`."""
+        rows = await self._pool.fetch(_USAGE, organization_id, since, until)
+        return [UsageLine(*row) for row in rows]
+
+
+class _Credit(NamedTuple):
+    organization_id: str
+    amount: int
+    kind: CreditKind
+    reference: str
+    actor: str
+    reason: str
+
+
+async def _credit(connection: Connection, credit: _Credit) -> Credited:
+    found = await connection.fetchrow(_WALLET, credit.organization_id)
+    if found is None or found["organization_id"] is None:
+        raise BookRefused(f"there is no organization {credit.organization_id}")
+    part = await one_row(connection, _LOCK_PART, found["partition"])
+    before = Wallet(*await one_row(connection, _WALLET, credit.organization_id))
+    booked = await connection.fetchrow(_BOOKED, credit.kind, credit.reference)
+    if booked is not None:
+        if (booked["account"], booked["amount"]) != (before.id, credit.amount):
+            raise BookRefused(f"{credit.kind} {credit.reference!r} was booked as something else")
+        return Credited(before, is_new=False)
+    balance = before.balance + credit.amount
+    if balance < 0 and credit.amount < 0:
+        raise BookRefused(f"only {before.balance} nano-USD are posted")
+    if balance > NANOS_MAX:
+        raise BookRefused(f"a wallet has {NANOS_MAX} nano-USD at most")
+    version = part["version"] + 1
+    after = Wallet(
+        *await one_row(connection, _MOVE_BASE, credit.organization_id, credit.amount, version)
+    )
+    await _book(connection, part, credit=credit, version=version)
+    change = Change(
+        credit.actor,
+        f"credit.{credit.kind}",
+        credit.reference,
+        before={"balance": str(before.balance)},
+        after={"balance": str(after.balance), "reason": credit.reason},
+    )
+    await append_change(connection, credit.organization_id, change)
+    return Credited(after, is_new=True)
+
+
+async def _book(
+    connection: Connection, part: asyncpg.Record, *, credit: _Credit, version: int
+) -> None:
+    posted = Posted(
+        part["number"],
+        part["transaction_number"] + 1,
+        credit.kind.value,
+        credit.reference,
+        credit.actor,
+        credit.reason,
+        part["now_us"],
+        {str(uuid.UUID(credit.organization_id)): credit.amount, credit.kind.value: -credit.amount},
+    )
+    previous = part["transaction_hash"]
+    await connection.execute(
+        _BOOK,
+        *posted[:6],
+        posted.at_us,
+        previous,
+        transaction_hash(previous, posted),
+        list(posted.lines),
+        list(posted.lines.values()),
+        version,
+    )

@@ -1,0 +1,325 @@
+"""Write one batch of stream entries to Postgres: everything it changes, in one transaction.
+
+The partition row's lock makes this the partition's only writer, and the watermark moves in the same
+transaction as the effects: a batch is in the tables wholly and once, whoever dies when.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import asyncpg
+
+from ledger.batch import DeadLetter, Judgement, Known, firsts_of, judge
+from ledger.chain import Posted, transaction_hash
+from ledger.known import known_calls
+from ledger.row import Row
+from ledger.stream import Based, Ended, Parsed, Poison, admitted_ms, distrusted
+from ledger.sums import (
+    write_corrections,
+    write_dead_letters,
+    write_rollups,
+    write_wallets,
+    write_windows,
+)
+
+_LOCK = """
+    SELECT generation, state, owner, watermark_generation, watermark_id, version,
+           transaction_number, transaction_hash,
+           (extract(epoch FROM now()) * 1000000)::bigint AS now_us,
+           (SELECT (extract(epoch FROM records_from) * 1000)::bigint FROM installation)
+               AS records_from_ms
+    FROM part WHERE number = $1
+    FOR UPDATE SKIP LOCKED
+"""
+# One row per call that ended for the first time. Texts split into arrays because an array of
+# arrays would have to be rectangular.
+_RECORDS = """
+    WITH incoming AS (
+        SELECT * FROM unnest(
+            $4::uuid[], $5::uuid[], $6::uuid[], $7::uuid[], $8::uuid[], $9::uuid[], $10::bigint[],
+            $11::text[], $12::text[], $13::text[], $14::text[], $15::text[], $16::text[],
+            $17::text[], $18::text[], $19::text[], $20::bigint[], $21::bigint[], $22::bigint[],
+            $23::bigint[], $24::text[], $25::bigint[], $26::bigint[], $27::bigint[], $28::bigint[],
+            $29::bigint[], $30::text[], $31::text[], $32::boolean[], $33::bigint[], $34::bigint[],
+            $35::integer[], $36::integer[], $37::boolean[], $38::text[], $39::text[]
+        ) AS r (
+            call_id, organization_id, project_id, key_id, member_id, wallet_id, admitted_us,
+            kind, outcome, operation, provider, model_requested, model_target, model_served, tier,
+            price_version, held, charge, list_price, reported_cost, usage_source, input,
+            cache_read, cache_write, output, reasoning, other_usage, windows, moved, finished_us,
+            first_byte_us, status, attempts, stream, client, flags
+        )
+    ), added AS (
+        INSERT INTO usage_record (
+            call_id, organization_id, project_id, key_id, member_id, wallet_id, admitted_at,
+            arrived_at, kind, outcome, operation, provider, model_requested, model_target,
+            model_served, tier, price_version, held, charge, list_price, reported_cost,
+            usage_source, input, cache_read, cache_write, output, reasoning, other_usage, windows,
+            moved, partition, transaction_number
+        )
+        SELECT call_id, organization_id, project_id, key_id, member_id, wallet_id,
+               to_timestamp(admitted_us / 1e6::float8), to_timestamp($3::bigint / 1e6::float8),
+               kind, outcome, operation, provider, model_requested, model_target, model_served,
+               tier, price_version, held, charge, list_price, reported_cost, usage_source, input,
+               cache_read, cache_write, output, reasoning, other_usage::jsonb,
+               string_to_array(windows, E'\\x1f'), moved, $1, $2
+        FROM incoming
+        ON CONFLICT (call_id) DO NOTHING
+        RETURNING call_id
+    ), logged AS (
+        INSERT INTO call_log (
+            call_id, organization_id, finished_at, first_byte_us, status, attempts, stream,
+            client, flags
+        )
+        SELECT call_id, organization_id,
+               CASE WHEN finished_us > 0 THEN to_timestamp(finished_us / 1e6::float8) END,
+               first_byte_us, status, attempts, stream, client, string_to_array(flags, E'\\x1f')
+        FROM incoming
+        ON CONFLICT (retention, call_id) DO NOTHING
+    )
+    SELECT count(*) FROM added
+"""
+# The transaction, its lines, and the partition's row with the watermark: what makes it all count.
+_CLOSE = """
+    WITH booked AS (
+        INSERT INTO ledger_transaction (
+            partition, number, kind, reference, actor, at, previous_hash, hash
+        )
+        SELECT $1, $2, 'flush', $3, 'flusher', to_timestamp($4::bigint / 1e6::float8), $5, $6
+        WHERE $7::boolean
+    ), lines AS (
+        INSERT INTO posting (partition, number, account, amount)
+        SELECT $1, $2, account, amount FROM unnest($8::text[], $9::bigint[]) AS l (account, amount)
+    )
+    UPDATE part SET
+        watermark_generation = $10, watermark_id = $11, flushed_at = now(), version = $12,
+        transaction_number = $2, transaction_hash = $6,
+        lease_until = CASE WHEN state = 'recovering' THEN now() + interval '5 seconds' END
+    WHERE number = $1
+"""
+
+
+class Position(NamedTuple):
+    """A place in a partition's streams. Ids of different generations are never compared."""
+
+    generation: int
+    stream_id: str
+
+
+class Committed(NamedTuple):
+    """What a batch brought."""
+
+    position: Position
+    entries: int
+    records: int
+    corrections: int
+    late: int
+    dead_letters: int
+    moved_base: bool  # Redis must be told of new bases
+    call_ids: list[bytes]  # whose ends are in Postgres now
+
+
+class Source(NamedTuple):
+    """An entry with the bytes it was read from."""
+
+    parsed: Parsed
+    fields: Mapping[bytes, bytes]
+
+
+class Superseded(Exception):
+    """Somebody else recovers this partition now: nothing was written."""
+
+
+# What Postgres says of values it cannot take: one entry's fault, which is then found by halving.
+_REFUSED = (asyncpg.DataError, asyncpg.CheckViolationError, asyncpg.NotNullViolationError)
+
+
+class _Part(NamedTuple):
+    number: int
+    generation: int
+    version: int
+    transaction_number: int
+    transaction_hash: bytes
+    now_us: int
+    records_from_ms: int
+
+
+async def commit_all(
+    connection: asyncpg.Connection,
+    partition: int,
+    *,
+    sources: Sequence[Source],
+    after: Position,
+    recovering: tuple[int, str] | None = None,
+) -> list[Committed]:
+    """As `commit_batch`, but an entry that Postgres refuses stops neither those around it nor this.
+
+    In the usual case one transaction; else the batch is halved until the refused entry is alone,
+    and then less and less of it is taken. The answer ends early where `commit_batch` says None.
+    """
+    done: list[Committed] = []
+    waiting = [list(sources)]
+    while waiting:
+        chunk = waiting.pop()
+        try:
+            committed = await commit_batch(
+                connection, partition, sources=chunk, after=after, recovering=recovering
+            )
+        except _REFUSED as error:
+            half = len(chunk) // 2
+            if half:
+                waiting += [chunk[half:], chunk[:half]]
+            else:
+                waiting.append([_less_of(chunk[0], error)])
+            continue
+        if committed is None:
+            break
+        done.append(committed)
+        after = committed.position
+    return done
+
+
+def _less_of(source: Source, error: asyncpg.PostgresError) -> Source:
+    parsed = source.parsed
+    if isinstance(parsed, Poison) and parsed.wallet is None:
+        raise error  # nothing of it is left to refuse: the fault is ours
+    return source._replace(parsed=distrusted(parsed, source.fields, str(error)))
+
+
+async def commit_batch(
+    connection: asyncpg.Connection,
+    partition: int,
+    *,
+    sources: Sequence[Source],
+    after: Position,
+    recovering: tuple[int, str] | None = None,
+) -> Committed | None:
+    """Put the entries that follow `after` into the tables.
+
+    None: not now, because another process has the partition, moved its watermark, or recovers it.
+    `recovering` is (generation, owner) of the recovery this belongs to, checked again in here;
+    raises `Superseded` if it is over.
+    """
+    async with connection.transaction():
+        row = await connection.fetchrow(_LOCK, partition)
+        if row is None:
+            return None
+        if recovering is None:
+            if row["state"] != "active":
+                return None
+        elif (row["generation"], row["owner"]) != recovering or row["state"] != "recovering":
+            raise Superseded(f"partition {partition}: generation {row['generation']}")
+        if Position(row["watermark_generation"], row["watermark_id"]) != after:
+            return None
+        part = _Part(
+            partition,
+            after.generation,
+            row["version"],
+            row["transaction_number"],
+            row["transaction_hash"],
+            row["now_us"],
+            row["records_from_ms"],
+        )
+        return await _write(connection, part, sources)
+
+
+async def _write(
+    connection: asyncpg.Connection, part: _Part, sources: Sequence[Source]
+) -> Committed:
+    entries = [_admissible(source, part) for source in sources]
+    firsts = firsts_of(entries)
+    number = part.transaction_number + 1
+    known: dict[bytes, Known] = {}
+    if firsts:
+        rows: list[Row] = [first.row for first in firsts.values()]
+        columns = zip(*rows, strict=True)
+        added = await connection.fetchval(_RECORDS, part.number, number, part.now_us, *columns)
+        if added < len(rows):
+            known = await known_calls(connection, list(firsts), (part.number, number))
+    judgement = judge(entries, firsts, known=known, arrived_us=part.now_us)
+    if judgement.moves_base:
+        part = part._replace(version=part.version + 1)
+    letters = judgement.dead_letters + await _write_balances(connection, part, judgement, entries)
+    transaction = (part.number, number)
+    await write_rollups(connection, judgement)
+    await write_corrections(connection, judgement, transaction=transaction, arrived_us=part.now_us)
+    await write_dead_letters(
+        connection,
+        letters,
+        transaction=transaction,
+        generation=part.generation,
+        fields={source.parsed.stream_id: source.fields for source in sources} if letters else {},
+    )
+    position = Position(part.generation, entries[-1].stream_id)
+    await _close(connection, part, judgement=judgement, position=position)
+    return Committed(
+        position,
+        entries=len(entries),
+        records=len(firsts) - len(known),
+        corrections=len(judgement.corrections),
+        late=judgement.late,
+        dead_letters=len(letters),
+        moved_base=judgement.moves_base,
+        call_ids=list(firsts),
+    )
+
+
+def _admissible(source: Source, part: _Part) -> Parsed:
+    """The entry, unless it must not be believed: nobody can tell if so old a call was charged."""
+    entry = source.parsed
+    if isinstance(entry, Ended) and admitted_ms(entry.call_id) < part.records_from_ms:
+        spent = entry.charge if entry.moved else 0
+        error = "the call is older than the oldest record that is kept"
+        return Poison(entry.stream_id, source.fields, error, entry.wallet, spent, entry.windows)
+    if isinstance(entry, Based) and entry.version > part.version:
+        error = "Redis has a base that Postgres does not know: Postgres went back in time"
+        return Poison(entry.stream_id, source.fields, error)
+    return entry
+
+
+async def _write_balances(
+    connection: asyncpg.Connection, part: _Part, judgement: Judgement, entries: Sequence[Parsed]
+) -> list[DeadLetter]:
+    """Move wallets and windows; a letter for each wallet that no organization has."""
+    strangers = await write_wallets(
+        connection, judgement, partition=part.number, version=part.version
+    )
+    await write_windows(connection, judgement, partition=part.number, version=part.version)
+    letters = []
+    for wallet in strangers:
+        stream_id = next(
+            entry.stream_id
+            for entry in entries
+            if not isinstance(entry, Based) and entry.wallet == wallet
+        )
+        letters.append(DeadLetter(stream_id, "nobody's wallet", None, 0, None))
+    return letters
+
+
+async def _close(
+    connection: asyncpg.Connection, part: _Part, *, judgement: Judgement, position: Position
+) -> None:
+    """Book the transaction, if the batch is more than news of bases, and move the watermark."""
+    books = bool(judgement.wallets)
+    number, hashed = part.transaction_number, part.transaction_hash
+    lines = judgement.lines()
+    reference = f"{position.generation}/{position.stream_id}"
+    if books:
+        number += 1
+        posted = Posted(part.number, number, "flush", reference, "flusher", "", part.now_us, lines)
+        hashed = transaction_hash(part.transaction_hash, posted)
+    await connection.execute(
+        _CLOSE,
+        part.number,
+        number,
+        reference,
+        part.now_us,
+        part.transaction_hash,
+        hashed,
+        books,
+        list(lines),
+        list(lines.values()),
+        position.generation,
+        position.stream_id,
+        part.version,
+    )

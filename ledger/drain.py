@@ -1,0 +1,74 @@
+"""One step of a partition's stream into Postgres: read what follows the watermark, write it.
+
+The flusher and the recovery both drain, each with a connection of its own.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import asyncpg
+
+from ledger.commit import Committed, Position, Source, commit_all
+from ledger.functions import Partition
+from ledger.stream import Ended, admitted_ms, parse
+
+BATCH_MAX = 5_000  # entries in a transaction: some 40 ms, which nobody waiting for the row minds
+_DAYS_AHEAD = 2  # a gateway's clock may be this wrong before its calls go to the default partition
+_DAY_MS = 86_400_000
+_MAKE_DAY = """
+    SELECT make_day_partitions(day, 1)
+    FROM (SELECT to_timestamp($1::bigint / 1000)::date AS day) AS wanted, installation
+    WHERE day BETWEEN records_from::date AND now()::date + $2::integer
+"""
+
+
+class Step(NamedTuple):
+    """What one step did."""
+
+    read: int  # entries that were in the stream, `BATCH_MAX` at most
+    committed: list[Committed]
+    oldest_ms: int | None  # Redis' time of the first entry read; None if there was none
+
+    @property
+    def position(self) -> Position | None:
+        """The watermark after it; None if it did not move."""
+        return self.committed[-1].position if self.committed else None
+
+
+class Drain:
+    """Writes entries to Postgres over one connection."""
+
+    def __init__(self, connection: asyncpg.Connection) -> None:
+        self._connection = connection
+        self._days: set[int] = set()  # whose partitions are made, or are not to be made
+
+    async def step(
+        self,
+        partition: Partition,
+        after: Position,
+        *,
+        limit: int = BATCH_MAX,
+        recovering: tuple[int, str] | None = None,
+    ) -> Step:
+        """Write the entries that follow `after`, `limit` at most; see `commit_batch`."""
+        entries = await partition.peek(after.generation, after.stream_id, limit)
+        if not entries:
+            return Step(0, [], None)
+        sources = [Source(parse(entry.id, entry.fields), entry.fields) for entry in entries]
+        await self._make_days(sources)
+        committed = await commit_all(
+            self._connection,
+            partition.number,
+            sources=sources,
+            after=after,
+            recovering=recovering,
+        )
+        return Step(len(entries), committed, int(entries[0].id.partition("-")[0]))
+
+    async def _make_days(self, sources: Iterable[Source]) -> None:
+        """Make the partitions that the records will go to; ahead of time that was done already."""
+        ended = (source.parsed for source in sources)
+        days = {admitted_ms(one.call_id) // _DAY_MS for one in ended if isinstance(one, Ended)}
+        for day in days - self._days:
+            await self._connection.execute(_MAKE_DAY, day * _DAY_MS, _DAYS_AHEAD)
+            self._days.add(day)

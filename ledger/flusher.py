@@ -1,0 +1,291 @@
+"""Bring the streams into Postgres, for ever: each entry once, whoever is killed when.
+
+Two flushers of one partition are correct and only waste work: the partition row's lock lets one of
+them write. The loop runs at its own pace, so load makes batches longer, not transactions more.
+It also ends overdue holds, pushes new bases and says how far the proof in Postgres reaches.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import asyncpg
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from ledger.bases import push_bases
+from ledger.commit import Committed, Position
+from ledger.drain import BATCH_MAX, Drain
+from ledger.functions import Epoch, Partition
+from ledger.postgres import AWAY, connect
+from ledger.trim import trim
+
+PROVEN_CHANNEL = "tg:proven"  # lines "<partition> <generation> <stream id>", as Postgres has them
+KEEP_BYTES_DEFAULT = 1 << 30
+
+_TICK_S = 0.1  # between rounds while entries come
+_IDLE_S = 0.2  # between rounds while none come: a credit is usable within half a second
+_SWEEP_EVERY_S = 1.0
+_SWEEP_MAX = 500
+_PROVE_EVERY_S = 1.0
+_TRIM_EVERY_S = 60.0
+_ACK_MAX = 500  # call ids in one step of Redis
+_BACKOFF_S_MAX = 1.0
+_PARTS = """
+    SELECT number, generation, state, lease_until < now() AS lapsed, watermark_generation,
+           watermark_id, version, activated_version
+    FROM part WHERE number = ANY ($1::smallint[]) ORDER BY number
+"""
+# Only an active partition: until its new generation is frozen, the older stream may still grow.
+_NEXT_STREAM = """
+    UPDATE part SET watermark_generation = watermark_generation + 1, watermark_id = '0-0'
+    WHERE number = $1 AND state = 'active' AND watermark_generation = $2
+      AND watermark_id = $3 AND watermark_generation < generation
+"""
+
+_log = logging.getLogger(__name__)
+
+
+class _Part(NamedTuple):
+    number: int
+    generation: int
+    state: str
+    lapsed: bool | None
+    watermark: Position
+    version: int
+    activated_version: int
+
+
+@dataclass(slots=True)
+class FlusherTallies:
+    """What the flusher did since it started, for the metrics page."""
+
+    entries: int = 0
+    records: int = 0
+    corrections: int = 0
+    late: int = 0
+    dead_letters: int = 0
+    batches: int = 0
+    swept: int = 0
+    failures: int = 0
+    lag_s: dict[int, float] = field(default_factory=dict)  # by partition: age of the oldest entry
+
+
+async def watermarks(connection: asyncpg.Connection) -> dict[int, Position]:
+    """How far each partition's stream is in Postgres: what proves a journal's entries."""
+    rows = await connection.fetch("SELECT number, watermark_generation, watermark_id FROM part")
+    return {row[0]: Position(row[1], row[2]) for row in rows}
+
+
+def proof_lines(proven: dict[int, Position]) -> str:
+    """The message on `PROVEN_CHANNEL`."""
+    return "\n".join(f"{number} {at.generation} {at.stream_id}" for number, at in proven.items())
+
+
+def read_proof(message: bytes) -> dict[int, Position]:
+    """What a message on `PROVEN_CHANNEL` says."""
+    lines = (line.split() for line in message.decode().splitlines())
+    return {int(number): Position(int(gen), stream_id) for number, gen, stream_id in lines}
+
+
+class Flusher:
+    """Drains some partitions over one connection of its own.
+
+    `clock` is unix seconds, for the lag alone. `on_epoch` is told of every partition that needs a
+    recovery, again and again until it had one.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        redis: Redis,
+        *,
+        partitions: Sequence[int],
+        clock: Callable[[], float],
+        on_epoch: Callable[[int], None],
+        keep_bytes: int = KEEP_BYTES_DEFAULT,
+    ) -> None:
+        self._url, self._redis, self._clock, self._on_epoch = url, redis, clock, on_epoch
+        self._partitions = {number: Partition(redis, number) for number in partitions}
+        self._keep_bytes = keep_bytes // max(1, len(partitions))
+        self._pushed: dict[int, tuple[int, int]] = {}  # partition -> (generation, version)
+        self._done_at: dict[tuple[str, int], float] = {}  # (chore, partition) -> loop time
+        self._proven: dict[int, Position] = {}
+        self._moved: set[int] = set()  # partitions whose proof is not published yet
+        self._failed_at = float("-inf")
+        self.tallies = FlusherTallies()
+
+    async def run(self) -> None:
+        """Flush until cancelled; whatever fails is tried again within a second."""
+        backoff_s = 0.05
+        while True:
+            try:
+                async with asyncio.timeout(10):
+                    connection = await connect(self._url, name="flusher")
+                try:
+                    backoff_s = 0.05
+                    await self._rounds(connection)
+                finally:
+                    await _closed(connection)
+            # A job's loop: any error, known or not, must leave it running.
+            except Exception as error:  # noqa: BLE001
+                self._note_failure(error)
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(_BACKOFF_S_MAX, backoff_s * 2)
+
+    async def flush_once(self, number: int, connection: asyncpg.Connection | None = None) -> int:
+        """Flush a batch of one partition; how many entries it committed.
+
+        0: there was nothing, or the partition is another process's now or in recovery.
+        """
+        if connection is None:
+            own = await connect(self._url, name="flusher")
+            try:
+                return await self.flush_once(number, own)
+            finally:
+                await own.close()
+        (part,) = await _read_parts(connection, [number])
+        return await self._flush(connection, Drain(connection), part)
+
+    async def _rounds(self, connection: asyncpg.Connection) -> None:
+        drain = Drain(connection)
+        while True:
+            most = 0
+            for part in await _read_parts(connection, list(self._partitions)):
+                most = max(most, await self._tend_safely(connection, drain, part))
+            await self._prove()
+            if most < BATCH_MAX:
+                await asyncio.sleep(_TICK_S if most else _IDLE_S)
+
+    async def _tend_safely(self, connection: asyncpg.Connection, drain: Drain, part: _Part) -> int:
+        """One round of one partition, whose trouble must not keep the others waiting."""
+        try:
+            return await self._tend(connection, drain, part)
+        except Epoch:
+            self._on_epoch(part.number)
+        except (asyncpg.PostgresError, RedisError, ValueError) as error:
+            if connection.is_closed():
+                raise
+            self._note_failure(error)
+        return 0
+
+    async def _tend(self, connection: asyncpg.Connection, drain: Drain, part: _Part) -> int:
+        """One round of one partition; how many entries it committed."""
+        if part.state != "active":
+            if part.state == "new" or part.lapsed:
+                self._on_epoch(part.number)
+            return 0
+        flushed = await self._flush(connection, drain, part)
+        await self._push(connection, part)
+        partition = self._partitions[part.number]
+        if self._is_due("sweep", part.number, _SWEEP_EVERY_S):
+            self.tallies.swept += await partition.sweep(part.generation, _SWEEP_MAX)
+        if self._is_due("trim", part.number, _TRIM_EVERY_S):
+            await trim(connection, partition, watermark=part.watermark, keep_bytes=self._keep_bytes)
+        return flushed
+
+    async def _flush(self, connection: asyncpg.Connection, drain: Drain, part: _Part) -> int:
+        if part.state != "active":
+            return 0
+        partition, after = self._partitions[part.number], part.watermark
+        self._proven[part.number] = after
+        step = await drain.step(partition, after)
+        if step.oldest_ms is None:
+            self.tallies.lag_s[part.number] = 0.0
+            if after.generation < part.generation:
+                await connection.execute(_NEXT_STREAM, part.number, *after)
+            return 0
+        self.tallies.lag_s[part.number] = max(0.0, self._clock() - step.oldest_ms / 1000)
+        for committed in step.committed:
+            self._tally(committed)
+            self._proven[part.number] = committed.position
+            self._moved.add(part.number)
+        # Only what is committed is acknowledged; a crash here leaves rows that harm nobody.
+        await acknowledge(partition, part.generation, step.committed)
+        return sum(committed.entries for committed in step.committed)
+
+    async def _push(self, connection: asyncpg.Connection, part: _Part) -> None:
+        """Push what is above what was pushed or loaded: a push lost in a crash heals here."""
+        generation, above = self._pushed.get(part.number, (0, 0))
+        is_first = generation != part.generation
+        if is_first:
+            above = part.activated_version
+        if is_first or part.version > above:
+            above = await push_bases(
+                connection,
+                self._partitions[part.number],
+                generation=part.generation,
+                above=above,
+            )
+            self._pushed[part.number] = part.generation, above
+
+    async def _prove(self) -> None:
+        """Tell the journals how far Postgres is, when it has moved, and to newcomers."""
+        if self._is_due("prove", -1, _PROVE_EVERY_S):
+            news = self._proven
+        else:
+            news = {number: self._proven[number] for number in self._moved}
+        if news:
+            await self._redis.publish(PROVEN_CHANNEL, proof_lines(news))
+        self._moved.clear()
+
+    def _is_due(self, chore: str, number: int, every_s: float) -> bool:
+        now = asyncio.get_running_loop().time()
+        if now - self._done_at.get((chore, number), float("-inf")) < every_s:
+            return False
+        self._done_at[chore, number] = now
+        return True
+
+    def _tally(self, committed: Committed) -> None:
+        tallies = self.tallies
+        tallies.batches += 1
+        tallies.entries += committed.entries
+        tallies.records += committed.records
+        tallies.corrections += committed.corrections
+        tallies.late += committed.late
+        tallies.dead_letters += committed.dead_letters
+
+    def _note_failure(self, error: Exception) -> None:
+        """One log line a second at most: an outage must not fill a disk."""
+        self.tallies.failures += 1
+        now = asyncio.get_running_loop().time()
+        if now - self._failed_at < 1:
+            return
+        self._failed_at = now
+        expected = isinstance(error, (*AWAY, RedisError, Epoch))
+        _log.warning(
+            "flusher failed, trying again", extra={"error": repr(error)}, exc_info=not expected
+        )
+
+
+async def acknowledge(partition: Partition, generation: int, batches: Sequence[Committed]) -> None:
+    """Let Redis forget the ends that Postgres has."""
+    for committed in batches:
+        for start in range(0, len(committed.call_ids), _ACK_MAX):
+            await partition.ack(generation, committed.call_ids[start : start + _ACK_MAX])
+
+
+async def _read_parts(connection: asyncpg.Connection, numbers: list[int]) -> list[_Part]:
+    rows = await connection.fetch(_PARTS, numbers)
+    return [
+        _Part(
+            row["number"],
+            row["generation"],
+            row["state"],
+            row["lapsed"],
+            Position(row["watermark_generation"], row["watermark_id"]),
+            row["version"],
+            row["activated_version"],
+        )
+        for row in rows
+    ]
+
+
+async def _closed(connection: asyncpg.Connection) -> None:
+    """Close it, politely if the server listens."""
+    try:
+        await connection.close(timeout=1)
+    except (*AWAY, asyncpg.PostgresError):
+        connection.terminate()

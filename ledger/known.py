@@ -1,0 +1,106 @@
+"""What Postgres has of calls that ended before: the record, as its corrections leave it.
+
+Asked only for the few calls of a batch whose record was there already.
+"""
+
+from collections.abc import Sequence
+
+import asyncpg
+import msgspec
+
+from ledger.batch import Known, known_of
+from ledger.record import decode
+from ledger.row import Figures, RollupKey, row_of
+from ledger.stream import Ended, Window, unknown_record
+
+_RECORDS = """
+    SELECT call_id, kind, charge, wallet_id::text, windows,
+           (extract(epoch FROM admitted_at) * 1000000)::bigint AS admitted_us,
+           organization_id::text, project_id::text, key_id::text, member_id::text, provider,
+           model_target, outcome, usage_source, input, cache_read, cache_write, output, reasoning,
+           list_price
+    FROM usage_record
+    WHERE call_id = ANY ($1::uuid[]) AND (partition, transaction_number) <> ($2, $3::bigint)
+"""
+_CORRECTIONS = """
+    SELECT call_id, number, old_kind, kind, charge, windows, record
+    FROM correction WHERE call_id = ANY ($1::uuid[]) ORDER BY call_id, number
+"""
+
+
+async def known_calls(
+    connection: asyncpg.Connection, call_ids: Sequence[bytes], own: tuple[int, int]
+) -> dict[bytes, Known]:
+    """Those of the calls that ended before the transaction `own`, a (partition, number)."""
+    ids = [call_id.hex() for call_id in call_ids]
+    rows = await connection.fetch(_RECORDS, ids, *own)
+    known = {row["call_id"].bytes: _known(row) for row in rows}
+    for row in await connection.fetch(_CORRECTIONS, [call_id.hex() for call_id in known]):
+        call_id = row["call_id"].bytes
+        known[call_id] = corrected(known[call_id], call_id, row)
+    return known
+
+
+def corrected(before: Known, call_id: bytes, correction: asyncpg.Record) -> Known:
+    """What is known of the call after one more of its corrections."""
+    if correction["old_kind"] == correction["kind"]:
+        return before._replace(corrections=correction["number"])  # it only paid money back
+    try:
+        record = decode(correction["record"])
+    except msgspec.MsgspecError:
+        record = unknown_record(call_id, before.wallet)
+    ended = Ended(
+        "",
+        call_id,
+        correction["kind"],
+        moved=False,
+        wallet=before.wallet,
+        charge=correction["charge"],
+        windows=windows_of(correction["windows"]),
+        record=record,
+        packed=b"",
+    )
+    after = known_of(ended, row_of(ended), correction["number"])
+    return after._replace(admitted_us=before.admitted_us)
+
+
+def windows_of(ids: Sequence[str] | None) -> tuple[Window, ...]:
+    """The windows of these ids. Their rows exist, so the limit is no longer asked of them."""
+    windows = []
+    for window_id in ids or ():
+        cap_id, _, starts_ms = window_id.rpartition("@")
+        windows.append(Window(cap_id, int(starts_ms), 0))
+    return tuple(windows)
+
+
+def _known(row: asyncpg.Record) -> Known:
+    key = RollupKey(
+        row["organization_id"],
+        row["project_id"],
+        row["key_id"],
+        row["member_id"],
+        row["provider"],
+        row["model_target"],
+    )
+    figures = Figures(
+        1,
+        int(row["outcome"] == "success"),
+        int(row["usage_source"] == "estimated"),
+        row["input"],
+        row["cache_read"],
+        row["cache_write"],
+        row["output"],
+        row["reasoning"],
+        row["charge"],
+        row["list_price"],
+    )
+    return Known(
+        row["kind"],
+        row["charge"],
+        row["wallet_id"],
+        windows_of(row["windows"]),
+        row["admitted_us"],
+        key,
+        figures,
+        0,
+    )
