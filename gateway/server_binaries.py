@@ -21,6 +21,7 @@ from gateway.server_process import Account, ServerFailed, as_account
 SOCKET_PATH_BYTES_MAX = 103  # macOS; Linux allows 107
 LONGEST_SOCKET = "postgres/.s.PGSQL.5432"
 _PREFIX = "tollgate-"
+_PARENT_BYTES_MAX = SOCKET_PATH_BYTES_MAX - len(f"/{_PREFIX}12345678/data/{LONGEST_SOCKET}")
 
 
 class Binaries(NamedTuple):
@@ -91,7 +92,10 @@ def _is_runnable(binary: Path, account: Account | None) -> bool:
 
 
 def _make_scratch(link: Path) -> Path:
-    scratch = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    parent = tempfile.gettempdir()
+    if len(os.fsencode(parent)) > _PARENT_BYTES_MAX:
+        parent = "/tmp"  # noqa: S108 - what mkdtemp makes there is ours alone
+    scratch = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
     link.symlink_to(scratch)
     scratch.chmod(0o711)  # programs and a link are in it, no secret
     return scratch

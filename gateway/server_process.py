@@ -97,6 +97,7 @@ class ServerProcess:
         self._lock_file = home.with_suffix(".lock")
         self._log_file = home.with_suffix(".log")
         self._process: subprocess.Popen[bytes] | None = None
+        self._silence = ""  # why the last probe found nobody
 
     @property
     def pid(self) -> int | None:
@@ -117,7 +118,8 @@ class ServerProcess:
         except TimeoutError as error:
             self._process.kill()
             raise ServerFailed(
-                f"{self.name} did not serve within {START_S_MAX:.0f} s: {self._last_words()}"
+                f"{self.name} did not serve within {START_S_MAX:.0f} s"
+                f" ({self._silence}): {self._last_words()}"
             ) from error
 
     async def stop(self) -> None:
@@ -170,7 +172,8 @@ class ServerProcess:
         try:
             async with asyncio.timeout(PROBE_S_MAX):
                 return await self._probe()
-        except OSError:  # a timeout is one too
+        except OSError as error:  # a timeout is one too
+            self._silence = repr(error)
             return Health.SILENT
 
     async def _own_lock(self) -> IO[str]:

@@ -36,6 +36,32 @@ def test_programs_that_the_user_can_run_are_used_where_they_are(tmp_path: Path) 
     assert short_path(folder) == folder
 
 
+def test_a_long_folder_gets_a_short_path_even_if_the_temporary_folder_is_long_too(
+    tmp_path: Path,
+) -> None:
+    data, temporary = tmp_path / ("d" * 90), tmp_path / ("t" * 90)
+    data.mkdir()
+    temporary.mkdir()
+    print_path = (
+        "import sys; from pathlib import Path; from gateway import server_binaries as b\n"
+        "folder = Path(sys.argv[1])\n"
+        "with b.placed(folder, None): print(b.short_path(folder), b.short_path(folder).resolve())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", print_path, str(data)],
+        cwd=ROOT,
+        env={"TMPDIR": str(temporary)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    short, real = done.stdout.split()
+    assert len(short) < 60
+    assert Path(real) == data.resolve()
+    assert not Path(short).parent.exists()
+    assert not [*temporary.iterdir()]
+
+
 def test_what_a_kill_left_among_the_temporary_files_is_removed(tmp_path: Path) -> None:
     left, data = tmp_path / "tollgate-left", tmp_path / "data"
     (left / "program").mkdir(parents=True)
