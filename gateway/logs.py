@@ -29,14 +29,16 @@ _BURST = 5  # lines of one warning or error that may come at once; after them on
 _MASK = b"[secret]"
 _PATTERN = re.compile(
     rb"""
-      \b tg_(?:live|test)_ [A-Za-z0-9_]+                  # our own API keys
-    | \b (?:sk|pk|rk|xai)- [A-Za-z0-9_-]{8,}              # OpenAI, Anthropic, OpenRouter, xAI
-    | \b (?:sk|pk|rk|gsk|hf)_ [A-Za-z0-9_-]{8,}           # Stripe, Groq, Hugging Face
-    | \b AIza [A-Za-z0-9_-]{20,}                          # Google
-    | \b (?:AKIA|ASIA) [A-Z0-9]{12,}                      # AWS
-    | \b eyJ [A-Za-z0-9_-]{10,} \. [A-Za-z0-9_.-]+        # JSON web tokens
+      (?: (?<![A-Za-z0-9]) | (?<=\\[nrtbf]) )       # what was a line break is an n by now
+      (?: tg_(?:live|test)_ [A-Za-z0-9_]+           # our own API keys
+        | (?:sk|pk|rk|xai)- [A-Za-z0-9_-]{8,}       # OpenAI, Anthropic, OpenRouter, xAI
+        | (?:sk|pk|rk|gsk|hf)_ [A-Za-z0-9_-]{8,}    # Stripe, Groq, Hugging Face
+        | AIza [A-Za-z0-9_-]{20,}                   # Google
+        | (?:AKIA|ASIA) [A-Z0-9]{12,}               # AWS
+        | eyJ [A-Za-z0-9_-]{10,} \. [A-Za-z0-9_.-]+ # JSON web tokens
+      )
     | (?i:bearer) (?:\s|%20)+ [^\s"\\]+
-    | (?<=://) [^\s/@"\\]+ (?=@)                          # user and password of a URL
+    | (?<=://) [^\s/@"\\]+ (?=@)                   # user and password of a URL
     """,
     re.VERBOSE,
 )

@@ -23,7 +23,6 @@ from gateway.snapshots import Collector, Figures, Total
 PREFIX = "tollgate_"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SILENT_S = 5.0  # a process publishes once a second; one that has not for this long hangs
-_MICROSECONDS = 1e-6
 
 
 def page(total: Total) -> bytes:
@@ -57,15 +56,15 @@ class _Page(PageCollector):
 def _add_buckets(
     metric: Metric, family: Histogram, named: dict[str, str], figures: Figures
 ) -> None:
-    unit = _MICROSECONDS if family.name.endswith("_seconds") else 1
+    unit = 1_000_000 if family.name.endswith("_seconds") else 1
     *counts, summed = figures
     below: float = 0
-    bounds = [f"{bound * unit:g}" for bound in family.bounds]
+    bounds = [str(bound / unit) for bound in family.bounds]
     for bound, count in zip([*bounds, "+Inf"], counts, strict=True):
         below += count
         metric.add_sample(f"{metric.name}_bucket", {**named, "le": bound}, below)
     metric.add_sample(f"{metric.name}_count", named, below)
-    metric.add_sample(f"{metric.name}_sum", named, summed * unit)
+    metric.add_sample(f"{metric.name}_sum", named, summed / unit)
 
 
 def readiness_of(total: Total, *, own: str, now_s: float) -> tuple[bool, dict[str, Ready]]:

@@ -42,7 +42,7 @@ class Snapshot(msgspec.Struct, array_like=True):
     folded: list[str] = []  # of the dead: the files that were added to it
 
 
-_TICK_S, _TICKS = 0.1, 10
+_TICKS = 10  # measurements of the loop between two snapshots
 _DEAD, _SUFFIX, _LOCK = "dead", ".snapshot", ".lock"
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -59,6 +59,8 @@ def _published(family: Family) -> Published:
 class Publisher:
     """Writes one process's snapshots."""
 
+    tick_s = 0.1
+
     def __init__(
         self,
         directory: Path,
@@ -70,7 +72,7 @@ class Publisher:
     ) -> None:
         metrics.configure(process=process)
         self.directory, self.process = directory, process
-        self._metrics, self._readiness, self._wall_s = metrics, readiness, wall_s
+        self.metrics, self.readiness, self._wall_s = metrics, readiness, wall_s
         self.name = f"{process.replace(' ', '-')}.{secrets.token_hex(4)}"
         self._lock = -1
 
@@ -96,22 +98,22 @@ class Publisher:
         while True:
             for _ in range(_TICKS):
                 asleep_s = loop.time()
-                await asyncio.sleep(_TICK_S)
-                late_s = loop.time() - asleep_s - _TICK_S
-                self._metrics.loop_lag_seconds.observe(max(0, int(late_s * 1e6)), labels)
+                await asyncio.sleep(self.tick_s)
+                late_s = loop.time() - asleep_s - self.tick_s
+                self.metrics.loop_lag_seconds.observe(max(0, int(late_s * 1e6)), labels)
             self.publish()
 
     def families(self) -> Iterable[Family]:
         """The metrics there are."""
-        return self._metrics.families()
+        return self.metrics.families()
 
     def snapshot(self) -> Snapshot:
         """What this process says now."""
         used = resource.getrusage(resource.RUSAGE_SELF)
-        self._metrics.cpu_seconds.set(used.ru_utime + used.ru_stime, (self.process,))
-        self._metrics.memory_bytes.set(_resident_bytes(), (self.process,))
-        metrics = [_published(family) for family in self._metrics.families()]
-        return Snapshot(self.process, self._wall_s(), self._readiness.state(), metrics)
+        self.metrics.cpu_seconds.set(used.ru_utime + used.ru_stime, (self.process,))
+        self.metrics.memory_bytes.set(_resident_bytes(), (self.process,))
+        metrics = [_published(family) for family in self.metrics.families()]
+        return Snapshot(self.process, self._wall_s(), self.readiness.state(), metrics)
 
     def publish(self) -> None:
         """Write it where the collector looks; a reader sees the old file or the new one."""

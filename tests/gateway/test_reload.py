@@ -1,0 +1,163 @@
+"""A changed file is applied as a whole or not at all, and never while it is being written."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from gateway.config import load
+from gateway.metrics import Metrics
+from gateway.reload import ConfigFile, Result, changes
+from gateway.settings import Config
+
+GOOD = "limits: {headers_max: 50}\n"
+
+
+class Setup:
+    def __init__(self, folder: Path, text: str = "") -> None:
+        self.path = folder / "config.yaml"
+        self.write(text)
+        self.metrics = Metrics()
+        self.applied: list[Config] = []
+        self.file = ConfigFile(self.path, {}, config=load(self.path, {}), metrics=self.metrics)
+        self.file.subscribe(self.applied.append)
+
+    def write(self, text: str) -> None:
+        draft = self.path.with_suffix(".new")
+        draft.write_text(text)
+        draft.replace(self.path)
+
+    def reloads(self) -> dict[str, int]:
+        return {label: count for (label,), count in self.metrics.config_reloads.series.items()}
+
+
+@pytest.fixture
+def setup(tmp_path: Path) -> Setup:
+    return Setup(tmp_path)
+
+
+async def test_a_changed_file_is_applied_once_it_has_settled(setup: Setup) -> None:
+    assert await setup.file.poll() is Result.UNCHANGED
+    setup.write(GOOD)
+    assert await setup.file.poll() is Result.UNCHANGED
+    assert await setup.file.poll() is Result.APPLIED
+    assert await setup.file.poll() is Result.UNCHANGED
+    assert [config.limits.headers_max for config in setup.applied] == [50]
+    assert setup.file.config is setup.applied[0]
+    assert setup.reloads() == {"applied": 1}
+
+
+async def test_half_a_file_is_not_read(setup: Setup) -> None:
+    for text in ("limits: {headers_max: 5", "limits: {headers_max: 50", GOOD):
+        setup.path.write_text(text)
+        assert await setup.file.poll() is Result.UNCHANGED
+    assert await setup.file.poll() is Result.APPLIED
+
+
+async def test_a_file_with_a_mistake_changes_nothing(
+    setup: Setup, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = setup.file.config
+    setup.write("limits: {headers_max: 50}\ncredits: {per_usd: 0}\n")
+    assert await setup.file.reload() is Result.REJECTED
+    assert setup.file.config is before
+    assert (setup.applied, setup.reloads()) == ([], {"rejected": 1})
+    [record] = caplog.records
+    assert record.getMessage() == "configuration rejected, the old one stays"
+    assert "line 2: credits.per_usd" in str(vars(record)["mistakes"])
+
+
+async def test_a_rejected_file_is_not_read_again_until_it_changes(setup: Setup) -> None:
+    setup.write("limits: {headers_max: x}")
+    assert [await setup.file.poll() for _ in range(4)] == [
+        Result.UNCHANGED,
+        Result.REJECTED,
+        Result.UNCHANGED,
+        Result.UNCHANGED,
+    ]
+
+
+async def test_a_file_that_is_away_for_a_moment_changes_nothing(setup: Setup) -> None:
+    text = setup.path.read_text()
+    setup.path.unlink()
+    assert [await setup.file.poll() for _ in range(3)] == [Result.UNCHANGED] * 3
+    setup.write(text)
+    assert [await setup.file.poll() for _ in range(2)] == [Result.UNCHANGED] * 2
+    assert setup.reloads() == {}
+
+
+async def test_a_link_that_is_turned_to_another_file_is_a_change(tmp_path: Path) -> None:
+    for name, text in (("one", ""), ("two", GOOD)):
+        (tmp_path / name).write_text(text)
+        os.utime(tmp_path / name, (1, 1))
+    link = tmp_path / "config.yaml"
+    link.symlink_to("one")
+    file = ConfigFile(link, {}, config=load(link, {}), metrics=Metrics())
+    link.unlink()
+    link.symlink_to("two")
+    assert [await file.poll() for _ in range(2)] == [Result.UNCHANGED, Result.APPLIED]
+
+
+async def test_what_needs_a_restart_keeps_its_value_and_is_told(
+    setup: Setup, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = setup.file.config
+    setup.write(f"ledger: {{partitions: 8}}\nauth: {{pepper: {'p' * 32}}}\n{GOOD}")
+    assert await setup.file.reload() is Result.APPLIED
+    now = setup.file.config
+    assert (now.ledger, now.auth.pepper) == (before.ledger, None)
+    assert now.limits.headers_max == 50
+    [record] = [record for record in caplog.records if "restart" in record.getMessage()]
+    assert vars(record)["settings"] == ["ledger.partitions", "auth.pepper"]
+    assert "ppp" not in str(vars(record))
+
+
+async def test_a_part_that_fails_does_not_keep_the_others_from_the_news(setup: Setup) -> None:
+    def fail(_config: Config) -> None:
+        raise RuntimeError("boom")
+
+    file = ConfigFile(setup.path, {}, config=setup.file.config, metrics=setup.metrics)
+    heard: list[Config] = []
+    file.subscribe(fail)
+    file.subscribe(heard.append)
+    setup.write(GOOD)
+    assert await file.reload() is Result.APPLIED
+    assert heard == [file.config]
+
+
+async def test_a_new_model_is_routed_after_the_change(setup: Setup) -> None:
+    assert setup.file.config.route("m") is None
+    setup.write(
+        "providers: {own: {kind: custom, base_url: https://a.example}}\n"
+        "models: {m: {targets: [{provider: own, model: m}]}}\n"
+    )
+    await setup.file.reload()
+    assert setup.file.config.route("m") is not None
+
+
+async def test_asked_by_a_signal_it_reads_at_once(setup: Setup) -> None:
+    heard = asyncio.Event()
+    setup.file.subscribe(lambda _config: heard.set())
+    async with asyncio.TaskGroup() as group:
+        watching = group.create_task(setup.file.watch())
+        setup.write(GOOD)
+        setup.file.ask()
+        async with asyncio.timeout(5):
+            await heard.wait()
+        watching.cancel()
+    assert setup.file.config.limits.headers_max == 50
+
+
+def test_changes_are_named_by_their_paths_and_secrets_are_compared(tmp_path: Path) -> None:
+    def config(key: str, extra: str = "") -> Config:
+        path = tmp_path / "config.yaml"
+        path.write_text(
+            f"providers: {{own: {{kind: custom, base_url: https://a.example, api_key: {key}}}}}\n"
+            + extra
+        )
+        return load(path, {})
+
+    assert changes(config("k1"), config("k1")) == []
+    assert changes(config("k1"), config("k2")) == ["providers.own.api_key"]
+    assert changes(config("k1"), config("k1", GOOD)) == ["limits.headers_max"]
