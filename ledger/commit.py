@@ -12,6 +12,7 @@ import asyncpg
 from ledger.batch import DeadLetter, Judgement, Known, firsts_of, judge
 from ledger.chain import Posted, transaction_hash
 from ledger.known import known_calls
+from ledger.postgres import Connection
 from ledger.row import Row
 from ledger.stream import Based, Ended, Parsed, Poison, admitted_ms, distrusted
 from ledger.sums import (
@@ -145,7 +146,7 @@ class _Part(NamedTuple):
 
 
 async def commit_all(
-    connection: asyncpg.Connection,
+    connection: Connection,
     partition: int,
     *,
     sources: Sequence[Source],
@@ -187,7 +188,7 @@ def _less_of(source: Source, error: asyncpg.PostgresError) -> Source:
 
 
 async def commit_batch(
-    connection: asyncpg.Connection,
+    connection: Connection,
     partition: int,
     *,
     sources: Sequence[Source],
@@ -223,9 +224,7 @@ async def commit_batch(
         return await _write(connection, part, sources)
 
 
-async def _write(
-    connection: asyncpg.Connection, part: _Part, sources: Sequence[Source]
-) -> Committed:
+async def _write(connection: Connection, part: _Part, sources: Sequence[Source]) -> Committed:
     entries = [_admissible(source, part) for source in sources]
     firsts = firsts_of(entries)
     number = part.transaction_number + 1
@@ -278,7 +277,7 @@ def _admissible(source: Source, part: _Part) -> Parsed:
 
 
 async def _write_balances(
-    connection: asyncpg.Connection, part: _Part, judgement: Judgement, entries: Sequence[Parsed]
+    connection: Connection, part: _Part, judgement: Judgement, entries: Sequence[Parsed]
 ) -> list[DeadLetter]:
     """Move wallets and windows; a letter for each wallet that no organization has."""
     strangers = await write_wallets(
@@ -297,7 +296,7 @@ async def _write_balances(
 
 
 async def _close(
-    connection: asyncpg.Connection, part: _Part, *, judgement: Judgement, position: Position
+    connection: Connection, part: _Part, *, judgement: Judgement, position: Position
 ) -> None:
     """Book the transaction, if the batch is more than news of bases, and move the watermark."""
     books = bool(judgement.wallets)

@@ -3,17 +3,17 @@
 The flusher and the recovery both drain, each with a connection of its own.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
-
-import asyncpg
 
 from ledger.commit import Committed, Position, Source, commit_all
 from ledger.functions import Partition
+from ledger.postgres import Connection
 from ledger.stream import Ended, admitted_ms, parse
 
 BATCH_MAX = 5_000  # entries in a transaction: some 40 ms, which nobody waiting for the row minds
 _DAYS_AHEAD = 2  # a gateway's clock may be this wrong before its calls go to the default partition
+_ACK_MAX = 500  # call ids in one step of Redis
 _DAY_MS = 86_400_000
 _MAKE_DAY = """
     SELECT make_day_partitions(day, 1)
@@ -38,7 +38,7 @@ class Step(NamedTuple):
 class Drain:
     """Writes entries to Postgres over one connection."""
 
-    def __init__(self, connection: asyncpg.Connection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._days: set[int] = set()  # whose partitions are made, or are not to be made
 
@@ -72,3 +72,10 @@ class Drain:
         for day in days - self._days:
             await self._connection.execute(_MAKE_DAY, day * _DAY_MS, _DAYS_AHEAD)
             self._days.add(day)
+
+
+async def acknowledge(partition: Partition, generation: int, batches: Sequence[Committed]) -> None:
+    """Let Redis forget the ends that Postgres has."""
+    for committed in batches:
+        for start in range(0, len(committed.call_ids), _ACK_MAX):
+            await partition.ack(generation, committed.call_ids[start : start + _ACK_MAX])

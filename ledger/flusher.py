@@ -17,9 +17,10 @@ from redis.exceptions import RedisError
 
 from ledger.bases import push_bases
 from ledger.commit import Committed, Position
-from ledger.drain import BATCH_MAX, Drain
+from ledger.drain import BATCH_MAX, Drain, acknowledge
 from ledger.functions import Epoch, Partition
 from ledger.postgres import AWAY, connect
+from ledger.recovery import ailment
 from ledger.trim import trim
 
 PROVEN_CHANNEL = "tg:proven"  # lines "<partition> <generation> <stream id>", as Postgres has them
@@ -31,7 +32,6 @@ _SWEEP_EVERY_S = 1.0
 _SWEEP_MAX = 500
 _PROVE_EVERY_S = 1.0
 _TRIM_EVERY_S = 60.0
-_ACK_MAX = 500  # call ids in one step of Redis
 _BACKOFF_S_MAX = 1.0
 _PARTS = """
     SELECT number, generation, state, lease_until < now() AS lapsed, watermark_generation,
@@ -181,6 +181,9 @@ class Flusher:
         await self._push(connection, part)
         partition = self._partitions[part.number]
         if self._is_due("sweep", part.number, _SWEEP_EVERY_S):
+            state = await partition.state()
+            if ailment(state, generation=part.generation, version=part.version):
+                raise Epoch(part.number, state.generation, state.state)
             self.tallies.swept += await partition.sweep(part.generation, _SWEEP_MAX)
         if self._is_due("trim", part.number, _TRIM_EVERY_S):
             await trim(connection, partition, watermark=part.watermark, keep_bytes=self._keep_bytes)
@@ -258,13 +261,6 @@ class Flusher:
         _log.warning(
             "flusher failed, trying again", extra={"error": repr(error)}, exc_info=not expected
         )
-
-
-async def acknowledge(partition: Partition, generation: int, batches: Sequence[Committed]) -> None:
-    """Let Redis forget the ends that Postgres has."""
-    for committed in batches:
-        for start in range(0, len(committed.call_ids), _ACK_MAX):
-            await partition.ack(generation, committed.call_ids[start : start + _ACK_MAX])
 
 
 async def _read_parts(connection: asyncpg.Connection, numbers: list[int]) -> list[_Part]:

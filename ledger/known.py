@@ -9,6 +9,7 @@ import asyncpg
 import msgspec
 
 from ledger.batch import Known, known_of
+from ledger.postgres import Connection
 from ledger.record import decode
 from ledger.row import Figures, RollupKey, row_of
 from ledger.stream import Ended, Window, unknown_record
@@ -29,7 +30,7 @@ _CORRECTIONS = """
 
 
 async def known_calls(
-    connection: asyncpg.Connection, call_ids: Sequence[bytes], own: tuple[int, int]
+    connection: Connection, call_ids: Sequence[bytes], own: tuple[int, int]
 ) -> dict[bytes, Known]:
     """Those of the calls that ended before the transaction `own`, a (partition, number)."""
     ids = [call_id.hex() for call_id in call_ids]

@@ -40,6 +40,19 @@ async def connect(url: str, *, name: str) -> asyncpg.Connection:
     )
 
 
+async def open_pool(url: str, *, name: str, size: int) -> asyncpg.Pool:
+    """A pool of connections for a job that does several things at once; none is opened yet."""
+    return await asyncpg.create_pool(
+        url,
+        min_size=0,
+        max_size=size,
+        max_inactive_connection_lifetime=30.0,
+        timeout=CONNECT_TIMEOUT_S,
+        command_timeout=COMMAND_TIMEOUT_S,
+        server_settings={**_SETTINGS, "application_name": f"tollgate {name}"},
+    )
+
+
 async def one_row(connection: Connection, query: str, *arguments: object) -> asyncpg.Record:
     """The row of a query that always finds one."""
     row = await connection.fetchrow(query, *arguments)

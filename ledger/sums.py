@@ -6,10 +6,10 @@ partition's row lock and an open transaction.
 
 from collections.abc import Mapping
 
-import asyncpg
 import msgspec
 
 from ledger.batch import DeadLetter, Judgement
+from ledger.postgres import Connection
 
 _WALLETS = """
     INSERT INTO wallet (id, partition, spent, base, version, created_version)
@@ -95,7 +95,7 @@ _DEAD_LETTERS = """
 
 
 async def write_wallets(
-    connection: asyncpg.Connection, judgement: Judgement, *, partition: int, version: int
+    connection: Connection, judgement: Judgement, *, partition: int, version: int
 ) -> list[str]:
     """Move the wallets; the answer is those that nobody had made: known only from the stream."""
     wallets = judgement.wallets
@@ -113,7 +113,7 @@ async def write_wallets(
 
 
 async def write_windows(
-    connection: asyncpg.Connection, judgement: Judgement, *, partition: int, version: int
+    connection: Connection, judgement: Judgement, *, partition: int, version: int
 ) -> None:
     """Move the cap windows; one that is charged for the first time is made."""
     lines = []
@@ -126,7 +126,7 @@ async def write_windows(
         await connection.execute(_WINDOWS, partition, version, *zip(*lines, strict=True))
 
 
-async def write_rollups(connection: asyncpg.Connection, judgement: Judgement) -> None:
+async def write_rollups(connection: Connection, judgement: Judgement) -> None:
     """Add to the hourly figures."""
     lines = [(hour_us, *key, *sums) for (hour_us, key), sums in sorted(judgement.rollups.items())]
     if lines:
@@ -134,7 +134,7 @@ async def write_rollups(connection: asyncpg.Connection, judgement: Judgement) ->
 
 
 async def write_corrections(
-    connection: asyncpg.Connection,
+    connection: Connection,
     judgement: Judgement,
     *,
     transaction: tuple[int, int],
@@ -147,7 +147,7 @@ async def write_corrections(
 
 
 async def write_dead_letters(
-    connection: asyncpg.Connection,
+    connection: Connection,
     letters: list[DeadLetter],
     *,
     transaction: tuple[int, int],
