@@ -91,7 +91,7 @@ class _Answers:
     async def metrics(self, request: web.Request) -> web.Response:
         if not self._is_trusted(request):
             return web.Response(status=401, headers={"WWW-Authenticate": "Bearer"})
-        total = self._collector.total()
+        total = self._collector.total(self._wall_s())
         # A page of thousands of lines takes a while, and the flusher lives in this process, too.
         text = await asyncio.to_thread(page, total)
         return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE})
@@ -102,7 +102,7 @@ class _Answers:
 
     async def readyz(self, request: web.Request) -> web.Response:
         """Anybody may know whether; only who has the token, why."""
-        total = self._collector.total()
+        total = self._collector.total(self._wall_s())
         is_ready, said = readiness_of(total, own=self._own, now_s=self._wall_s())
         body: dict[str, object] = {"ready": is_ready}
         if self._is_trusted(request):

@@ -62,17 +62,12 @@ class Publisher:
     tick_s = 0.1
 
     def __init__(
-        self,
-        directory: Path,
-        *,
-        process: str,
-        metrics: Metrics,
-        readiness: Readiness,
-        wall_s: Callable[[], float],
+        self, directory: Path, *, process: str, metrics: Metrics, readiness: Readiness
     ) -> None:
         metrics.configure(process=process)
         self.directory, self.process = directory, process
-        self.metrics, self.readiness, self._wall_s = metrics, readiness, wall_s
+        self.metrics, self.readiness = metrics, readiness
+        self._at_s = 0.0
         self.name = f"{process.replace(' ', '-')}.{secrets.token_hex(4)}"
         self._lock = -1
 
@@ -88,11 +83,13 @@ class Publisher:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.publish()
+        self.publish(self._at_s)
         os.close(self._lock)
 
-    async def run(self) -> None:
-        """Publish once a second, and measure how late the event loop is meanwhile."""
+    async def run(
+        self, wall_s: Callable[[], float], *, look: Callable[[], None] | None = None
+    ) -> None:
+        """Publish once a second, after `look`, and measure how late the loop is meanwhile."""
         loop = asyncio.get_running_loop()
         labels = (self.process,)
         while True:
@@ -101,23 +98,26 @@ class Publisher:
                 await asyncio.sleep(self.tick_s)
                 late_s = loop.time() - asleep_s - self.tick_s
                 self.metrics.loop_lag_seconds.observe(max(0, int(late_s * 1e6)), labels)
-            self.publish()
+            if look is not None:
+                look()
+            self.publish(wall_s())
 
     def families(self) -> Iterable[Family]:
         """The metrics there are."""
         return self.metrics.families()
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, at_s: float) -> Snapshot:
         """What this process says now."""
         used = resource.getrusage(resource.RUSAGE_SELF)
         self.metrics.cpu_seconds.set(used.ru_utime + used.ru_stime, (self.process,))
         self.metrics.memory_bytes.set(_resident_bytes(), (self.process,))
         metrics = [_published(family) for family in self.metrics.families()]
-        return Snapshot(self.process, self._wall_s(), self.readiness.state(), metrics)
+        return Snapshot(self.process, at_s, self.readiness.state(), metrics)
 
-    def publish(self) -> None:
+    def publish(self, at_s: float) -> None:
         """Write it where the collector looks; a reader sees the old file or the new one."""
-        _write(self.directory / f"{self.name}{_SUFFIX}", self.snapshot())
+        self._at_s = at_s
+        _write(self.directory / f"{self.name}{_SUFFIX}", self.snapshot(at_s))
 
 
 class Total:
@@ -174,10 +174,10 @@ class Collector:
     def __init__(self, own: Publisher) -> None:
         self._own, self._directory = own, own.directory
 
-    def total(self) -> Total:
+    def total(self, at_s: float) -> Total:
         """Everything, this process's own figures as they are now."""
         self._fold()
-        own = self._own.snapshot()
+        own = self._own.snapshot(at_s)
         total = Total(self._own.families())
         dead = _read(self._directory / _DEAD)
         if dead is not None:

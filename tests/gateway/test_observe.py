@@ -29,7 +29,6 @@ def publisher(folder: Path, process: str) -> Publisher:
         process=process,
         metrics=metrics,
         readiness=Readiness(lambda: 0.0),
-        wall_s=lambda: 1_000.0,
     )
 
 
@@ -49,7 +48,7 @@ class TestThePage:
             metrics.stream_backlog.set(7, ("3",))
             metrics.overhead_seconds.observe(400)
             metrics.overhead_seconds.observe(2_000_000)
-            shown = samples(page(Collector(control).total()))
+            shown = samples(page(Collector(control).total(1_000.0)))
         charge = (("model", "m"), ("provider", "openai"))
         assert shown["tollgate_charge_nanousd_total", charge] == 1_234_567
         assert shown["tollgate_stream_backlog_entries", (("partition", "3"),)] == 7
@@ -76,7 +75,7 @@ class TestThePage:
                 metrics.call_seconds.observe(dice.randrange(10**7), (provider,))
                 metrics.refusals.add((model,))
                 metrics.upstream_errors.add((provider, model))
-            shown = page(Collector(control).total())
+            shown = page(Collector(control).total(1_000.0))
         assert len(samples(shown)) <= 2_000
         assert len(shown) <= 300_000
         assert shown.count(b"other") > 0
@@ -118,7 +117,7 @@ class TestTheListener:
         control = stack.enter_context(publisher(folder, "control"))
         worker = stack.enter_context(publisher(folder, "w-0"))
         control.readiness.expect("postgres")
-        worker.publish()
+        worker.publish(1_000.0)
         listener = Listener(port=0, token=None if token is None else Secret(token))
         port = await stack.enter_async_context(
             observed(listener, collector=Collector(control), own="control", wall_s=lambda: 1_000.0)
@@ -151,7 +150,7 @@ class TestTheListener:
         control, worker, session = await self.start(stack, tmp_path)
         for one in (control, worker):
             one.metrics.epochs.add()
-        worker.publish()
+        worker.publish(1_000.0)
         async with session.get("/metrics") as answer:
             assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
             shown = samples(await answer.read())

@@ -24,7 +24,6 @@ def publisher(folder: Path, process: str) -> Publisher:
         process=process,
         metrics=metrics,
         readiness=Readiness(lambda: 0.0),
-        wall_s=lambda: 1_000.0,
     )
 
 
@@ -42,7 +41,7 @@ def charge(one: Publisher, amount: int) -> None:
 
 
 def charged(collector: Collector) -> float:
-    [figure] = collector.total().series["charge_nanousd_total"]["openai", "m"]
+    [figure] = collector.total(1_000.0).series["charge_nanousd_total"]["openai", "m"]
     return figure
 
 
@@ -54,8 +53,8 @@ def test_counters_gauges_and_histograms_of_all_processes_are_joined(
     ]
     for amount, one in enumerate([control, *workers], start=1):
         charge(one, amount)
-        one.publish()
-    total = Collector(control).total()
+        one.publish(1_000.0)
+    total = Collector(control).total(1_000.0)
     assert total.series["charge_nanousd_total"] == {("openai", "m"): [6]}
     assert total.series["calls_open"] == {(): [6]}
     assert total.series["journal_unproven_oldest_seconds"] == {(): [3]}
@@ -69,7 +68,7 @@ def test_the_collector_knows_its_own_figures_as_they_are_now(
 ) -> None:
     control = stack.enter_context(publisher(tmp_path, "control"))
     charge(control, 1)
-    control.publish()
+    control.publish(1_000.0)
     charge(control, 1)
     assert charged(Collector(control)) == 2
 
@@ -80,7 +79,7 @@ def test_money_is_added_exactly_beyond_what_a_float_can_hold(
     control, worker = [stack.enter_context(publisher(tmp_path, name)) for name in ("c", "w")]
     charge(control, 2**60)
     charge(worker, 1)
-    worker.publish()
+    worker.publish(1_000.0)
     assert charged(Collector(control)) == 2**60 + 1
 
 
@@ -91,10 +90,10 @@ def test_no_counter_goes_back_when_workers_come_and_go(tmp_path: Path, stack: Ex
     for round_ in range(1, 6):
         with publisher(tmp_path, "w-0") as worker:
             charge(worker, 10)
-            worker.publish()
+            worker.publish(1_000.0)
             assert charged(collector) == 1 + 10 * round_
         assert charged(collector) == 1 + 10 * round_
-        total = collector.total()
+        total = collector.total(1_000.0)
         assert total.series["calls_open"] == {(): [1]}  # the dead have none
         assert set(total.ready) == {"control"}
     assert len(list(tmp_path.iterdir())) == 2  # the file of the dead and the control's lock
@@ -129,16 +128,16 @@ def test_a_killed_process_is_dead_at_once(tmp_path: Path, stack: ExitStack) -> N
         "import sys, time\nfrom pathlib import Path\n"
         "from tests.gateway.test_snapshots import charge, publisher\n"
         "one = publisher(Path(sys.argv[1]), 'w-0').__enter__()\n"
-        "charge(one, 3)\none.publish()\nprint('up', flush=True)\ntime.sleep(60)\n"
+        "charge(one, 3)\none.publish(1_000.0)\nprint('up', flush=True)\ntime.sleep(60)\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
     ) as worker:
         assert worker.stdout is not None
         assert worker.stdout.readline() == "up\n"
-        assert set(Collector(control).total().ready) == {"control", "w-0"}
+        assert set(Collector(control).total(1_000.0).ready) == {"control", "w-0"}
         os.kill(worker.pid, signal.SIGKILL)
-    total = Collector(control).total()
+    total = Collector(control).total(1_000.0)
     assert set(total.ready) == {"control"}
     assert total.series["charge_nanousd_total"] == {("openai", "m"): [3]}
 
@@ -160,7 +159,7 @@ async def test_a_running_publisher_measures_its_loop_and_publishes(
     worker = stack.enter_context(publisher(tmp_path, "w-0"))
     worker.tick_s = 0.001
     async with asyncio.TaskGroup() as group:
-        task = group.create_task(worker.run())
+        task = group.create_task(worker.run(lambda: 1_000.0))
         while not list(tmp_path.glob("*.snapshot")):
             await asyncio.sleep(0)
         task.cancel()
