@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, assert_never
 
 from gateway.credential import AuthError, AuthUnavailable, Reason, key_in
-from gateway.key_cache import CacheAway, CachedKey, Change, KeyCache
+from gateway.key_cache import CacheAway, CachedKey, KeyCache, KeyChange
 from gateway.principal import KnownKey, Principal
 
 log = logging.getLogger(__name__)
@@ -312,7 +312,7 @@ class Authenticator:
         async for change in self._cache.changes():
             self._apply(change)
 
-    def _apply(self, change: Change) -> None:
+    def _apply(self, change: KeyChange) -> None:
         """Forget what may no longer be true, and distrust what is being read just now."""
         if change.digest is not None:
             self._known.pop(change.digest, None)

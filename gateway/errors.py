@@ -8,6 +8,7 @@ GatewayError                status  code                      raised when
   Forbidden                 403     model_not_allowed         the key may not use this model
   NotFound                  404     (by thing)                no such model, price or path
   MethodNotAllowed          405     method_not_allowed
+  Conflict                  409     (by thing)                it contradicts what was done before
   ClientTooSlow             408     request_timeout           the request did not arrive in time
   TooLarge                  413     request_too_large
   UnsupportedMedia          415     unsupported_media_type
@@ -121,6 +122,12 @@ class MethodNotAllowed(GatewayError):
     """405."""
 
     status, type = 405, "invalid_request_error"
+
+
+class Conflict(GatewayError):
+    """409."""
+
+    status, type = 409, "invalid_request_error"
 
 
 class ClientTooSlow(GatewayError):

@@ -6,7 +6,7 @@ brings a revoked key back, whose entry is a tombstone. All this is a copy; Postg
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -40,7 +40,7 @@ class CachedKey(NamedTuple):
     read_ms: int  # when it was last read from Postgres, unix ms on the reader's clock
 
 
-class Change(NamedTuple):
+class KeyChange(NamedTuple):
     """What is no longer true; both `None`: anything may have changed unheard."""
 
     digest: bytes | None = None
@@ -107,7 +107,7 @@ class KeyCache:
             raise CacheAway(str(error)) from error
         return {digest for digest, done in zip(keys, stored, strict=True) if not done}
 
-    async def announce(self, *changes: Change) -> None:
+    async def announce(self, *changes: KeyChange) -> None:
         """Tell every process what has changed; after `put`, so that it then reads what is new."""
         try:
             async with self._redis.pipeline(transaction=False) as pipeline:
@@ -117,7 +117,7 @@ class KeyCache:
         except (RedisError, OSError) as error:
             raise CacheAway(str(error)) from error
 
-    async def changes(self) -> AsyncIterator[Change]:
+    async def changes(self) -> AsyncGenerator[KeyChange, None]:
         """What changes, for ever. Each new subscription begins with a change of anything."""
         while True:
             try:
@@ -130,7 +130,7 @@ class KeyCache:
             await asyncio.sleep(_RETRY_S)
 
 
-async def _heard(subscription: PubSub) -> AsyncIterator[Change]:
+async def _heard(subscription: PubSub) -> AsyncIterator[KeyChange]:
     """The changes one subscription brings; ends when its connection is silent for too long."""
     silences = 0
     while silences <= 1:
@@ -142,7 +142,7 @@ async def _heard(subscription: PubSub) -> AsyncIterator[Change]:
         silences = 0
         if message["type"] == "subscribe":
             # The client subscribes again by itself after a lost connection; only this tells.
-            yield Change()
+            yield KeyChange()
         elif message["type"] == "message":
             yield _change(message["data"])
 
@@ -166,7 +166,7 @@ def _cached(stored: bytes | None) -> CachedKey | None:
         return None
 
 
-def _message(change: Change) -> bytes:
+def _message(change: KeyChange) -> bytes:
     if change.digest is not None:
         return _DIGEST + change.digest
     if change.organization_id is not None:
@@ -174,10 +174,10 @@ def _message(change: Change) -> bytes:
     return b""
 
 
-def _change(message: bytes) -> Change:
+def _change(message: bytes) -> KeyChange:
     kind, what = message[:1], message[1:]
     if kind == _DIGEST:
-        return Change(digest=what)
+        return KeyChange(digest=what)
     if kind == _ORGANIZATION:
-        return Change(organization_id=what.decode(errors="replace"))
-    return Change()
+        return KeyChange(organization_id=what.decode(errors="replace"))
+    return KeyChange()

@@ -16,9 +16,10 @@ import asyncpg
 
 from gateway.auth import StoreAway
 from gateway.errors import BadRequest, NotFound
-from gateway.key_cache import CacheAway, Change, KeyCache
+from gateway.key_cache import CacheAway, KeyCache, KeyChange
 from gateway.principal import Budget, KnownKey, Period, Principal
 from ledger.money import NANOS_MAX, Nanos
+from ledger.trail import Change, append_change
 
 NAME_CHARACTERS_MAX = 200
 MODELS_MAX = 200
@@ -65,7 +66,7 @@ _REVOKE = """
     UPDATE api_key
     SET version = version + 1, revoked_at = coalesce(revoked_at, now())
     WHERE id = $1
-    RETURNING digest
+    RETURNING digest, organization_id, name
 """
 
 
@@ -90,6 +91,7 @@ class KeyTerms:
     concurrency: int | None = None
     models: tuple[str, ...] | None = None
     expires_at: datetime | None = None
+    actor: str = "operator"
 
 
 class ApiKey(NamedTuple):
@@ -144,6 +146,8 @@ async def create(
             terms.models,
             terms.expires_at,
         )
+        made = Change(terms.actor, "key.create", str(key_id), after={"name": terms.name})
+        await append_change(connection, str(organization_id), made)
     # A gateway that refused this key a moment ago would do so again; without the news, for 1 s.
     await publish(pool, cache, [label.digest])
     return await get(pool, key_id)
@@ -173,15 +177,20 @@ async def resolve(pool: asyncpg.Pool, text: str, *, organization_id: UUID | None
     return UUID(str(found[0]))
 
 
-async def revoke(pool: asyncpg.Pool, cache: KeyCache, key_id: UUID) -> bool:
+async def revoke(
+    pool: asyncpg.Pool, cache: KeyCache, key_id: UUID, *, actor: str = "operator"
+) -> bool:
     """End a key for ever. False: Redis was not told, so gateways may take it for 30 s more.
 
     Repeating it is harmless and tells Redis again.
     """
-    digest = await pool.fetchval(_REVOKE, key_id)
-    if digest is None:
-        raise NotFound(f"there is no API key {key_id}", code="api_key_not_found")
-    return await publish(pool, cache, [digest])
+    async with pool.acquire() as connection, connection.transaction():
+        row = await connection.fetchrow(_REVOKE, key_id)
+        if row is None:
+            raise NotFound(f"there is no API key {key_id}", code="api_key_not_found")
+        done = Change(actor, "key.revoke", str(key_id), before={"name": row["name"]})
+        await append_change(connection, str(row["organization_id"]), done)
+    return await publish(pool, cache, [row["digest"]])
 
 
 async def publish(pool: asyncpg.Pool, cache: KeyCache, digests: Sequence[bytes]) -> bool:
@@ -192,7 +201,7 @@ async def publish(pool: asyncpg.Pool, cache: KeyCache, digests: Sequence[bytes])
     try:
         async with asyncio.timeout(PUBLISH_S):
             await cache.put(await find(pool, digests))
-            await cache.announce(*[Change(digest=digest) for digest in digests])
+            await cache.announce(*[KeyChange(digest=digest) for digest in digests])
     except (CacheAway, StoreAway, TimeoutError):
         return False
     return True

@@ -5,7 +5,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import asyncpg
 from redis.asyncio import Redis
@@ -13,10 +13,11 @@ from redis.asyncio import Redis
 from gateway.auth import Authenticator, AuthLimits, Clock
 from gateway.key_cache import KeyCache, open_redis
 from gateway.keys import issue, key_digester
-from gateway.management import api_keys
+from gateway.management import api_keys, organizations
 from gateway.management.api_keys import ApiKey, KeyLabel, KeyTerms
+from gateway.management.organizations import OrganizationTerms
 from gateway.principal import KnownKey
-from ledger.functions import install
+from ledger.functions import Partition, install
 from providers.adapter import Secret
 
 PEPPER = Secret("the pepper of the tests, which is no secret")
@@ -48,7 +49,7 @@ class Tenancy:
     def __init__(self, pool: asyncpg.Pool, redis: Redis) -> None:
         self.pool, self.redis = pool, redis
         self.cache = KeyCache(redis, clock().unix_s)
-        self.organization_id = uuid4()
+        self.organization_id = UUID(int=0)
 
     async def make_key(self, text: str, terms: KeyTerms | None = None) -> ApiKey:
         """The key of this text, published as every new one is."""
@@ -85,8 +86,9 @@ async def tenancy(postgres_url: str, redis_url: str) -> AsyncIterator[Tenancy]:
         redis = open_redis(redis_url)
         await install(redis)
         stage = Tenancy(pool, redis)
-        await _insert_organization(pool, stage.organization_id)
         try:
+            terms = OrganizationTerms(name="Acme")
+            stage.organization_id = (await organizations.create(pool, redis, terms)).id
             yield stage
         finally:
             await redis.aclose()
@@ -129,12 +131,9 @@ async def running(authenticator: Authenticator) -> AsyncIterator[None]:
             task.cancel()
 
 
-async def _insert_organization(pool: asyncpg.Pool, organization_id: UUID) -> None:
-    await pool.execute(
-        "INSERT INTO organization (id, name, partition) VALUES ($1, 'Acme', 7)", organization_id
-    )
-    await pool.execute(
-        "INSERT INTO project (id, organization_id, name, is_default)"
-        " VALUES (gen_random_uuid(), $1, 'Default', true)",
-        organization_id,
-    )
+async def activate(redis: Redis, *partitions: int) -> None:
+    """Make partitions ready for holds and credits, as a recovery leaves them."""
+    for number in partitions:
+        partition = Partition(redis, number)
+        await partition.freeze(1)
+        await partition.activate(1, 0)

@@ -1,3 +1,5 @@
+"""What clients present as a key, and how it is refused."""
+
 import pytest
 
 from gateway.credential import AuthError, Reason, key_in, presented

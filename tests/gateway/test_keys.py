@@ -1,3 +1,5 @@
+"""The text of API keys."""
+
 import hmac
 import secrets
 import timeit

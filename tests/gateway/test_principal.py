@@ -1,3 +1,5 @@
+"""Principals, and the calendar of their budgets."""
+
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo, available_timezones
 

@@ -1,0 +1,133 @@
+"""`tollgate credit` and `tollgate usage`: what goes into an organization's wallet, and out."""
+
+from datetime import UTC, datetime, timedelta
+
+import click
+
+from gateway.commands.stores import Stores, run
+from gateway.commands.texts import Moment, Row, Usd, print_rows, when
+from gateway.management import credits as credits_
+from gateway.management import organizations
+from gateway.management import usage as usage_
+from gateway.management.credits import Grant, Granted
+from gateway.management.usage import RECENT_MAX, Call, Grouping, Line
+from ledger.money import Nanos, usd_text
+
+
+@click.group()
+def credit() -> None:
+    """Give credit to organizations."""
+
+
+@credit.command()
+@click.argument("organization")
+@click.argument("amount", type=Usd())
+@click.option("--reason", required=True, help="Why; kept in the ledger for ever.")
+@click.option(
+    "--idempotency-key",
+    help="Two grants under the same key are one grant. Without it, running twice grants twice.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
+@click.pass_obj
+def grant(
+    config_path: str,
+    *,
+    organization: str,
+    amount: Nanos,
+    reason: str,
+    idempotency_key: str | None,
+    as_json: bool,
+) -> None:
+    """Give AMOUNT in USD to ORGANIZATION (its name or id)."""
+
+    async def granted(stores: Stores) -> Granted:
+        found = await organizations.resolve(stores.pool, organization)
+        wanted = Grant(found.id, amount, reason, "operator", idempotency_key)
+        return await credits_.grant(stores.pool, stores.redis, wanted)
+
+    done = run(config_path, granted)
+    if as_json:
+        row = {"amount_nanos": amount, "balance_nanos": done.balance, "is_new": done.is_new}
+        print_rows([row], as_json=True)
+    else:
+        said = "granted" if done.is_new else "was granted before under this key"
+        click.echo(f"{usd_text(amount)} {said}. Balance: {usd_text(done.balance)}")
+    if not done.is_usable:
+        click.echo("Redis did not take it yet; it will be usable within a minute.", err=True)
+
+
+@click.command()
+@click.argument("organization")
+@click.option(
+    "--by",
+    "grouping",
+    type=click.Choice([grouping.value for grouping in Grouping]),
+    default=Grouping.MODEL.value,
+    show_default=True,
+    help="What each line stands for.",
+)
+@click.option("--days", type=click.IntRange(1, 3_650), default=30, show_default=True)
+@click.option("--since", type=Moment(), help="From this moment on, instead of --days; UTC.")
+@click.option("--until", type=Moment(), help="Up to this moment.  [now]")
+@click.option("--recent", type=click.IntRange(1, RECENT_MAX), help="Show the newest calls instead.")
+@click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
+@click.pass_obj
+def usage(
+    config_path: str,
+    *,
+    organization: str,
+    grouping: str,
+    days: int,
+    since: datetime | None,
+    until: datetime | None,
+    recent: int | None,
+    as_json: bool,
+) -> None:
+    """Show what ORGANIZATION (its name or id) used and what it was charged."""
+    now = datetime.now(UTC)  # noqa: TID251 - a command is its own root
+    # The hour that has begun is part of what was used up to now.
+    end = until or now + timedelta(hours=1)
+    start = since or (until or now) - timedelta(days=days)
+
+    async def rows(stores: Stores) -> list[Row]:
+        found = await organizations.resolve(stores.pool, organization)
+        if recent is not None:
+            return [_call(one) for one in await usage_.recent(stores.pool, found.id, limit=recent)]
+        by = Grouping(grouping)
+        lines = await usage_.report(stores.pool, found.id, by=by, since=start, until=end)
+        return [_line(one, by) for one in lines]
+
+    print_rows(run(config_path, rows), as_json=as_json)
+
+
+def _line(one: Line, by: Grouping) -> Row:
+    return {
+        by.value: one.label,
+        "calls": one.calls,
+        "failed": one.calls - one.successes,
+        "estimated": one.estimated,
+        "input": one.input,
+        "cache_read": one.cache_read,
+        "cache_write": one.cache_write,
+        "output": one.output,
+        "reasoning": one.reasoning,
+        "charge_nanos": one.charge,
+    }
+
+
+def _call(one: Call) -> Row:
+    return {
+        "call": str(one.call_id),
+        "admitted": when(one.admitted_at),
+        "key": one.key,
+        "operation": one.operation,
+        "model": one.model,
+        "provider": one.provider,
+        "outcome": one.outcome,
+        "input": one.input,
+        "cache_read": one.cache_read,
+        "cache_write": one.cache_write,
+        "output": one.output,
+        "usage": one.usage_source,
+        "charge_nanos": one.charge,
+    }
