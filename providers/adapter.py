@@ -134,6 +134,13 @@ class Meter(Protocol):
     def end(self) -> bytes:
         """The vendor's answer is over: the bytes still withheld."""
 
+    def ending(self, failure: Failure | None) -> bytes:
+        """What ends the client's answer in the vendor's stead, the vendor having died or been cut.
+
+        An error; or, with None, the well-formed end of an answer whose limit is reached. Empty if
+        the answer's form allows neither.
+        """
+
     def usage(self) -> Usage:
         """What was consumed so far; `ESTIMATED` while the vendor has not said."""
 

@@ -6,19 +6,21 @@ to pass a stream on unchanged joins them. Nothing raises.
 """
 
 import re
-from typing import NamedTuple
+
+import msgspec
 
 EVENT_BYTES_MAX = 16 * 1024 * 1024
 """Image events reach several MiB; what is longer passes by unread."""
 
 BOM = b"\xef\xbb\xbf"
+_LF = 10
 
 # Possessive, so that one CRLF is never taken for a CR and an LF.
 _BLANK_LINE = re.compile(rb"(?>\r\n|\r|\n)(?>\r\n|\r|\n)")
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 
 
-class Block(NamedTuple):
+class Block(msgspec.Struct, frozen=True, gc=False):
     """One event, or comments alone, with the blank line that ends it."""
 
     raw: bytes
@@ -42,15 +44,14 @@ class SseReader:
 
     def feed(self, chunk: bytes) -> list[Block]:
         """The blocks completed by `chunk`."""
-        # The case of nearly every chunk: it is exactly one event.
-        if (
-            not self.pending
-            and chunk[-2:] == b"\n\n"
-            and chunk.find(b"\n\n") == len(chunk) - 2
-            and b"\r" not in chunk
-            and not self._skipping
-        ):
-            return [self._block(chunk)]
+        if not self.pending and b"\r" not in chunk and not self._first:
+            # The case of nearly every chunk: it is exactly one event, of one line or of two.
+            last, line = len(chunk) - 2, chunk.find(b"\n")
+            if line == last and chunk[-1] == _LF and chunk.startswith(b"data: "):
+                return [Block(chunk, chunk[6:-2])]
+            two = chunk.startswith(b"event: ") and chunk.find(b"\n", line + 1) == last
+            if two and chunk[-1] == _LF and chunk.startswith(b"data: ", line + 1):
+                return [Block(chunk, chunk[line + 7 : -2], chunk[7:line])]
         self._rest += chunk
         self._bare = self._bare and b"\r" not in chunk
         blocks = self._take()
@@ -112,8 +113,6 @@ class SseReader:
         if self._first:
             self._first = False
             return parsed(raw, raw.removeprefix(BOM))
-        if raw.startswith(b"data: ") and raw.find(b"\n") == len(raw) - 2:
-            return Block(raw, raw[6:-2])
         return parsed(raw, raw)
 
 

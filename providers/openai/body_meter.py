@@ -17,7 +17,7 @@ BODY_BYTES_MAX = 64 * 1024 * 1024
 """Kept to be read. Embeddings of 2,048 texts have 60 MB at most; what is longer is estimated."""
 
 _ABSENT = Raw()
-_UNREADABLE = (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError)
+_UNREADABLE = (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError, ArithmeticError)
 
 
 class _Answer(msgspec.Struct, gc=False):
@@ -74,11 +74,15 @@ class BodyMeter:
         self._chunks = []
         return b""
 
+    def ending(self, failure: Failure | None) -> bytes:  # noqa: ARG002 - as all meters have it
+        """Nothing: no error can follow half a JSON text. The connection must be cut."""
+        return b""
+
     def usage(self) -> Usage:
         """What was consumed so far."""
         if not self._over:
             self._tally.text_bytes = self._size
-        return self._tally.usage(over=self._over, finished=self.finished)
+        return self._tally.usage(started=self.started, over=self._over, finished=self.finished)
 
     def _read(self, body: bytes) -> None:
         tally = self._tally
@@ -96,7 +100,7 @@ class BodyMeter:
         self.finished = True
         tally.say_model(answer.model)
         tally.say_tier(answer.service_tier)
-        if answer.error is not None:
+        if answer.error:
             tally.failure = failure_within({"error": answer.error})
             tally.failed = answer.status == "failed"
         if answer.cost is not None:
@@ -107,7 +111,7 @@ class BodyMeter:
             tally.report(answer.usage)
         elif isinstance(answer.x_groq, dict) and answer.x_groq.get("usage") is not None:
             tally.report(answer.x_groq["usage"])
-        elif answer.error is None:
+        elif not answer.error:
             tally.text_bytes += _own_words(answer)
 
     def _tree(self, body: bytes) -> dict[str, Any] | None:

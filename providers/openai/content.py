@@ -4,6 +4,7 @@ Only lists of parts are looked into; nearly every message is a plain string and 
 structure is read and not the bytes, so no text passes for a picture and no escape hides a key.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -25,10 +26,14 @@ PAGE_TOKENS = 3_000
 REMOTE_FILE_TOKENS = 50_000
 """What is behind a URL cannot be known: a video of three minutes, a paper of twenty pages."""
 
-OBJECTS_MAX = 500_000
-"""In one field. No model reads a tenth of it, and each takes 100 bytes of memory, if empty."""
+OBJECTS_MAX = 250_000
+"""Braces in one field, above 256 KiB. Each object takes up to 200 bytes of memory, if empty."""
+
+DEPTH_MAX = 6
+"""Input, item, content, part, media object, its URL. Each level is read once more."""
 
 _COUNTED_BYTES = 256 * 1024
+_CHAT, _RESPONSES = Operation.CHAT, Operation.RESPONSES
 _QUOTE, _LIST, _OBJECT = b'"[{'
 
 _ABSENT = Raw()
@@ -99,14 +104,14 @@ _decode_node = msgspec.json.Decoder(_Node).decode
 _decode_nodes = msgspec.json.Decoder(list[_Node | str | None]).decode
 
 
-def survey(operation: Operation, fields: dict[str, Raw]) -> Survey:
+def survey(operation: Operation, fields: Mapping[str, Raw]) -> Survey:
     """The media and ids in the messages of a chat or the input of a response.
 
     `BadCall` if they have no shape that could be read.
     """
-    if operation == "chat/completions":
+    if operation is _CHAT:
         name = "messages"
-    elif operation == "responses":
+    elif operation is _RESPONSES:
         name = "input"
     else:
         return NOTHING
@@ -159,19 +164,21 @@ class _Finder:
     def survey(self) -> Survey:
         return Survey(self.replaced, self.tokens, tuple(self.ids))
 
-    def look(self, raw: Raw, kind: str | None) -> None:
+    def look(self, raw: Raw, kind: str | None, depth: int = 0) -> None:
         """Count the value `raw`, which stands below a name that means `kind`."""
+        if depth > DEPTH_MAX:
+            raise BadCall("The input is nested too deeply", code="invalid_type")
         view = memoryview(raw)
         if view[0] == _OBJECT:
-            self._look_into(_decode_node(raw), kind)
+            self._look_into(_decode_node(raw), kind, depth + 1)
         elif view[0] == _LIST:
             for node in _decode_nodes(raw):
                 if isinstance(node, _Node):
-                    self._look_into(node, None)
+                    self._look_into(node, None, depth + 1)
         elif view[0] == _QUOTE and kind:
             self._count(kind, bytes(view[1:32]).replace(b"\\/", b"/").lower(), len(view) - 2)
 
-    def _look_into(self, node: _Node, kind: str | None) -> None:
+    def _look_into(self, node: _Node, kind: str | None, depth: int) -> None:
         if node.type == "item_reference":
             self.ids["item_reference"] = None
         if node.file_id is not _ABSENT and memoryview(node.file_id)[0] == _QUOTE:
@@ -181,7 +188,7 @@ class _Finder:
         for name, own in _KIND.items():
             raw = getattr(node, name)
             if raw is not _ABSENT:
-                self.look(raw, own or kind)
+                self.look(raw, own or kind, depth)
 
     def _count(self, kind: str, head: bytes, length: int) -> None:
         """One string that is media: `head` is how it begins."""

@@ -58,12 +58,14 @@ _STATUSES = (
 _UNKNOWN_STATUS = 502
 _SERVER_ERRORS = range(500, 1000)
 
-# Keys, the vendors' and ours, whole or starred out by the vendor; and ids of the account.
+# Keys, the vendors' and ours, whole or starred out by the vendor; and ids of the account. Names of
+# fields and models look alike, so all but the commonest must have a digit or a star.
 _SECRETS = re.compile(
-    r"\b(?:sk|pk|rk|tg|gsk|xai|pplx|hf|csk|nvapi|fw|r8|key)[-_][\w*.-]{6,}"
+    r"\b(?:sk|tg)[-_][\w*.-]{5,}[\w*]"
+    r"|\b(?:pk|rk|gsk|xai|pplx|hf|csk|nvapi|fw|r8|key)[-_](?=[\w*.-]*[\d*])[\w*.-]{5,}[\w*]"
     r"|\bAIza[\w-]{10,}|\bAKIA\w{12,}|\beyJ[\w-]{8,}\.[\w.-]+"
-    r"|(?i:\b(?:bearer|basic)\s+[\w*.+/=-]{6,})"
-    r"|\b(?:org|proj|acct|user)[-_][A-Za-z0-9]{8,}"
+    r"|(?i:\b(?:bearer|basic)\s+(?=[\w*.+/=-]*[\d*])[\w*.+/=-]{6,})"
+    r"|\b(?:org|proj|acct|user)[-_](?=[A-Za-z]*\d)[A-Za-z0-9]{8,}"
     r"|(?<=[?&]key=)[^&\s]+"
 )
 MASK = "[removed]"
@@ -97,23 +99,30 @@ def rendered(error: Failure) -> bytes:
 
 
 def stream_error(operation: Operation, error: Failure, *, sequence: int = 0) -> bytes:
-    """The event that ends a client's stream when the vendor's can't go on.
+    """The event that tells a client within its stream, in the form its library raises for.
 
-    It is not followed by [DONE]: clients must not take what they have for the whole.
+    No [DONE] follows it, lest a client takes what it has for the whole.
     """
     fields = _fields(error)
-    if operation is Operation.RESPONSES:
-        event = {"type": "error", "sequence_number": sequence, **fields, "error": fields}
-        event["type"] = "error"
-        return b"event: error\ndata: " + msgspec.json.encode(event) + b"\n\n"
-    return b"data: " + msgspec.json.encode({"error": fields}) + b"\n\n"
+    if operation is not Operation.RESPONSES:
+        return b"data: " + msgspec.json.encode({"error": fields}) + b"\n\n"
+    event = {
+        "type": "error",
+        "code": error.code,
+        "message": error.message,
+        "param": error.param,
+        "sequence_number": sequence,
+        # The official clients raise only for this one.
+        "error": fields,
+    }
+    return b"event: error\ndata: " + msgspec.json.encode(event) + b"\n\n"
 
 
 def masked(text: str) -> str:
     """The text without keys and account ids, printable, and not endless."""
-    shown = "".join(
-        c if c.isprintable() or c in "\n\t" else " " for c in text[: 2 * MESSAGE_CHARACTERS_MAX]
-    )
+    shown = text[: 2 * MESSAGE_CHARACTERS_MAX]
+    if not shown.isprintable():
+        shown = "".join(c if c.isprintable() or c in "\n\t" else " " for c in shown)
     return _SECRETS.sub(MASK, shown)[:MESSAGE_CHARACTERS_MAX]
 
 
@@ -168,7 +177,7 @@ def _message(fields: dict[str, Any]) -> Any:
 def _param(fields: dict[str, Any]) -> str | None:
     loc = fields.get("loc")
     if isinstance(loc, list):
-        return _word(".".join(str(part) for part in loc[1:]))
+        return _word(".".join(str(part) for part in loc[1:] if isinstance(part, str | int)))
     return _word(fields.get("param"))
 
 

@@ -6,7 +6,9 @@ raises or counts below zero, whatever the vendor sends.
 
 from collections.abc import Mapping
 from decimal import ROUND_CEILING, Context, Decimal
-from typing import Any, NamedTuple
+from typing import Any
+
+import msgspec
 
 from ledger.usage import Unit
 from providers.adapter import Operation
@@ -109,9 +111,16 @@ _REPORT: Mapping[str, Any] = {
     "citation_tokens": "",
     "num_search_queries": "web_searches",
 }
+_SAID_EVEN_IF_ZERO = frozenset(
+    {"prompt_tokens", "input_tokens", "completion_tokens", "output_tokens", "total_tokens"}
+)
+_SELDOM = frozenset(
+    {"written", "written_1h", "audio_in", "image_in", "video_in", "cached_audio", "cached_image"}
+)
+_INPUT, _CACHE_READ, _OUTPUT = Unit.INPUT, Unit.CACHE_READ, Unit.OUTPUT
 
 
-class Reading(NamedTuple):
+class Reading(msgspec.Struct, gc=False):
     """A report, read. None: it does not say."""
 
     prompt: int | None
@@ -127,60 +136,67 @@ def read_report(report: Mapping[str, Any], quirks: Quirks, operation: Operation)
     flags: list[str] = []
     _gather(report, _REPORT, found, flags)
     counts: dict[str, int] = {}
-    prompt, completion = found.get("prompt"), found.get("completion")
+    prompt, completion, total = found.get("prompt"), found.get("completion"), found.get("total")
+    if prompt is None and completion is None:
+        prompt = total  # an embedding's report may say no more
     reasoning = found.get("reasoning", 0)
-    total = found.get("total")
-    if prompt is None and total is not None and completion is None:
-        prompt = total
     if completion is not None:
-        if quirks.thoughts_in_total and total is not None and prompt is not None:
-            reasoning = max(reasoning, total - prompt - completion)
-            completion = max(completion, total - prompt)
-        elif reasoning and operation in quirks.reasoning_outside:
-            completion += reasoning
-        elif reasoning > completion:
+        completion, reasoning = _with_reasoning(completion, found, quirks, operation)
+        if reasoning > completion:
             reasoning = completion
             flags.append("reasoning_over_output")
+        _output_buckets(completion, found, counts)
     if prompt is not None:
         if quirks.audio_outside:
             prompt += found.get("audio_in", 0)
         _input_buckets(prompt, found, counts, flags)
-    if completion:
-        _output_buckets(completion, found, counts)
     if total is not None and total != (prompt or 0) + (completion or 0):
         flags.append("total_mismatch")
-    _tool_buckets(found, counts)
-    return Reading(prompt, completion, counts, reasoning, flags[:FLAGS_MAX])
+    if not _TOOL_NAMES.isdisjoint(found):
+        _tool_buckets(found, counts)
+    return Reading(prompt, completion, counts, reasoning, flags)
+
+
+def _with_reasoning(
+    completion: int, found: dict[str, int], quirks: Quirks, operation: Operation
+) -> tuple[int, int]:
+    """All of the output, and the reasoning in it, wherever the vendor puts that."""
+    reasoning = found.get("reasoning", 0)
+    if quirks.thoughts_in_total:
+        outside = found.get("total", 0) - found.get("prompt", 0) - completion
+        if outside > 0:
+            return completion + outside, max(reasoning, outside)
+    elif reasoning and operation in quirks.reasoning_outside:
+        return completion + reasoning, reasoning
+    return completion, reasoning
 
 
 def _gather(
     report: Mapping[str, Any], names: Mapping[str, Any], found: dict[str, int], flags: list[str]
 ) -> None:
+    """Sort the numbers of a report by what they mean."""
     for name, value in report.items():
-        if value is None:
+        if value is None or (not value and name not in _SAID_EVEN_IF_ZERO):
             continue
         meaning = names.get(name)
         if meaning == "":
             continue
-        if type(value) is int and 0 <= value <= COUNT_MAX:
-            if type(meaning) is str:
-                if value > found.get(meaning, -1):
-                    found[meaning] = value
-                continue
+        if type(value) is int and type(meaning) is str and 0 <= value <= COUNT_MAX:
+            if value > found.get(meaning, -1):
+                found[meaning] = value
         elif isinstance(meaning, dict) and isinstance(value, dict):
             _gather(value, meaning, found, flags)
-            continue
-        if meaning is None:
-            if _weighs(value):
+        elif len(flags) < FLAGS_MAX:
+            if meaning is not None:
+                flags.append(f"bad_usage:{_clean(name)}")
+            elif _weighs(value):
                 flags.append(f"unknown_field:{_clean(name)}")
-        else:
-            flags.append(f"bad_usage:{_clean(name)}")
 
 
 def _weighs(value: Any) -> bool:
     """Whether a value nobody knows may stand for something that costs."""
-    if isinstance(value, dict):
-        return any(map(_weighs, value.values()))
+    if isinstance(value, dict | list):
+        return bool(value)
     return isinstance(value, int | Decimal | float) and not isinstance(value, bool) and value != 0
 
 
@@ -198,16 +214,27 @@ def _input_buckets(
     if cached > prompt:
         cached = prompt
         flags.append("cached_over_input")
+    if not _SELDOM.isdisjoint(found):
+        _divide(prompt, cached, found, counts, flags)
+        return
+    if prompt > cached:
+        counts[_INPUT] = prompt - cached
+    if cached:
+        counts[_CACHE_READ] = cached
+
+
+def _divide(
+    prompt: int, cached: int, found: dict[str, int], counts: dict[str, int], flags: list[str]
+) -> None:
+    """Divide a prompt that is not all text, or that was written to the cache."""
     written = max(found.get("written", 0), found.get("written_1h", 0))
     if written > prompt - cached:
         written = prompt - cached
         flags.append("cache_write_over_input")
     rest = {Unit.INPUT: prompt}
     for unit, name in _MODALITIES:
-        count = min(found.get(name, 0), rest[Unit.INPUT])
-        if count:
-            rest[unit] = count
-            rest[Unit.INPUT] -= count
+        rest[unit] = min(found.get(name, 0), rest[Unit.INPUT])
+        rest[Unit.INPUT] -= rest[unit]
     # What is known to be cached of a modality first, then text, then what is left of the others.
     for unit, into, name in _CACHED:
         cached -= _move(min(cached, found.get(name, 0)), rest, counts, unit, into)
@@ -242,7 +269,7 @@ _WRITES = (Unit.INPUT, Unit.INPUT_IMAGE, Unit.INPUT_AUDIO, Unit.INPUT_VIDEO)
 
 def _move(count: int, rest: dict[Unit, int], counts: dict[str, int], unit: Unit, into: Unit) -> int:
     """Move up to `count` tokens of `unit` from the rest into another bucket; how many it were."""
-    moved = min(count, rest.get(unit, 0))
+    moved = min(count, rest[unit])
     if moved:
         rest[unit] -= moved
         counts[into] = counts.get(into, 0) + moved
@@ -250,6 +277,10 @@ def _move(count: int, rest: dict[Unit, int], counts: dict[str, int], unit: Unit,
 
 
 def _output_buckets(completion: int, found: dict[str, int], counts: dict[str, int]) -> None:
+    if "audio_out" not in found and "image_out" not in found:
+        if completion:
+            counts[_OUTPUT] = completion
+        return
     audio = min(found.get("audio_out", 0), completion)
     image = min(found.get("image_out", 0), completion - audio)
     divided = {
@@ -273,6 +304,7 @@ _TOOLS = (
     (Unit.CODE_SESSIONS, ("code_sessions",)),
     (Unit.IMAGES, ("images",)),
 )
+_TOOL_NAMES = frozenset(name for _, names in _TOOLS for name in names)
 
 
 def reported_nanos(tree: Mapping[str, Any], cost: Cost) -> int | None:

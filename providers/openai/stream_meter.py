@@ -15,7 +15,8 @@ from msgspec import Raw
 from ledger.usage import Usage
 from providers.adapter import Call, Failure, Operation
 from providers.custom import Quirks
-from providers.openai.errors import failure_within
+from providers.openai.endings import length_chunks, length_response
+from providers.openai.errors import failure_within, stream_error
 from providers.openai.tally import Tally, text_bytes
 from providers.sse import Block, SseReader
 
@@ -29,9 +30,9 @@ _COMPLETIONS = Operation.COMPLETIONS
 # Events of a response that are sent before anything is known to work.
 _PRELUDE = frozenset({"response.created", "response.in_progress", "response.queued"})
 _TERMINAL = frozenset(
-    {"response.completed", "response.incomplete", "response.failed", "response.cancelled", "error"}
+    {"response.completed", "response.incomplete", "response.failed", "response.cancelled"}
 )
-_UNREADABLE = (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError)
+_UNREADABLE = (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError, ArithmeticError)
 
 
 class _Delta(msgspec.Struct, gc=False):
@@ -96,6 +97,9 @@ class StreamMeter:
     __slots__ = (
         "_choices",
         "_ended",
+        "_first",
+        "_last",
+        "_operation",
         "_over",
         "_reader",
         "_responses",
@@ -116,6 +120,8 @@ class StreamMeter:
         self._choices = call.choices
         self._ended: set[Any] = set()  # the choices that have a finish reason
         self._over = False
+        self._operation = operation
+        self._first = self._last = b"{}"  # data of the first and of the latest event
         self.started = False
         self.finished = False
 
@@ -133,14 +139,21 @@ class StreamMeter:
             for block in blocks:
                 self._read(block)
             return chunk
-        withheld = [block for block in blocks if self._read(block)]
-        if not withheld and not kept and not reader.pending:
-            return chunk
-        return b"".join(_shown(block) if block in withheld else block.raw for block in blocks)
+        withheld = False
+        shown = []
+        for block in blocks:
+            if self._read(block):
+                withheld = True
+                shown.append(_comments(block))
+            else:
+                shown.append(block.raw)
+        if withheld or kept or reader.pending:
+            return b"".join(shown)
+        return chunk
 
     def end(self) -> bytes:
         """The bytes kept to the end, because no blank line ended their event."""
-        shown = [_shown(b) if self._read(b) else b.raw for b in self._reader.end()]
+        shown = [_comments(b) if self._read(b) else b.raw for b in self._reader.end()]
         self._over = True
         # Some vendors send no [DONE].
         self.finished = self.finished or len(self._ended) >= self._choices
@@ -148,9 +161,21 @@ class StreamMeter:
             self._tally.flag("event_too_long")
         return b"".join(shown) if self._withholding else b""
 
+    def ending(self, failure: Failure | None) -> bytes:
+        """What ends the client's stream in the vendor's stead: an error, or the limit reached."""
+        # Half an event may be out already; a blank line keeps ours apart from it.
+        events = b"\n\n" if self._reader.pending and not self._withholding else b""
+        if failure is not None:
+            return events + stream_error(self._operation, failure, sequence=self._sequence())
+        if self._responses:
+            return events + length_response(self._first, self.usage(), sequence=self._sequence())
+        left = [index for index in range(self._choices) if index not in self._ended]
+        usage = None if self._withholding else self.usage()
+        return events + length_chunks(self._operation, self._last, left, usage)
+
     def usage(self) -> Usage:
         """What was consumed so far."""
-        return self._tally.usage(over=self._over, finished=self.finished)
+        return self._tally.usage(started=self.started, over=self._over, finished=self.finished)
 
     def _read(self, block: Block) -> bool:
         """Count one event. Whether it is to be withheld from a client that did not ask."""
@@ -160,6 +185,7 @@ class StreamMeter:
         if data == _DONE:
             self.finished = self.started = True
             return False
+        self._last = data
         if self._responses:
             self._read_event(data)
             return False
@@ -167,12 +193,13 @@ class StreamMeter:
             chunk = _decode_chunk(data)
         except _UNREADABLE:
             tree = _tree(data)
-            if tree is None:
-                self._tally.flag("unreadable_event")
+            if tree is None and block.event != b"error":
+                if data and not data.isspace():
+                    self._tally.flag("unreadable_event")
                 return False
-            chunk = _lenient_chunk(tree)
-        if block.event == b"error" and chunk.error is None:
-            chunk.error = _tree(data)
+            chunk = _lenient_chunk(tree or {})
+        if block.event == b"error" and not chunk.error:
+            chunk.error = _tree(data) or data.decode("utf-8", "replace")
         return self._count_chunk(chunk)
 
     def _count_chunk(self, chunk: _Chunk) -> bool:
@@ -182,7 +209,7 @@ class StreamMeter:
             tally.say_model(chunk.model)
         if chunk.service_tier is not None:
             tally.say_tier(chunk.service_tier)
-        if chunk.error is not None:
+        if chunk.error:
             tally.failure = tally.failure or failure_within({"error": chunk.error})
         else:
             for choice in chunk.choices or ():
@@ -191,7 +218,7 @@ class StreamMeter:
             tally.say_beside("cost", chunk.cost)
         if chunk.usage is not None:
             tally.report(chunk.usage)
-            return not chunk.choices and chunk.error is None and isinstance(chunk.usage, dict)
+            return not chunk.choices and not chunk.error and isinstance(chunk.usage, dict)
         if isinstance(chunk.x_groq, dict):
             self._read_groq(chunk.x_groq)
         return False
@@ -214,28 +241,35 @@ class StreamMeter:
             self._tally.deltas += 1
             self._tally.text_bytes += size
         if choice.finish_reason is not None:
-            self._ended.add(choice.index if isinstance(choice.index, int) else 0)
+            index = choice.index if isinstance(choice.index, int) else 0
+            if 0 <= index < self._choices:
+                self._ended.add(index)
 
     def _read_groq(self, x_groq: dict[str, Any]) -> None:
         """Groq's own place for the usage, which repeats `usage` where that is given."""
         if x_groq.get("usage") is not None:
             self._tally.report(x_groq["usage"])
-        if x_groq.get("error") is not None:
-            self._tally.failure = failure_within({"error": x_groq["error"]})
+        if x_groq.get("error"):
+            self._tally.failure = self._tally.failure or failure_within({"error": x_groq["error"]})
+
+    def _sequence(self) -> int:
+        """The number of the next event of a response."""
+        tree = _tree(self._last) or {}
+        number = tree.get("sequence_number")
+        return number + 1 if isinstance(number, int) else 0
 
     def _read_event(self, data: bytes) -> None:
         tally = self._tally
-        try:
-            event = _decode_event(data)
-        except _UNREADABLE:
-            tree = _tree(data)
-            if tree is None:
-                tally.flag("unreadable_event")
-                return
-            event = _lenient_event(tree)
+        event = _event(data)
+        if event is None:
+            tally.flag("unreadable_event")
+            return
         kind = event.type if type(event.type) is str else ""
-        self.started = self.started or kind not in _PRELUDE
-        if kind.endswith(".delta") and event.delta:
+        if kind in _PRELUDE:
+            self._first = data
+        else:
+            self.started = True
+        if event.delta and kind.endswith(".delta"):
             tally.deltas += 1
             if "audio" not in kind or "transcript" in kind:
                 tally.text_bytes += text_bytes(event.delta)
@@ -245,11 +279,10 @@ class StreamMeter:
             tally.report(event.usage)
         if event.response is not None:
             self._read_response(event.response, kind)
-        if kind == "error" or event.error is not None:
+        if event.error or kind == "error":
             named = {"message": event.message, "code": event.code, "param": event.param}
             tally.failure = tally.failure or failure_within({"error": event.error or named})
-        if kind in _TERMINAL:
-            self.finished = True
+        self.finished = self.finished or kind in _TERMINAL
 
     def _read_response(self, response: _Response, kind: str) -> None:
         tally = self._tally
@@ -259,13 +292,13 @@ class StreamMeter:
             tally.report(response.usage)
         if response.output is not _ABSENT:
             tally.count_items(response.output)
-        if kind == "response.failed" or response.error is not None:
+        if kind == "response.failed" or response.error:
             tally.failed = True
             error = response.error or {"message": "The response failed"}
             tally.failure = tally.failure or failure_within({"error": error})
 
 
-def _shown(block: Block) -> bytes:
+def _comments(block: Block) -> bytes:
     """What passes of a block that is withheld: comments, if any stood before its data."""
     if not block.raw.startswith(b":") and b"\n:" not in block.raw and b"\r:" not in block.raw:
         return b""
@@ -276,10 +309,17 @@ def _shown(block: Block) -> bytes:
 def _tree(data: bytes) -> dict[str, Any] | None:
     """An event that msgspec refuses: Python's own reader also takes NaN and numbers of any size."""
     try:
-        tree = json.loads(data, parse_float=Decimal)
+        tree = json.loads(data, parse_float=_number)
     except _UNREADABLE:
         return None
     return tree if isinstance(tree, dict) else None
+
+
+def _number(text: str) -> Decimal | float:
+    try:
+        return Decimal(text)
+    except ArithmeticError:
+        return float(text)  # an exponent of twenty digits: infinite or nothing
 
 
 def _lenient_chunk(tree: dict[str, Any]) -> _Chunk:
@@ -293,6 +333,15 @@ def _lenient_chunk(tree: dict[str, Any]) -> _Chunk:
             made.delta = _picked(_Delta(), delta) if isinstance(delta, dict) else None
             chunk.choices.append(made)
     return chunk
+
+
+def _event(data: bytes) -> _Event | None:
+    try:
+        event: _Event = _decode_event(data)
+    except _UNREADABLE:
+        tree = _tree(data)
+        return None if tree is None else _lenient_event(tree)
+    return event
 
 
 def _lenient_event(tree: dict[str, Any]) -> _Event:

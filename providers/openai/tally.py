@@ -6,6 +6,7 @@ greatest of what it last said, the content deltas, and a token for each 4 bytes 
 """
 
 import math
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -20,6 +21,9 @@ BYTES_PER_TOKEN = 4
 
 BOUND_PER_TOKEN = 3
 """The bound on the input overshoots 3.2 times on real requests; an estimate is a third of it."""
+
+ITEMS_MAX = 10_000
+"""Tool runs counted in one answer; vendors stop at 128."""
 
 _NAME_CHARACTERS_MAX = 128
 _OUTPUTLESS = frozenset({Operation.EMBEDDINGS, Operation.MODERATIONS})
@@ -126,9 +130,11 @@ class Tally:
             return
         self._deltas_at_report = self.deltas
         if self._report is None:
-            self._report = {}
-        _merge(self._report, usage)
-        self.say_tier(usage.get("service_tier"))
+            self._report = usage
+        else:
+            _merge(self._report, usage)
+        if "service_tier" in usage:
+            self.say_tier(usage["service_tier"])
 
     def count_items(self, output: Raw) -> None:
         """The tools that the vendor ran, as the final list of output items shows them."""
@@ -158,16 +164,16 @@ class Tally:
             return
         # Calls of one container are one session.
         key = item.container_id if unit is Unit.CODE_SESSIONS and item.container_id else index
-        if isinstance(key, str | int):
+        if isinstance(key, str | int) and len(self._items) < ITEMS_MAX:
             self._items[unit, key] = None
 
-    def usage(self, *, over: bool, finished: bool) -> Usage:
+    def usage(self, *, started: bool, over: bool, finished: bool) -> Usage:
         """The consumption so far. `over`: no more bytes will come; `finished`: and none lack."""
         reading = None
         if self._report is not None:
             reading = read_report(self._report, self._quirks, self._call.operation)
         if reading is None or (reading.prompt is None and reading.completion is None):
-            if not self._may_have_cost(over=over, finished=finished):
+            if not (started and self._may_have_cost(over=over, finished=finished)):
                 return NOTHING._replace(model=self.model, flags=tuple(self.flags))
         elif self._is_exact(reading):
             return self._made(reading.counts, Source.REPORTED, reading)
@@ -203,21 +209,22 @@ class Tally:
         return counts
 
     def _made(self, counts: dict[str, int], source: Source, reading: Reading | None) -> Usage:
-        for unit in (Unit.WEB_SEARCHES, Unit.FILE_SEARCHES, Unit.IMAGES, Unit.CODE_SESSIONS):
-            done = sum(1 for item in self._items if item[0] is unit) if self._items else 0
-            if done > counts.get(unit, 0):
-                counts[unit] = done
-        if self._quirks.request_fee:
+        quirks = self._quirks
+        if self._items:
+            self._add_tools(counts)
+        if quirks.request_fee:
             counts[Unit.REQUESTS] = 1
-        if self._quirks.searches and "web_search_options" in self._call.fields:
+        if quirks.searches and "web_search_options" in self._call.fields:
             counts[Unit.WEB_SEARCHES] = max(1, counts.get(Unit.WEB_SEARCHES, 0))
-        flags = [*self.flags, *(reading.flags if reading else ())]
-        if reading and reading.completion == 0 and self.deltas and source is Source.REPORTED:
-            flags.append("output_reported_zero")
+        flags = self.flags
+        if reading:
+            flags = [*flags, *reading.flags]
+            if reading.completion == 0 and self.deltas and source is Source.REPORTED:
+                flags.append("output_reported_zero")
         cost = None
-        if self._quirks.cost:
-            tree = self._beside if self._quirks.cost.beside_usage else self._report
-            cost = reported_nanos(tree or {}, self._quirks.cost)
+        if quirks.cost:
+            tree = self._beside if quirks.cost.beside_usage else self._report
+            cost = reported_nanos(tree or {}, quirks.cost)
         return Usage(
             counts,
             source,
@@ -228,14 +235,18 @@ class Tally:
             tuple(flags[:FLAGS_MAX]),
         )
 
+    def _add_tools(self, counts: dict[str, int]) -> None:
+        """What the items show, where the report does not already count as many."""
+        done = Counter(unit for unit, _ in self._items)
+        for unit, count in done.items():
+            counts[unit] = max(count, counts.get(unit, 0))
 
-def _merge(into: dict[str, Any], new: dict[str, Any]) -> None:
+
+def _merge(into: dict[str, Any], new: dict[str, Any], *, depth: int = 3) -> None:
     for name, value in new.items():
-        if isinstance(value, dict):
-            old = into.get(name)
-            merged = dict(old) if isinstance(old, dict) else {}
-            _merge(merged, value)
-            into[name] = merged
+        old = into.get(name)
+        if depth and isinstance(value, dict) and isinstance(old, dict):
+            _merge(old, value, depth=depth - 1)
         elif value is not None:
             into[name] = value
 
@@ -244,8 +255,13 @@ def text_bytes(value: Any) -> int:
     """How many bytes of UTF-8 the model's own words in a delta, message or item have."""
     if type(value) is str:
         return len(value) if value.isascii() else len(value.encode("utf-8", "replace"))
-    if isinstance(value, list):
-        return sum(map(text_bytes, value))
-    if isinstance(value, dict):
-        return sum(text_bytes(value[key]) for key in _TEXT_KEYS if key in value)
-    return 0
+    size, left = 0, [value]
+    while left:
+        node = left.pop()
+        if type(node) is str:
+            size += text_bytes(node)
+        elif isinstance(node, list):
+            left += node
+        elif isinstance(node, dict):
+            left += [node[key] for key in _TEXT_KEYS if key in node]
+    return size
