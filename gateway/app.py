@@ -1,16 +1,280 @@
 """A worker, put together: reading this shows what the data plane consists of.
 
 What is built first is closed last. Every task belongs to the worker's task group, so none fails
-unseen: a worker with a broken part dies and is started again, and the journal makes that safe.
+unseen: a worker with a broken part dies and is started again, and its journal makes that safe.
 """
 
 import asyncio
 import logging
+import os
+import secrets
 import time
+from collections.abc import Coroutine, Iterator
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from gateway.config import load
-from gateway.settings import Config
+import asyncpg
+import msgspec
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from gateway.auth import Authenticator, AuthLimits, Clock
+from gateway.config import load, pepper
+from gateway.journals import Journals
+from gateway.key_cache import KeyCache, open_redis
+from gateway.keys import key_digester
+from gateway.logs import Lines, set_level
+from gateway.management import api_keys
+from gateway.metrics import Metrics
+from gateway.proxy.calls import Calls, Parts
+from gateway.proxy.live import Terms
+from gateway.proxy.server import DataServer, Wall, bind
+from gateway.proxy.table import Table
+from gateway.proxy.tell import Teller
+from gateway.readiness import Readiness
+from gateway.reload import ConfigFile
+from gateway.settings import Config, Durability
+from gateway.sheets import SheetFile
+from gateway.snapshots import Publisher
+from gateway.upstream import Limits, Upstream
+from gateway.vitals import Vitals
+from gateway.wallets import Wallets
+from ledger.conveyor import Conveyor
+from ledger.journal import Journal
+from ledger.pricing import PriceSheet
+from ledger.recovery import EPOCH_CHANNEL
+from providers.adapter import Secret
+from providers.openai.dialect import OpenAI
 
 log = logging.getLogger(__name__)
+
+_BACKLOG = 4_096  # connections the kernel may hold for us while we are busy
+_POOL_MAX = 2  # Postgres connections of a worker: unknown keys and unknown wallets only
+_LAST_ENDS_S = 5.0  # for the ends of the last calls to reach Redis
+
+
+async def run_worker(
+    config_path: Path, *, number: int, stop: asyncio.Event, reload: asyncio.Event, lines: Lines
+) -> None:
+    """Serve calls until `stop`; then drain."""
+    config = load(config_path)
+    sheets = SheetFile(config.run_dir)
+    sheet = await sheets.until_there(stop)
+    if sheet is None:
+        return
+    async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
+        worker = await Worker.built(config, sheets, stack, name=f"worker-{number}", lines=lines)
+        file = ConfigFile(config_path, None, config=config, metrics=worker.vitals.metrics)
+        file.subscribe(worker.configure)
+        worker.configure(config)
+        tasks = [
+            group.create_task(work, name=name)
+            for name, work in (*worker.jobs(), ("config", file.watch()))
+        ]
+        tasks.append(group.create_task(_ask(file, reload), name="reload by signal"))
+        await worker.serve(stop)
+        for task in tasks:
+            task.cancel()
+
+
+async def _ask(file: ConfigFile, reload: asyncio.Event) -> None:
+    while True:
+        await reload.wait()
+        reload.clear()
+        file.ask()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """The parts of one data-plane process."""
+
+    calls: Calls
+    parts: Parts
+    vitals: Vitals
+    sheets: SheetFile
+    redis: Redis
+    notices: asyncio.Queue[int]  # partitions that need a recovery
+    lines: Lines
+
+    @classmethod
+    async def built(
+        cls, config: Config, sheets: SheetFile, stack: AsyncExitStack, *, name: str, lines: Lines
+    ) -> "Worker":
+        """Every part, in the order of who needs whom; `stack` closes them in reverse."""
+        metrics, readiness = Metrics(), Readiness(time.monotonic)
+        for check in ("serving", "redis", "journal"):
+            readiness.expect(check)
+        notices: asyncio.Queue[int] = asyncio.Queue()
+        redis = open_redis(_url(config.redis.url))
+        stack.push_async_callback(redis.aclose)
+        # Made without a connection, so that a worker starts while Postgres is away.
+        pool = await stack.enter_async_context(
+            asyncpg.create_pool(
+                _url(config.postgres.url), min_size=0, max_size=_POOL_MAX, command_timeout=2
+            )
+        )
+        journal = _journal(config, name, stack)
+        journals = Journals(journal, config.journal_dir, prices=lambda: sheets.sheet)
+        stack.callback(journals.release)
+        conveyor = Conveyor(
+            _url(config.redis.url),
+            partitions=config.ledger.partitions,
+            on_epoch=notices.put_nowait,
+            on_settled=journals.on_settled,
+            on_generation=journals.on_generation,
+            on_batch=partial(_count_batch, metrics),
+        )
+        journals.attach(conveyor)
+        upstream = Upstream(Limits())
+        stack.push_async_callback(upstream.close)
+        parts = Parts(
+            authenticator=_authenticator(config, redis, pool),
+            conveyor=conveyor,
+            wallets=Wallets(pool, redis, on_lost=notices.put_nowait),
+            journal=journal,
+            upstream=upstream,
+            adapter=OpenAI(),
+            teller=Teller(metrics, lines),
+            monotonic_s=time.monotonic,
+            wall_s=time.time,
+        )
+        assert sheets.sheet is not None, "there are prices"
+        calls = Calls(parts, Terms(config, sheets.sheet))
+        publisher = stack.enter_context(
+            Publisher(
+                config.run_dir,
+                process=name,
+                metrics=metrics,
+                readiness=readiness,
+                wall_s=time.time,
+            )
+        )
+        vitals = Vitals(
+            calls=calls,
+            conveyor=conveyor,
+            journal=journal,
+            journals=journals,
+            upstream=upstream,
+            metrics=metrics,
+            readiness=readiness,
+            publisher=publisher,
+        )
+        return cls(
+            calls=calls,
+            parts=parts,
+            vitals=vitals,
+            sheets=sheets,
+            redis=redis,
+            notices=notices,
+            lines=lines,
+        )
+
+    def configure(self, config: Config) -> None:
+        """Take a new configuration; calls in flight keep the one they started with."""
+        self.calls.terms = self.calls.terms._replace(config=config)
+        self.vitals.metrics.configure(
+            providers=config.providers.keys(),
+            models=config.models.keys(),
+            process=self.vitals.publisher.process,
+        )
+        self.lines.know_secrets([one.api_key.reveal() for one in config.providers.values()])
+        set_level(config.logging.level)
+
+    def price(self, sheet: PriceSheet) -> None:
+        """Take new prices; calls in flight keep those they started with."""
+        self.calls.terms = self.calls.terms._replace(prices=sheet)
+
+    def jobs(self) -> Iterator[tuple[str, Coroutine[None, None, None]]]:
+        """What runs beside the calls for as long as the worker does."""
+        yield "conveyor", self.parts.conveyor.run()
+        yield "auth", self.parts.authenticator.run()
+        yield "journal", self.parts.journal.sync_loop()
+        yield "proofs", self.vitals.journals.hear_proofs(self.redis)
+        yield "orphans", self.vitals.journals.adopt_orphans()
+        yield "prices", self.sheets.watch(self.price)
+        yield "vitals", self.vitals.tell()
+        yield "loop lag", self.vitals.watch_loop()
+        yield "notices", self._pass_notices()
+
+    async def serve(self, stop: asyncio.Event) -> None:
+        """Listen until `stop`, then drain: no call that was let in is cut before its time."""
+        config, readiness = self.calls.terms.config, self.vitals.readiness
+        limits = config.limits
+        wall = Wall(
+            header_timeout_s=limits.header_timeout_s,
+            headers_max=limits.headers_max,
+            header_bytes_max=limits.header_bytes_max,
+            keep_alive_s=limits.keep_alive_s,
+            connections_max=limits.connections_max,
+        )
+        table = Table(self.calls, self.parts.authenticator, probe=self._probe)
+        server = DataServer(table.handle, wall)
+        address = config.listeners.data
+        listening = await asyncio.get_running_loop().create_server(
+            server, sock=bind(address.host, address.port), backlog=_BACKLOG
+        )
+        readiness.good("serving")
+        log.info("serving", extra={"host": address.host, "port": address.port})
+        await stop.wait()
+        readiness.bad("serving", "stopping")
+        self.vitals.publisher.publish()
+        await asyncio.sleep(config.shutdown.drain_delay_s)
+        listening.close()
+        server.pre_shutdown()
+        try:
+            async with asyncio.timeout(config.shutdown.streams_s_max):
+                await self.calls.all_ended()
+        except TimeoutError:
+            log.warning("calls are cut", extra={"calls": len(self.calls.live)})
+        await server.shutdown(1.0)
+        left = await self.parts.conveyor.drain(_LAST_ENDS_S)
+        log.info("stopped", extra={"ends_left_to_the_journal": left})
+
+    def _probe(self) -> tuple[bool, bytes]:
+        state = self.vitals.readiness.state()
+        return state.ready, msgspec.json.encode(state)
+
+    async def _pass_notices(self) -> None:
+        """Tell whoever recovers that a partition needs it. Redis may be away, then it will ask."""
+        while True:
+            partition = await self.notices.get()
+            self.vitals.metrics.epochs.add()
+            try:
+                await self.redis.publish(EPOCH_CHANNEL, str(partition))
+            except (RedisError, OSError) as error:
+                log.warning("epoch not told", extra={"reason": str(error)})
+
+
+def _url(url: Secret | None) -> str:
+    assert url is not None, "the supervisor has set it"
+    return url.reveal()
+
+
+def _journal(config: Config, name: str, stack: AsyncExitStack) -> Journal:
+    journal = Journal.create(
+        config.journal_dir,
+        worker=f"{name}-{os.getpid()}",
+        fsync="group" if config.ledger.durability is Durability.JOURNAL_GROUP else "interval",
+        segment_bytes=config.ledger.journal.segment_bytes,
+        bytes_max=config.ledger.journal.bytes_max,
+    )
+    stack.callback(journal.close)
+    return journal
+
+
+def _authenticator(config: Config, redis: Redis, pool: asyncpg.Pool) -> Authenticator:
+    auth = config.auth
+    return Authenticator(
+        digest=key_digester(pepper(config, secrets.token_urlsafe(32))),
+        cache=KeyCache(redis, time.time),
+        find=partial(api_keys.find, pool),
+        clock=Clock(time.time, time.monotonic),
+        limits=AuthLimits(stale_s=auth.key_cache_s, entries_max=auth.key_cache_entries),
+    )
+
+
+def _count_batch(metrics: Metrics, steps: int, wait_us: int) -> None:
+    metrics.conveyor_batch.observe(steps)
+    metrics.conveyor_wait_seconds.observe(wait_us)

@@ -13,7 +13,10 @@ from gateway.settings import Provider, Route
 from ledger.admission import Hold, Rate, Refused, Slot
 from ledger.money import NANOS_MAX, Nanos
 from ledger.record import Record, encode
+from ledger.usage import Unit
 from providers.adapter import Call, Operation
+
+_BYTES_PER_TOKEN = 4  # of usual text; only for calls whose usage nobody can tell any more
 
 
 def check_principal(principal: Principal, now_ms: int) -> None:
@@ -203,6 +206,7 @@ def _slots(principal: Principal) -> tuple[Slot, ...]:
 
 def _ticket(live: LiveCall, *, held: int, admitted_us: int) -> Record:
     first, principal = live.candidates[0], live.principal
+    input_tokens = min(live.input_bound, -(-len(live.call.body) // _BYTES_PER_TOKEN))
     return Record(
         call_id=live.call_id,
         organization_id=principal.organization_id,
@@ -217,4 +221,6 @@ def _ticket(live: LiveCall, *, held: int, admitted_us: int) -> Record:
         price_version="" if first.price is None else first.price.version,
         held=held,
         stream=live.call.stream,
+        # What is charged if this process dies with the call: a plausible input, no output.
+        usage={} if live.call.operation is Operation.MODERATIONS else {Unit.INPUT: input_tokens},
     )

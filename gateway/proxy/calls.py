@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import uuid_utils
-from ledger.conveyor import Conveyor
 
 from gateway import errors
 from gateway.auth import Authenticator
@@ -31,8 +30,10 @@ from gateway.proxy.server import CLOSE, Answered, ClientGone, Exchange
 from gateway.proxy.tell import Teller
 from gateway.settings import OnDisconnect
 from gateway.upstream import Upstream
-from ledger.admission import LedgerUnavailable, Refused
+from gateway.wallets import Wallets, WalletsUnavailable
+from ledger.admission import Held, Hold, LedgerUnavailable, Refused
 from ledger.appender import JournalFull
+from ledger.conveyor import Conveyor
 from ledger.frames import OpenCall
 from ledger.journal import Journal
 from ledger.record import Outcome
@@ -48,6 +49,7 @@ class Parts:
 
     authenticator: Authenticator
     conveyor: Conveyor
+    wallets: Wallets
     journal: Journal
     upstream: Upstream
     adapter: Adapter
@@ -63,6 +65,7 @@ class Calls:
         self._parts = parts
         self.terms = terms  # replaced whole when prices or configuration change
         self.live: dict[bytes, LiveCall] = {}
+        self._idle = asyncio.Event()
         self.draining = 0  # calls read to their end although their client has left
 
     async def serve(self, exchange: Exchange, operation: Operation) -> Answered:
@@ -86,6 +89,14 @@ class Calls:
             return await self._carry(live)
         finally:
             del self.live[live.call_id]
+            if not self.live:
+                self._idle.set()
+
+    async def all_ended(self) -> None:
+        """Return once no call is open."""
+        while self.live:
+            self._idle.clear()
+            await self._idle.wait()
 
     async def _admit(self, live: LiveCall, operation: Operation) -> None:
         parts, exchange = self._parts, live.exchange
@@ -106,19 +117,29 @@ class Calls:
         live.candidates = admit.find_candidates(live, now_s)
         live.hold = admit.build_hold(live, now_ms=now_ms)
         live.asked_s = live.clock()
+        live.held = await self._held(live.hold)
+        live.admitted_s = live.clock()
+
+    async def _held(self, hold: Hold) -> Held:
+        conveyor, wallets = self._parts.conveyor, self._parts.wallets
         try:
-            answer = await parts.conveyor.hold(live.hold)
-        except LedgerUnavailable as error:
+            answer = await conveyor.hold(hold)
+            if (
+                isinstance(answer, Refused)
+                and answer.code == "no_wallet"
+                and await wallets.load(hold.partition, hold.wallet)
+            ):
+                answer = await conveyor.hold(hold)
+        except (LedgerUnavailable, WalletsUnavailable) as error:
+            self._parts.teller.ledger_away(str(error))
             raise errors.Unavailable(
-                f"The ledger cannot admit calls now ({error.reason}); nothing was charged.",
+                f"The ledger cannot admit calls now ({error}); nothing was charged.",
                 code="ledger_unavailable",
-                retry_after_s=error.retry_after_s,
             ) from error
         if isinstance(answer, Refused):
-            parts.teller.not_held(answer)
-            raise admit.refusal(answer, live.hold)
-        live.held = answer
-        live.admitted_s = live.clock()
+            self._parts.teller.not_held(answer)
+            raise admit.refusal(answer, hold)
+        return answer
 
     async def _authenticated(self, exchange: Exchange) -> Principal:
         authenticator = self._parts.authenticator

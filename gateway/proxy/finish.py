@@ -6,6 +6,7 @@ from gateway.proxy.live import LiveCall
 from gateway.settings import ChargeBy
 from ledger.admission import End
 from ledger.money import ZERO, Nanos
+from ledger.pricing import charge_reported
 from ledger.record import EndKind, Outcome, encode
 from ledger.usage import NOTHING, Source, Usage
 
@@ -55,7 +56,9 @@ def _charges(live: LiveCall, usage: Usage, flag: Callable[[str], None]) -> tuple
     if price is None:
         flag(_FREE_FLAG)
         return ZERO, ZERO
+    for odd in price.flags(usage):
+        flag(odd)
     list_price = price.charge(usage)
-    if live.candidate.provider.charge_by is ChargeBy.REPORTED and usage.reported_nanos is not None:
-        return Nanos(usage.reported_nanos), list_price
+    if live.candidate.provider.charge_by is ChargeBy.REPORTED:
+        return charge_reported(usage, list_price), list_price
     return list_price, list_price

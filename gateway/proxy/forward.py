@@ -76,7 +76,9 @@ async def _attempt(
     live: LiveCall, candidate: Candidate, *, upstream: Upstream, adapter: Adapter
 ) -> Opened | Failed:
     timeouts = candidate.provider.timeouts
-    deadlines = Deadlines(timeouts.connect_s, timeouts.first_byte_s, timeouts.idle_s)
+    deadlines = Deadlines(
+        connect_s=timeouts.connect_s, first_byte_s=timeouts.first_byte_s, idle_s=timeouts.idle_s
+    )
     request = adapter.request(live.call, candidate.target)
     try:
         answer = await upstream.send(request, candidate.target, deadlines=deadlines)

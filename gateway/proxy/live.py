@@ -3,13 +3,12 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ledger.pricing import Price, PriceSheet
-
 from gateway.principal import Principal
 from gateway.proxy.server import Exchange
 from gateway.settings import Config, Provider, Route
 from gateway.upstream import Answer
 from ledger.admission import Held, Hold
+from ledger.pricing import Price, PriceSheet
 from ledger.record import Record
 from providers.adapter import Call, Meter, Target
 

@@ -7,8 +7,6 @@ more; whether the rest is read for the exact charge is decided elsewhere.
 
 from collections.abc import Awaitable, Callable
 
-from providers.openai.errors import stream_error
-
 from gateway import errors
 from gateway.proxy.answer import head_lines
 from gateway.proxy.forward import Opened
@@ -16,6 +14,8 @@ from gateway.proxy.live import LiveCall
 from gateway.proxy.server import Answered, ClientGone
 from gateway.upstream import UpstreamError
 from ledger.record import Outcome
+from providers.adapter import Failure
+from providers.openai.errors import stream_error
 
 STALL_S_MAX = 60.0
 """How long a client may leave what it was sent untaken before it counts as gone."""
@@ -55,7 +55,7 @@ async def relay_stream(live: LiveCall, opened: Opened, end: End) -> Answered:
         await end(outcome)
     if outcome is Outcome.TRUNCATED:
         told = errors.BadGateway("The provider's answer ended early.", code="upstream_truncated")
-        shown += stream_error(live.call.operation, errors.body(told))
+        shown += _event(live, told)
     return _close(live, answer.content_type, shown)
 
 
@@ -108,4 +108,9 @@ async def _broken(live: LiveCall, error: UpstreamError, end: End) -> Answered:
         raise ClientGone
     if not live.exchange.head_sent:
         raise told
-    return live.exchange.finish(stream_error(live.call.operation, errors.body(told)))
+    return live.exchange.finish(_event(live, told))
+
+
+def _event(live: LiveCall, told: errors.GatewayError) -> bytes:
+    failure = Failure(told.message, told.type, told.code, None, told.status_now)
+    return stream_error(live.call.operation, failure)

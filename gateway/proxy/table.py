@@ -64,12 +64,11 @@ class Table:
                 code="method_not_allowed",
                 headers={"allow": "GET" if operation is None else "POST"},
             )
-        match path:
-            case "/healthz":
-                return exchange.answer(200, _JSON, b'{"status":"ok"}')
-            case "/readyz":
-                is_ready, why = self._probe()
-                return exchange.answer(200 if is_ready else 503, _JSON, why)
+        if path == "/healthz":
+            return exchange.answer(200, _JSON, b'{"status":"ok"}')
+        if path == "/readyz":
+            is_ready, why = self._probe()
+            return exchange.answer(200 if is_ready else 503, _JSON, why)
         if operation is not None:
             raise errors.MethodNotAllowed(
                 f"Use POST with {path}.", code="method_not_allowed", headers={"allow": "POST"}

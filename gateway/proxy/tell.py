@@ -22,6 +22,10 @@ class Teller:
         """The ledger refused a hold."""
         self._metrics.holds_refused.add((refused.code,))
 
+    def ledger_away(self, why: str) -> None:
+        """The ledger gave no answer to a hold."""
+        self._metrics.ledger_unavailable.add((why,))
+
     def refused(self, error: errors.GatewayError, id_text: str, status: int) -> None:
         """A call was turned away, or ended in an error before its answer began."""
         self._metrics.refusals.add((error.code,))

@@ -1,0 +1,267 @@
+"""The control process, put together: the jobs that one process does for all workers.
+
+It may die at any time and be started again: everything it does can be repeated, and the workers go
+on meanwhile. It starts without Postgres or Redis and goes to work once they are there.
+"""
+
+import asyncio
+import logging
+import os
+import secrets
+import time
+from collections.abc import Coroutine, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import asyncpg
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from gateway.config import load
+from gateway.logs import Lines, set_level
+from gateway.metrics import Metrics
+from gateway.observe import observed
+from gateway.readiness import Readiness
+from gateway.reload import ConfigFile
+from gateway.settings import Config
+from gateway.sheets import write_sheet
+from gateway.snapshots import Collector, Publisher
+from ledger.flusher import Flusher, FlusherTallies
+from ledger.functions import Epoch, install
+from ledger.migrate import MigrationFailed, make_days, migrate
+from ledger.postgres import AWAY, connect, open_pool
+from ledger.price_compiler import compile_sheet
+from ledger.pricing import PriceSheet
+from ledger.recovery import Recovered, Recovery
+
+log = logging.getLogger(__name__)
+
+NAME = "control"
+_RETRY_S = 0.2
+_LOOK_S = 0.5
+_DAYS_EVERY_S = 3_600.0
+_STORE_SHEET = """
+    INSERT INTO price_sheet (version, sheet) VALUES ($1, $2) ON CONFLICT (version) DO NOTHING
+"""
+
+
+async def run_control(
+    config_path: Path, *, workers: int, stop: asyncio.Event, reload: asyncio.Event, lines: Lines
+) -> None:
+    """Do every job until `stop`."""
+    config = load(config_path)
+    set_level(config.logging.level)
+    async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
+        control = Control.built(config, stack)
+        await stack.enter_async_context(
+            observed(
+                config.listeners.metrics,
+                collector=Collector(control.publisher),
+                own=NAME,
+                wall_s=time.time,
+            )
+        )
+        if not await control.prepare(stop):
+            return
+        file = ConfigFile(config_path, None, config=config, metrics=control.metrics)
+        file.subscribe(control.configure)
+        jobs = [*control.jobs(), ("config", file.watch()), ("reload", _ask(file, reload))]
+        tasks = [group.create_task(work, name=name) for name, work in jobs]
+        log.info("control runs", extra={"workers": workers})
+        await stop.wait()
+        for task in tasks:
+            task.cancel()
+        await control.flush_rest()
+
+
+async def _ask(file: ConfigFile, reload: asyncio.Event) -> None:
+    while True:
+        await reload.wait()
+        reload.clear()
+        file.ask()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Control:
+    """The parts of the control process."""
+
+    config: Config
+    metrics: Metrics
+    readiness: Readiness
+    publisher: Publisher
+    redis: Redis
+    flusher: Flusher
+    recovery: Recovery
+    postgres_url: str
+    changed: asyncio.Queue[Config]  # configurations whose prices the workers wait for
+
+    @classmethod
+    def built(cls, config: Config, stack: AsyncExitStack) -> "Control":
+        """Every part; nothing is connected yet."""
+        metrics, readiness = Metrics(), Readiness(time.monotonic)
+        for check in ("postgres", "redis", "prices"):
+            readiness.expect(check)
+        readiness.expect("flusher", is_required=False)
+        publisher = stack.enter_context(
+            Publisher(
+                config.run_dir,
+                process=NAME,
+                metrics=metrics,
+                readiness=readiness,
+                wall_s=time.time,
+            )
+        )
+        metrics.configure(
+            providers=config.providers.keys(), models=config.models.keys(), process=NAME
+        )
+        redis_url = config.redis.admin_url or config.redis.url
+        assert redis_url is not None, "the supervisor has set it"
+        assert config.postgres.url is not None, "the supervisor has set it"
+        postgres_url = config.postgres.url.reveal()
+        redis = Redis.from_url(redis_url.reveal(), socket_timeout=5.0, socket_connect_timeout=2.0)
+        stack.push_async_callback(redis.aclose)
+        recovery = Recovery(
+            postgres_url,
+            redis,
+            owner=f"{NAME}-{os.getpid()}-{secrets.token_hex(4)}",
+            on_recovered=lambda recovered: _count_recovery(metrics, recovered),
+        )
+        flusher = Flusher(
+            postgres_url,
+            redis,
+            partitions=range(config.ledger.partitions),
+            clock=time.time,
+            on_epoch=recovery.request,
+            keep_bytes=config.ledger.stream_keep_bytes,
+        )
+        return cls(
+            config=config,
+            metrics=metrics,
+            readiness=readiness,
+            publisher=publisher,
+            redis=redis,
+            flusher=flusher,
+            recovery=recovery,
+            postgres_url=postgres_url,
+            changed=asyncio.Queue(),
+        )
+
+    async def prepare(self, stop: asyncio.Event) -> bool:
+        """Schema, functions and prices, tried until they are there; False if `stop` came first."""
+        sheet = await asyncio.to_thread(_compiled, self.config)
+        while not stop.is_set():
+            try:
+                await migrate(self.postgres_url, partitions=self.config.ledger.partitions)
+                self.readiness.good("postgres")
+                await self._store(sheet)
+                await install(self.redis)
+                self.readiness.good("redis")
+            except (MigrationFailed, *AWAY) as error:
+                self.readiness.bad("postgres", str(error))
+                log.warning("postgres is not ready", extra={"reason": str(error)})
+            except RedisError as error:
+                self.readiness.bad("redis", str(error))
+                log.warning("redis is not ready", extra={"reason": str(error)})
+            else:
+                # Last: the workers begin when they see it.
+                write_sheet(self.config.run_dir, sheet)
+                self.readiness.good("prices")
+                self.publisher.publish()
+                return True
+            await asyncio.sleep(_RETRY_S)
+        return False
+
+    def configure(self, config: Config) -> None:
+        """Take a new configuration: compile its prices for the workers."""
+        self.metrics.configure(providers=config.providers.keys(), models=config.models.keys())
+        set_level(config.logging.level)
+        self.changed.put_nowait(config)
+
+    def jobs(self) -> Iterator[tuple[str, Coroutine[None, None, None]]]:
+        """What runs for as long as the process does."""
+        yield "flusher", self.flusher.run()
+        yield "recovery", self.recovery.run()
+        yield "days", self._make_days()
+        yield "prices", self._reprice()
+        yield "vitals", self._tell()
+
+    async def flush_rest(self) -> None:
+        """What the workers' last calls left in the streams, once each; the next start does the rest."""
+        try:
+            for partition in range(self.config.ledger.partitions):
+                while await self.flusher.flush_once(partition):
+                    pass
+        except (*AWAY, RedisError, Epoch) as error:
+            log.warning("streams are left for the next start", extra={"reason": str(error)})
+
+    async def _store(self, sheet: bytes) -> None:
+        """Keep the sheet with the records that name it."""
+        pool = await open_pool(self.postgres_url, name="prices", size=1)
+        try:
+            await pool.execute(_STORE_SHEET, PriceSheet.load(sheet).version, sheet)
+        finally:
+            await pool.close()
+
+    async def _reprice(self) -> None:
+        while True:
+            config = await self.changed.get()
+            sheet = await asyncio.to_thread(_compiled, config)
+            while True:
+                try:
+                    await self._store(sheet)
+                except AWAY as error:
+                    log.warning("prices are not stored", extra={"reason": str(error)})
+                    await asyncio.sleep(_RETRY_S)
+                else:
+                    break
+            write_sheet(config.run_dir, sheet)
+
+    async def _make_days(self) -> None:
+        while True:
+            await asyncio.sleep(_DAYS_EVERY_S)
+            try:
+                connection = await connect(self.postgres_url, name="days")
+                try:
+                    await make_days(connection)
+                finally:
+                    await connection.close()
+            except (*AWAY, asyncpg.PostgresError) as error:
+                log.warning("day partitions not made", extra={"reason": str(error)})
+
+    async def _tell(self) -> None:
+        """Once a second: metrics out of the tallies, and whether the stores answer."""
+        told = FlusherTallies()
+        while True:
+            now = replace(self.flusher.tallies, lag_s=dict(self.flusher.tallies.lag_s))
+            _count_flushes(self.metrics, told, now)
+            self._check(told, now)
+            told = now
+            self.publisher.publish()
+            await asyncio.sleep(_LOOK_S)
+
+    def _check(self, before: FlusherTallies, now: FlusherTallies) -> None:
+        if now.failures > before.failures:
+            self.readiness.bad("flusher", "cannot flush; calls go on, see flush_lag_seconds")
+        else:
+            self.readiness.good("flusher")
+
+
+def _compiled(config: Config) -> bytes:
+    providers = {name: one.prices for name, one in config.providers.items() if one.prices}
+    return compile_sheet(providers, config.prices)
+
+
+def _count_recovery(metrics: Metrics, recovered: Recovered) -> None:
+    metrics.recoveries.add()
+    metrics.recovery_seconds.observe(int(recovered.seconds * 1e6))
+
+
+def _count_flushes(metrics: Metrics, before: FlusherTallies, now: FlusherTallies) -> None:
+    metrics.ends.add(("settled",), now.entries - before.entries)
+    metrics.ends.add(("late",), now.late - before.late)
+    metrics.ends.add(("correction",), now.corrections - before.corrections)
+    metrics.ends.add(("expired",), now.swept - before.swept)
+    metrics.dead_letters.add((), now.dead_letters - before.dead_letters)
+    for partition, lag_s in now.lag_s.items():
+        metrics.flush_lag_seconds.set(lag_s, (str(partition),))

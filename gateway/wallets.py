@@ -1,0 +1,47 @@
+"""Loads a wallet that Redis does not know yet: the one place where a call may wait for Postgres."""
+
+import asyncio
+from collections.abc import Callable
+
+import asyncpg
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from ledger.bases import Loading, ensure_loaded
+from ledger.functions import Epoch, Partition
+
+_WAIT_S = 2.0
+
+
+class WalletsUnavailable(Exception):
+    """Nobody can tell now what the wallet holds."""
+
+
+class Wallets:
+    """Each wallet is looked up once, however many calls wait for it."""
+
+    def __init__(self, pool: asyncpg.Pool, redis: Redis, *, on_lost: Callable[[int], None]) -> None:
+        self._pool, self._redis, self._on_lost = pool, redis, on_lost
+        self._lookups: dict[str, asyncio.Task[Loading]] = {}
+
+    async def load(self, partition: int, wallet: str) -> bool:
+        """True if Redis has the wallet now; raises `WalletsUnavailable`."""
+        lookup = self._lookups.get(wallet)
+        if lookup is None:
+            lookup = asyncio.ensure_future(self._look_up(partition, wallet))
+            self._lookups[wallet] = lookup
+            lookup.add_done_callback(lambda _: self._lookups.pop(wallet, None))
+        try:
+            loading = await asyncio.shield(lookup)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, RedisError) as error:
+            raise WalletsUnavailable(type(error).__name__) from error
+        except Epoch as error:
+            raise WalletsUnavailable("recovering") from error
+        if loading is Loading.LOST:
+            self._on_lost(partition)
+            raise WalletsUnavailable("recovering")
+        return loading is Loading.LOADED
+
+    async def _look_up(self, partition: int, wallet: str) -> Loading:
+        async with asyncio.timeout(_WAIT_S), self._pool.acquire() as connection:
+            return await ensure_loaded(connection, Partition(self._redis, partition), wallet)
