@@ -214,8 +214,8 @@ class PriceTier:
 class PriceOverride:
     """Prices that stand above the base table; of several that match, the last in the file holds.
 
-    It holds for calls admitted at or after `from_s` and before `until_s`. A unit without a price
-    here keeps none from the base table: an override is the whole price.
+    It holds for calls admitted at or after `from_s` and before `until_s`, and is the whole price: no
+    unit keeps one from the base table.
     """
 
     provider: Name

@@ -114,6 +114,10 @@ class TestMistakes:
             ("postgres: {url: postgresql://localhost/x}", "every gateway of the database"),
             ("auth: {pepper: '${NOT_THERE}'}", "the environment variable NOT_THERE is not set"),
             (
+                "providers: {own: {kind: custom, base_url: https://a.example, quirks: grok}}",
+                "did you mean 'groq'?",
+            ),
+            (
                 "providers: {own: {kind: custom, base_url: http://llm.example.com}}",
                 "set allow_http: true if that is meant",
             ),
@@ -172,6 +176,15 @@ class TestMistakes:
         [found] = mistakes(text + "models: {m: {targets: [{provider: own, model: m}]}}")
         assert "custm" not in found
         assert "custom" in found
+
+    def test_in_the_id_of_list_prices_are_found_by_the_check(self, tmp_path: Path) -> None:
+        path = tmp_path / "config.yaml"
+        path.write_text(
+            "providers: {own: {kind: custom, base_url: https://a.example, prices: opanai}}"
+        )
+        report = check_config(path, {})
+        assert report.exit_code == 1
+        assert "opanai" in report.text
 
     @pytest.mark.parametrize("content", [None, b"\xff\xfe", b"#" * (8 * 1024 * 1024 + 1)])
     def test_of_the_file_itself_are_told_like_any_other(
