@@ -1,0 +1,57 @@
+"""The vendors whose list prices the genai-prices package knows, by the ids it has for them.
+
+A copy, so that a worker can tell a wrong id in config.yaml without loading the whole table; a test
+holds the two together.
+"""
+
+PRICED = frozenset(
+    {
+        "anthropic",
+        "arcee",
+        "avian",
+        "aws",
+        "azure",
+        "baseten",
+        "cerebras",
+        "cloudflare",
+        "cohere",
+        "cursor",
+        "databricks",
+        "deepseek",
+        "doubleword",
+        "elevenlabs",
+        "fireworks",
+        "github-copilot",
+        "google",
+        "groq",
+        "huggingface_cerebras",
+        "huggingface_fireworks-ai",
+        "huggingface_groq",
+        "huggingface_hyperbolic",
+        "huggingface_nebius",
+        "huggingface_novita",
+        "huggingface_nscale",
+        "huggingface_ovhcloud",
+        "huggingface_publicai",
+        "huggingface_sambanova",
+        "huggingface_together",
+        "meta",
+        "minimax",
+        "mistral",
+        "modal",
+        "moonshotai",
+        "novita",
+        "openai",
+        "openai-decisions",
+        "openrouter",
+        "ovhcloud",
+        "perplexity",
+        "quicksilverpro",
+        "together",
+        "typesafe",
+        "voyageai",
+        "x-ai",
+        "zai",
+        "zhipuai",
+    }
+)
