@@ -1,13 +1,17 @@
 """Counting is exact, and no client can make the metrics grow."""
 
 import re
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.metrics import SERIES_MAX, Gauge, Histogram, Metrics
+from gateway.credential import Reason
+from gateway.metrics import CAUSES, SERIES_MAX, Gauge, Histogram, Metrics
 from ledger.record import Outcome
 from ledger.usage import Unit
+
+ROOT = Path(__file__).parents[2]
 
 
 def metrics() -> Metrics:
@@ -72,6 +76,20 @@ class TestLabels:
             else:
                 family.add(("x",) * len(family.labels))
             assert ("other",) * len(family.labels) in family.series, family.name
+
+    def test_hold_every_error_code_of_a_call(self) -> None:
+        places = ("gateway/proxy", "gateway/credential.py", "gateway/errors.py", "providers")
+        files = [
+            file
+            for place in places
+            for file in ([ROOT / place] if place.endswith(".py") else (ROOT / place).rglob("*.py"))
+        ]
+        codes = {code for file in files for code in re.findall(r'code="(\w+)"', file.read_text())}
+        assert len(codes) > 20
+        assert codes - CAUSES == set(), "add them to CAUSES, or they are counted as other"
+
+    def test_hold_every_reason_a_key_is_turned_away(self) -> None:
+        assert {*Reason} <= CAUSES
 
 
 class TestHistograms:
