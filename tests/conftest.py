@@ -12,6 +12,7 @@ import redis.asyncio
 
 from gateway.embedded import Embedded, Urls
 from ledger.migrate import migrate
+from tests.vendor import Vendor
 
 _TEMPLATE = "migrated"
 
@@ -82,3 +83,17 @@ async def redis_url(servers: Urls) -> AsyncIterator[str]:
         yield servers.redis_admin
     finally:
         await client.aclose()
+
+
+@pytest.fixture
+async def vendor() -> AsyncIterator[Vendor]:
+    """A scripted vendor in this process; its log is the oracle of what was sent and is owed."""
+    async with Vendor.here() as ours:
+        yield ours
+
+
+@pytest.fixture(scope="session")
+def vendor_apart() -> Iterator[Vendor]:
+    """One in a process of its own, for load and whole-process scenarios; its log goes on."""
+    with Vendor.apart() as ours:
+        yield ours

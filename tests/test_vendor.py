@@ -67,12 +67,6 @@ def contents(body: bytes) -> list[str]:
 
 
 @pytest.fixture
-async def vendor() -> AsyncIterator[Vendor]:
-    async with Vendor.here() as ours:
-        yield ours
-
-
-@pytest.fixture
 async def client(vendor: Vendor) -> AsyncIterator[Client]:
     ours = Client(vendor)
     yield ours

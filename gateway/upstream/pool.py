@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from gateway.upstream.connection import Connection
-from gateway.upstream.errors import UpstreamBusy, UpstreamError
+from gateway.upstream.errors import UpstreamBusy, UpstreamCut, UpstreamError
 
 # Given up this much before the vendor would: its end must not cross our next request.
 _KEEP_ALIVE_MARGIN_S = 1.0
@@ -107,6 +107,10 @@ class Pool:
             self._free_slot()
             raise
         self.tallies.created += 1
+        if not connection.is_open() or self._is_closed:
+            connection.close()
+            self._free_slot()
+            raise UpstreamCut("the connection ended as it began", phase="connect", sent=False)
         self._busy.add(connection)
         return connection
 

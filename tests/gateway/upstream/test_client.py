@@ -1,14 +1,21 @@
 """The client as a whole: what was sent when it failed, and its end."""
 
 import asyncio
+import contextlib
+import random
+from dataclasses import replace
 
 import pytest
 
 from gateway.upstream import (
+    Deadlines,
+    Limits,
+    Upstream,
     UpstreamCut,
     UpstreamError,
     UpstreamUnreachable,
 )
+from providers.adapter import Secret, Target
 from tests.gateway.upstream.wire import (
     CHAT,
     CHUNKED,
@@ -16,6 +23,17 @@ from tests.gateway.upstream.wire import (
     Wire,
     gauges,
     wire,
+)
+from tests.vendor import Vendor
+
+TARGET = Target(
+    provider="vendor",
+    model="m",
+    scheme="http",
+    host="127.0.0.1",
+    port=1,
+    path="/v1",
+    api_key=Secret("sk-vendor"),
 )
 
 
@@ -74,3 +92,47 @@ async def test_closing_ends_answers_under_way_as_cut_and_refuses_new_calls() -> 
             await ours.upstream.send(CHAT, ours.target, deadlines=PATIENT)
         assert not caught.value.sent
         assert await peer.is_closed()
+
+
+async def test_calls_of_every_fate_in_a_crowd_leave_no_connection_or_slot_behind() -> None:
+    limits = Limits(connections_max=40)
+    deadlines = Deadlines(connect_s=5, first_byte_s=0.2, idle_s=0.2)
+    async with Vendor.here() as vendor:
+        fates = [
+            await vendor.script("whole"),
+            await vendor.script("close", framing="close"),
+            await vendor.script("slow", interval_s=0.004, output_tokens=10),
+            await vendor.script("cut", cut_after=2),
+            await vendor.script("reset", reset_after=2),
+            await vendor.script("early", reset_before_head=True),
+            await vendor.script("corrupt", encoding="corrupt"),
+            await vendor.script("stall", stall_after=2),
+            await vendor.script("silent", head_s=3600),
+        ]
+        upstream = Upstream(limits)
+        target = replace(TARGET, host=vendor.host, port=vendor.port)
+        chosen = random.Random(11)  # noqa: S311 - the same crowd every time
+
+        async def one(number: int) -> None:
+            body = b'{"model":"%b","stream":%b}' % (
+                fates[number % len(fates)].encode(),
+                b"true" if number % 2 else b"false",
+            )
+            with contextlib.suppress(UpstreamError, TimeoutError):
+                async with asyncio.timeout(chosen.choice([0.001, 0.02, 60, 60, 60])):
+                    answer = await upstream.send(
+                        CHAT._replace(body=body), target, deadlines=deadlines
+                    )
+                    for _ in range(chosen.choice([0, 1, 100, 100])):
+                        if not await answer.read():
+                            break
+                    answer.release()
+
+        for _ in range(3):
+            await asyncio.gather(*(one(number) for number in range(300)))
+        (pool,) = upstream.pools.values()
+        assert (pool.in_use, pool.waiting) == (0, 0)
+        assert pool.open == pool.idle <= 40
+        await vendor.until(lambda state: state.connections <= pool.idle + 1)
+        await upstream.close()
+        assert (pool.open, pool.idle) == (0, 0)

@@ -1,6 +1,8 @@
 """Who gets which connection, who waits, and what is never used again."""
 
 import asyncio
+import os
+import socket
 
 import pytest
 
@@ -215,6 +217,31 @@ async def test_failed_connections_give_their_slot_back() -> None:
         assert gauges(ours) == (0, 0, 0, 0)
         (pool,) = ours.upstream.pools.values()
         assert pool.tallies.failed == 3
+
+
+async def test_connections_that_end_as_they_begin_give_their_slot_back() -> None:
+    async with wire(limits=Limits(connections_max=1)) as ours:
+        for _ in range(50):
+            call = ours.call()
+            (await ours.peer()).reset()
+            with pytest.raises(UpstreamCut):
+                await call
+        assert gauges(ours) == (0, 0, 0, 0)
+
+
+async def test_an_old_idle_connection_is_asked_whether_it_still_stands() -> None:
+    async with wire() as ours:
+        peer = await ours.warm()
+        (pool,) = ours.upstream.pools.values()
+        in_a_while_s = asyncio.get_running_loop().time() + 5
+        connection = pool.take(in_a_while_s)
+        assert connection is not None
+        pool.freed(connection)
+        # The system has seen the end of the connection, the event loop has not yet.
+        with socket.socket(fileno=os.dup(peer.writer.get_extra_info("socket").fileno())) as same:
+            same.shutdown(socket.SHUT_WR)
+        assert pool.take(in_a_while_s) is None
+        assert gauges(ours) == (0, 0, 0, 0)
 
 
 async def test_hundreds_of_answers_given_up_leave_no_connection_behind() -> None:
