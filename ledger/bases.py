@@ -37,6 +37,9 @@ _WALLET = """
     FROM wallet AS w JOIN part AS p ON p.number = w.partition
     WHERE w.id = $1::uuid AND w.partition = $2
 """
+_DAMAGED = """
+    UPDATE part SET state = 'damaged' WHERE number = $1 AND generation = $2 AND state = 'active'
+"""
 
 
 class Loading(StrEnum):
@@ -44,7 +47,7 @@ class Loading(StrEnum):
 
     LOADED = "loaded"  # it is there now
     UNKNOWN = "unknown"  # Postgres does not know it either
-    LOST = "lost"  # Redis had it and lost it: the partition must be recovered
+    LOST = "lost"  # Redis had it and lost it: the partition will be recovered
 
 
 async def push_bases(
@@ -82,6 +85,7 @@ async def ensure_loaded(connection: Connection, partition: Partition, wallet: st
         return Loading.LOADED
     was_loaded = row["created_version"] <= row["activated_version"]
     if was_loaded or row["loaded_generation"] == generation:
+        await connection.execute(_DAMAGED, partition.number, generation)
         return Loading.LOST
     await partition.set_base(
         generation,

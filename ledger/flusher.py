@@ -174,7 +174,7 @@ class Flusher:
     async def _tend(self, connection: asyncpg.Connection, drain: Drain, part: _Part) -> int:
         """One round of one partition; how many entries it committed."""
         if part.state != "active":
-            if part.state == "new" or part.lapsed:
+            if part.state != "recovering" or part.lapsed:
                 self._on_epoch(part.number)
             return 0
         flushed = await self._flush(connection, drain, part)

@@ -80,6 +80,12 @@ _ACTIVE = """
     WHERE number = $1 AND generation = $2 AND owner = $3 AND state = 'recovering'
 """
 
+_CAUSES = {
+    "new": "first start",
+    "damaged": "redis lost a wallet",
+    "recovering": "a recovery was left half-way",
+}
+
 _log = logging.getLogger(__name__)
 
 
@@ -270,8 +276,8 @@ class Recovery:
             # Asked under the lock: nobody can have finished a recovery in between.
             async with asyncio.timeout(_STEP_S):
                 state = await partition.state()
-            cause = "first start" if part["state"] == "new" else "a recovery was left half-way"
-            if part["state"] == "active":
+            cause = _CAUSES.get(part["state"], "")
+            if not cause:
                 cause = ailment(state, generation=part["generation"], version=part["version"])
                 if not cause:
                     return None

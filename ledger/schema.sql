@@ -18,7 +18,9 @@ INSERT INTO installation DEFAULT VALUES;
 CREATE TABLE part (
     number               smallint PRIMARY KEY CHECK (number >= 0),
     generation           bigint NOT NULL DEFAULT 0,  -- raised by every recovery, never lowered
-    state                text NOT NULL DEFAULT 'new' CHECK (state IN ('new', 'recovering', 'active')),
+    -- new: never loaded; damaged: Redis lost a wallet of it. Both want a recovery.
+    state                text NOT NULL DEFAULT 'new'
+                         CHECK (state IN ('new', 'recovering', 'active', 'damaged')),
     owner                text,                       -- who recovers it now
     lease_until          timestamptz,                -- until then nobody else may recover it
     -- Everything up to this stream entry of this generation is in these tables, and nothing after.
