@@ -161,8 +161,10 @@ class Price:
             counts[Unit.REQUESTS] = 1
         reasoning = min(usage.reasoning, counts.get(Unit.OUTPUT, 0))
         if REASONING in table and reasoning > 0:
-            counts[Unit.OUTPUT] -= reasoning
             counts[REASONING] = reasoning
+            counts[Unit.OUTPUT] -= reasoning
+            if not counts[Unit.OUTPUT]:
+                del counts[Unit.OUTPUT]
         lines: list[Line] = []
         exact = shown = 0
         for unit, quantity in counts.items():

@@ -13,7 +13,7 @@ from ledger.adoption import AdoptedJournal, adopt
 from ledger.journal import Journal
 from ledger.money import Nanos
 from tests.ledger.calls import call, call_id, end
-from tests.ledger.test_journal import Clock, create, ids, place, write
+from tests.ledger.journaling import Clock, adopt_one, create, ids, place, write
 
 
 def left_behind(directory: Path, *, count: int = 30, open_count: int = 0) -> Path:
@@ -25,11 +25,6 @@ def left_behind(directory: Path, *, count: int = 30, open_count: int = 0) -> Pat
     journal.close()
     (segment,) = directory.glob("w0-*/*.journal")
     return segment
-
-
-def adopt_one(directory: Path) -> AdoptedJournal:
-    (adopted,) = adopt(directory)
-    return adopted
 
 
 def found(adopted: AdoptedJournal) -> list[bytes]:

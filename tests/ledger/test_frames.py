@@ -4,7 +4,7 @@ from typing import get_type_hints
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ledger import frames as format_
@@ -89,6 +89,7 @@ def test_a_flipped_bit_costs_the_frame_it_is_in_and_no_other() -> None:
         ]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.one_of(st.binary(max_size=80), st.just(b"\xc1TGF" + bytes(8)), st.just(bytes(99))))
 )

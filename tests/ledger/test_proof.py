@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ledger.proof import Proof, Span
@@ -195,6 +195,7 @@ STEPS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(STEPS)
 def test_whatever_happens_no_unproven_end_is_let_go_and_every_proven_one_is(
     steps: list[tuple[Callable[[Model, int, int, int], None], int, int, int]],
