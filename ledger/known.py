@@ -35,7 +35,7 @@ async def known_calls(
     """Those of the calls that ended before the transaction `own`, a (partition, number)."""
     ids = [call_id.hex() for call_id in call_ids]
     rows = await connection.fetch(_RECORDS, ids, *own)
-    known = {row["call_id"].bytes: _known(row) for row in rows}
+    known = {row["call_id"].bytes: known_of_row(row) for row in rows}
     for row in await connection.fetch(_CORRECTIONS, [call_id.hex() for call_id in known]):
         call_id = row["call_id"].bytes
         known[call_id] = corrected(known[call_id], call_id, row)
@@ -74,7 +74,8 @@ def windows_of(ids: Sequence[str] | None) -> tuple[Window, ...]:
     return tuple(windows)
 
 
-def _known(row: asyncpg.Record) -> Known:
+def known_of_row(row: asyncpg.Record) -> Known:
+    """What is known of a call by its record alone."""
     key = RollupKey(
         row["organization_id"],
         row["project_id"],
