@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from gateway.auth import Authenticator, AuthLimits, Clock
-from gateway.config import load, pepper
+from gateway.config import load, pepper, secrets_in
 from gateway.journals import Journals
 from gateway.key_cache import KeyCache, open_redis
 from gateway.keys import key_digester
@@ -148,7 +148,6 @@ class Worker:
                 process=name,
                 metrics=metrics,
                 readiness=readiness,
-                wall_s=time.time,
             )
         )
         vitals = Vitals(
@@ -179,7 +178,7 @@ class Worker:
             models=config.models.keys(),
             process=self.vitals.publisher.process,
         )
-        self.lines.know_secrets([one.api_key.reveal() for one in config.providers.values()])
+        self.lines.know_secrets(secrets_in(config))
         set_level(config.logging.level)
 
     def price(self, sheet: PriceSheet) -> None:
@@ -194,8 +193,7 @@ class Worker:
         yield "proofs", self.vitals.journals.hear_proofs(self.redis)
         yield "orphans", self.vitals.journals.adopt_orphans()
         yield "prices", self.sheets.watch(self.price)
-        yield "vitals", self.vitals.tell()
-        yield "loop lag", self.vitals.watch_loop()
+        yield "vitals", self.vitals.publisher.run(time.time, look=self.vitals.look)
         yield "notices", self._pass_notices()
 
     async def serve(self, stop: asyncio.Event) -> None:
@@ -219,7 +217,7 @@ class Worker:
         log.info("serving", extra={"host": address.host, "port": address.port})
         await stop.wait()
         readiness.bad("serving", "stopping")
-        self.vitals.publisher.publish()
+        self.vitals.publisher.publish(time.time())
         await asyncio.sleep(config.shutdown.drain_delay_s)
         listening.close()
         server.pre_shutdown()

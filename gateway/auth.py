@@ -298,7 +298,9 @@ class Authenticator:
         _make_room(self._known, limits.entries_max)
         left_s = self._seconds_left(answer)
         self._known[digest] = _Entry(
-            answer, now + min(limits.fresh_s, left_s), now + min(limits.stale_s, left_s)
+            answer,
+            now + min(limits.fresh_s, limits.stale_s, left_s),
+            now + min(limits.stale_s, left_s),
         )
 
     def _seconds_left(self, principal: Principal) -> float:

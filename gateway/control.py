@@ -11,14 +11,14 @@ import secrets
 import time
 from collections.abc import Coroutine, Iterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import asyncpg
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from gateway.config import load
+from gateway.config import load, secrets_in
 from gateway.logs import Lines, set_level
 from gateway.metrics import Metrics
 from gateway.observe import observed
@@ -39,7 +39,6 @@ log = logging.getLogger(__name__)
 
 NAME = "control"
 _RETRY_S = 0.2
-_LOOK_S = 0.5
 _DAYS_EVERY_S = 3_600.0
 _STORE_SHEET = """
     INSERT INTO price_sheet (version, sheet) VALUES ($1, $2) ON CONFLICT (version) DO NOTHING
@@ -52,6 +51,7 @@ async def run_control(
     """Do every job until `stop`."""
     config = load(config_path)
     set_level(config.logging.level)
+    lines.know_secrets(secrets_in(config))
     async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
         control = Control.built(config, stack)
         await stack.enter_async_context(
@@ -94,6 +94,7 @@ class Control:
     flusher: Flusher
     recovery: Recovery
     postgres_url: str
+    told: FlusherTallies  # what the metrics were told already
     changed: asyncio.Queue[Config]  # configurations whose prices the workers wait for
 
     @classmethod
@@ -109,7 +110,6 @@ class Control:
                 process=NAME,
                 metrics=metrics,
                 readiness=readiness,
-                wall_s=time.time,
             )
         )
         metrics.configure(
@@ -144,6 +144,7 @@ class Control:
             flusher=flusher,
             recovery=recovery,
             postgres_url=postgres_url,
+            told=FlusherTallies(),
             changed=asyncio.Queue(),
         )
 
@@ -167,7 +168,7 @@ class Control:
                 # Last: the workers begin when they see it.
                 write_sheet(self.config.run_dir, sheet)
                 self.readiness.good("prices")
-                self.publisher.publish()
+                self.publisher.publish(time.time())
                 return True
             await asyncio.sleep(_RETRY_S)
         return False
@@ -184,10 +185,10 @@ class Control:
         yield "recovery", self.recovery.run()
         yield "days", self._make_days()
         yield "prices", self._reprice()
-        yield "vitals", self._tell()
+        yield "vitals", self.publisher.run(time.time, look=self._look)
 
     async def flush_rest(self) -> None:
-        """What the workers' last calls left in the streams, once each; the next start does the rest."""
+        """Flush what the workers' last calls left in the streams; the next start does the rest."""
         try:
             for partition in range(self.config.ledger.partitions):
                 while await self.flusher.flush_once(partition):
@@ -229,16 +230,13 @@ class Control:
             except (*AWAY, asyncpg.PostgresError) as error:
                 log.warning("day partitions not made", extra={"reason": str(error)})
 
-    async def _tell(self) -> None:
-        """Once a second: metrics out of the tallies, and whether the stores answer."""
-        told = FlusherTallies()
-        while True:
-            now = replace(self.flusher.tallies, lag_s=dict(self.flusher.tallies.lag_s))
-            _count_flushes(self.metrics, told, now)
-            self._check(told, now)
-            told = now
-            self.publisher.publish()
-            await asyncio.sleep(_LOOK_S)
+    def _look(self) -> None:
+        """Metrics out of the tallies, and whether the flusher gets its work done."""
+        told, now = self.told, self.flusher.tallies
+        _count_flushes(self.metrics, told, now)
+        self._check(told, now)
+        for field in fields(FlusherTallies):
+            setattr(told, field.name, getattr(now, field.name))
 
     def _check(self, before: FlusherTallies, now: FlusherTallies) -> None:
         if now.failures > before.failures:

@@ -140,7 +140,8 @@ async def observed(
     runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=1)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, listener.host, listener.port, backlog=64)
+        # The supervisor holds the port for us, so that a restart cannot lose it.
+        site = web.TCPSite(runner, listener.host, listener.port, backlog=64, reuse_port=True)
         await site.start()
         yield int(runner.addresses[0][1])
     finally:

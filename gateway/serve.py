@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from gateway.config import load
+from gateway.config import load, pepper
 from gateway.embedded import Embedded
 from gateway.settings import Config
 
@@ -128,6 +129,7 @@ async def serve(
                 ("TOLLGATE_POSTGRES__URL", servers.urls.postgres),
                 ("TOLLGATE_REDIS__URL", servers.urls.redis),
                 ("TOLLGATE_REDIS__ADMIN_URL", servers.urls.redis_admin),
+                ("TOLLGATE_AUTH__PEPPER", pepper(config, secrets.token_urlsafe(32)).reveal()),
             ):
                 inherited.setdefault(name, url)
         ports = _reserve(config, stack)

@@ -1,7 +1,5 @@
-"""A worker's own state, told once a second: gauges, readiness, how late its loop wakes up."""
+"""A worker's own state, looked at once a second: gauges and readiness."""
 
-import asyncio
-import resource
 from dataclasses import dataclass
 
 from gateway.journals import Journals
@@ -12,10 +10,6 @@ from gateway.snapshots import Publisher
 from gateway.upstream import Upstream
 from ledger.conveyor import Conveyor
 from ledger.journal import Journal
-
-EVERY_S = 1.0
-_LAG_EVERY_S = 0.1
-_KIB = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,13 +25,6 @@ class Vitals:
     readiness: Readiness
     publisher: Publisher
 
-    async def tell(self) -> None:
-        """Once a second, for ever."""
-        while True:
-            self.look()
-            self.publisher.publish()
-            await asyncio.sleep(EVERY_S)
-
     def look(self) -> None:
         """Set every gauge and every check to what is."""
         metrics, journal = self.metrics, self.journal
@@ -47,18 +34,12 @@ class Vitals:
         metrics.journal_oldest_seconds.set(journal.unproven_oldest_s)
         metrics.journal_bytes.set(journal.disk_bytes)
         providers = {
-            (target.scheme, target.host, target.port): target.provider
-            for route in self.calls.terms.config.exact.values()
-            for target in route.targets
+            one.base_url[:3]: name for name, one in self.calls.terms.config.providers.items()
         }
         for origin, pool in self.upstream.pools.items():
             provider = providers.get(origin, "other")
             metrics.upstream_connections.set(pool.idle, (provider, "idle"))
             metrics.upstream_connections.set(pool.in_use, (provider, "busy"))
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        process = (self.publisher.process,)
-        metrics.cpu_seconds.set(used.ru_utime + used.ru_stime, process)
-        metrics.memory_bytes.set(used.ru_maxrss * _KIB, process)
         self._check()
 
     def _check(self) -> None:
@@ -73,12 +54,3 @@ class Vitals:
             readiness.bad("journal", "full")
         else:
             readiness.good("journal")
-
-    async def watch_loop(self) -> None:
-        """How late the loop wakes us, for ever: what every call on it waits."""
-        loop = asyncio.get_running_loop()
-        process = (self.publisher.process,)
-        while True:
-            due_s = loop.time() + _LAG_EVERY_S
-            await asyncio.sleep(_LAG_EVERY_S)
-            self.metrics.loop_lag_seconds.observe(int((loop.time() - due_s) * 1e6), process)

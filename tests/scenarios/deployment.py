@@ -158,7 +158,7 @@ class Deployment:
 
     def new_organization(self, *, credit_usd: str = "10", name: str = "test") -> str:
         """An organization with so much credit; its id."""
-        made = json.loads(self.run("org", "create", name, "--json"))
+        (made,) = json.loads(self.run("org", "create", name, "--json"))
         if credit_usd != "0":
             self.run("credit", "grant", made["id"], credit_usd, "--reason", "test")
         return str(made["id"])
@@ -168,8 +168,8 @@ class Deployment:
     ) -> Key:
         """A key, of a new organization unless one is named; `options` as for `key create`."""
         owner = organization_id or self.new_organization(credit_usd=credit_usd)
-        made = json.loads(self.run("key", "create", owner, "--name", "test", *options, "--json"))
-        return Key(secret=made["secret"], id=made["id"], organization_id=owner)
+        (made,) = json.loads(self.run("key", "create", owner, "test", *options, "--json"))
+        return Key(secret=made["key"], id=made["id"], organization_id=owner)
 
     def openai(self, key: Key, **options: Any) -> AsyncOpenAI:
         """The official client, pointed here."""
