@@ -221,7 +221,8 @@ class Partition:
         return int(await self._call("tg_forget", generation, *wallets))
 
     async def freeze(self, generation: int, *, install: str = "") -> list[OpenHold]:
-        """Begin a recovery: nothing moves any more. `generation` must be above every one seen.
+        """Begin a recovery: nothing moves any more. `generation` must be above every one seen,
+        of which the highest is in the `Epoch` that refuses it.
 
         `install` names the deployment; `ValueError` if the data belongs to another one. The answer
         is what was held; those holds stay for activation and the sweeper.

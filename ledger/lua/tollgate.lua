@@ -7,12 +7,12 @@
 --   1 tg:{p07}:meta   hash    gen, seq, state (A active, R recovering), ver (highest base version
 --                             seen), install (the deployment that owns the data)
 --   2 tg:{p07}:free   hash    wallet -> nano-USD that may still be held or charged
---   3 tg:{p07}:base   hash    wallet -> what Postgres says was paid in, less what it took out itself
+--   3 tg:{p07}:base   hash    wallet -> what was paid in, less what Postgres took out itself
 --   4 tg:{p07}:spent  hash    wallet -> charges settled here, lifetime
 --   5 tg:{p07}:held   hash    wallet -> sum of the open holds; free = base - spent - held
 --   6 tg:{p07}:ver    hash    wallet -> version of its base
---   7 tg:{p07}:holds  hash    call id -> the open hold (msgpack, see `Row`), or once it has ended
---                             "x|generation|charge|stream id|kind" until Postgres has the end
+--   7 tg:{p07}:holds  hash    call id -> "o..." an open hold, see `row_text`; once it has ended
+--                             "x|generation|charge|stream id|kind", until Postgres has the end
 --   8 tg:{p07}:due    zset    call id by deadline, unix ms; exactly the open holds
 --   9 tg:{p07}:rates  hash    rate -> "tokens left|unix ms" of a token bucket
 --  10 tg:{p07}:slots  hash    scope -> open calls
@@ -36,6 +36,7 @@
 local META, FREE, BASE, SPENT, HELD, VER, HOLDS, DUE, RATES, SLOTS, LOG =
   1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
 local AMOUNT_MAX = 9007199254740991
+local INT64_MAX = "9223372036854775807"
 local MINUTE_MS = 60000
 
 local TWINS = {}   -- meta key -> {gen, seq}: what this process wrote last
@@ -44,20 +45,15 @@ local PRUNES = {}  -- meta key -> cursor of the search for rate buckets that are
 -- An end replaces an earlier one of the same call only if it knows more.
 local RANK = {expired = 1, lost = 2, released = 3, settled = 3}
 
--- Row: an open hold, as kept in `holds`.
-local WALLET, AMOUNT, CAPS, TOKENS, PLACES, TICKET, PROGRESS = 1, 2, 3, 4, 5, 6, 7
--- CAPS   {{id, limit, starts_ms, start of the window held in}, ...}
--- TOKENS {{rate id, per minute, taken}, ...}: the buckets that settle corrects
--- PLACES {slot id, ...}   PROGRESS charge so far, -1 when nothing is known
-
-----------------------------------------------------------------------------------------------------
+--------------------------------------------------------------------------------------------------
 -- Words used by all functions
 
 local function integer_text(number)
-  return string.format("%.0f", number)
+  return string.format("%d", number)
 end
 
 local function negated(text)
+  if text == "0" then return text end
   if string.sub(text, 1, 1) == "-" then return string.sub(text, 2) end
   return "-" .. text
 end
@@ -76,7 +72,10 @@ local function is_name(value)
 end
 
 local function is_integer_text(value)
-  return type(value) == "string" and #value <= 19 and string.find(value, "^-?%d+$") ~= nil
+  if type(value) ~= "string" then return false end
+  if value == "0" then return true end
+  local digits = string.match(value, "^-?([1-9]%d*)$")
+  return digits ~= nil and (#digits < 19 or (#digits == 19 and digits <= INT64_MAX))
 end
 
 local function unpacked(blob)
@@ -85,8 +84,8 @@ local function unpacked(blob)
   return nil
 end
 
-local function is_open(row)
-  return row and string.sub(row, 1, 2) ~= "x|"
+local function is_open(text)
+  return text and string.byte(text) == 111  -- "o"
 end
 
 -- The window of a cap at `now`: the last that has started. Gateways send the current one and the
@@ -100,15 +99,18 @@ local function window_start(cap, now)
   return start
 end
 
-local function window_wallet(cap, start)
-  return cap[1] .. "@" .. integer_text(start)
-end
-
--- A window nobody has spent in yet does not exist; recovery loads every one that had spend.
-local function ensure_window(keys, wallet, limit)
-  if redis.call("HSETNX", keys[BASE], wallet, limit) == 1 then
-    redis.call("HSET", keys[FREE], wallet, limit)
+local function window_wallet(call, cap, start)
+  local names = call.names[start]
+  if not names then
+    names = {}
+    call.names[start] = names
   end
+  local name = names[cap[1]]
+  if not name then
+    name = cap[1] .. "@" .. integer_text(start)
+    names[cap[1]] = name
+  end
+  return name
 end
 
 -- What was left in a bucket, and how long ago, ms.
@@ -126,14 +128,18 @@ local function bucket_level(stored, per_minute, now)
 end
 
 local function bucket_text(level, now)
-  return string.format("%.3f|%.0f", level, now)
+  return string.format("%.3f|%d", level, now)
 end
 
-----------------------------------------------------------------------------------------------------
+--------------------------------------------------------------------------------------------------
 -- The gate
 
 local function epoch_error(meta)
   return redis.error_reply("EPOCH " .. (meta[1] or "0") .. " " .. (meta[3] or "-"))
+end
+
+local function register(name, flags, callback)
+  redis.register_function{function_name = name, flags = flags, callback = callback}
 end
 
 -- The refusal of a call whose data, generation or state is not as it must be; nil: let it in.
@@ -154,28 +160,142 @@ local function refusal(keys, args, states)
   return nil, meta[3]
 end
 
--- Registers a writing function behind the gate. The twin follows only after the body has returned:
--- a body that raises leaves data and twin different, and so calls for a recovery.
+--------------------------------------------------------------------------------------------------
+-- A call's changes. Balances that are judged move at once; everything else is gathered and written
+-- when the last item is done, one command for many items: commands are what a function costs.
+
+-- So far the sum of a gathered move is counted exactly.
+local MOVE_MAX = AMOUNT_MAX / 2
+local FIELDS_MAX = 1000  -- of one command; the Lua stack takes 8,000
+
+local function in_parts(command, key, list)
+  for first = 1, #list, FIELDS_MAX do
+    redis.call(command, key, unpack(list, first, math.min(#list, first + FIELDS_MAX - 1)))
+  end
+end
+
+local function new_call(keys, args, state)
+  return {
+    keys = keys, args = args, gen = args[1], state = state, now = now_ms(),
+    partition = tonumber(string.match(keys[META], "{p(%d+)}")),
+    texts = {},                    -- call id -> its text in `holds`, false if it has none
+    deadlines = {}, ended = {},    -- for `due`: score, call id...; call id...
+    changed = {},                  -- call ids whose text is to be written
+    moves = {[FREE] = {}, [SPENT] = {}, [HELD] = {}, [SLOTS] = {}},  -- field -> amount
+    free = {},                     -- wallet -> what it has free, as far as it was read
+    levels = {}, rates = {},       -- rate -> tokens left; the rates to be written
+    windows = {},                  -- window wallets known to exist
+    names = {},                    -- window start -> cap id -> window wallet
+  }
+end
+
+local function move(call, key, field, amount)
+  local moves = call.moves[key]
+  local sum = (moves[field] or 0) + amount
+  if sum > MOVE_MAX or sum < -MOVE_MAX then
+    redis.call("HINCRBY", call.keys[key], field, sum)
+    sum = 0
+  end
+  moves[field] = sum
+end
+
+-- Deadlines are written before texts, and dropped after them: were this to fail half way, no open
+-- hold would be without a deadline, and recovery finds every one by it.
+local function write_changes(call)
+  local keys = call.keys
+  for key, moves in pairs(call.moves) do
+    for field, amount in pairs(moves) do
+      local sum = amount == 0 and 1 or redis.call("HINCRBY", keys[key], field, amount)
+      if key == SLOTS and sum <= 0 then redis.call("HDEL", keys[SLOTS], field) end
+    end
+  end
+  local levels = {}
+  for rate in pairs(call.rates) do
+    levels[#levels + 1] = rate
+    levels[#levels + 1] = bucket_text(call.levels[rate], call.now)
+  end
+  in_parts("HSET", keys[RATES], levels)
+  in_parts("ZADD", keys[DUE], call.deadlines)
+  local texts = {}
+  for id in pairs(call.changed) do
+    texts[#texts + 1] = id
+    texts[#texts + 1] = call.texts[id]
+  end
+  in_parts("HSET", keys[HOLDS], texts)
+  in_parts("ZREM", keys[DUE], call.ended)
+end
+
+local function text_of(call, id)
+  local text = call.texts[id]
+  if text == nil then
+    text = redis.call("HGET", call.keys[HOLDS], id)
+    call.texts[id] = text
+  end
+  return text
+end
+
+local function set_text(call, id, text)
+  call.texts[id] = text
+  call.changed[id] = true
+end
+
+local function free_of(call, wallet)
+  local free = call.free[wallet]
+  if free == nil then
+    free = redis.call("HGET", call.keys[FREE], wallet)
+    free = free and tonumber(free)
+    call.free[wallet] = free
+  end
+  return free
+end
+
+local function level_of(call, rate, per_minute)
+  local level = call.levels[rate]
+  if level == nil then
+    level = bucket_level(redis.call("HGET", call.keys[RATES], rate), per_minute, call.now)
+    call.levels[rate] = level
+  end
+  return math.min(level, per_minute)
+end
+
+local function set_level(call, rate, level)
+  call.levels[rate] = level
+  call.rates[rate] = true
+end
+
+-- A window nobody has spent in yet does not exist; recovery loads every one that had spend.
+local function ensure_window(call, wallet, limit)
+  if call.windows[wallet] then return end
+  call.windows[wallet] = true
+  if redis.call("HSETNX", call.keys[BASE], wallet, limit) == 1 then
+    redis.call("HSET", call.keys[FREE], wallet, limit)
+  end
+end
+
+-- Registers a writing function behind the gate. The twin follows only after everything is written:
+-- a function that raises leaves data and twin different, and so calls for a recovery.
 local function write(name, states, flags, body)
-  redis.register_function{function_name = name, flags = flags, callback = function(keys, args)
+  register(name, flags, function(keys, args)
     local refused, state = refusal(keys, args, states)
     if refused then return refused end
     local seq = redis.call("HINCRBY", keys[META], "seq", 1)
-    local call = {
-      keys = keys, args = args, gen = args[1], state = state, now = now_ms(),
-      partition = tonumber(string.match(keys[META], "{p(%d+)}")),
-    }
+    local call = new_call(keys, args, state)
     local answer = body(call)
+    write_changes(call)
     TWINS[keys[META]].seq = integer_text(seq)
     return answer
-  end}
+  end)
 end
 
 -- One answer per item of three arguments; `flaw` says what is wrong with an item, nil if nothing.
 local function each_item(call, flaw, step)
-  local args, answers = call.args, {}
-  for i = 2, #args, 3 do
-    local id, head, bytes = args[i], unpacked(args[i + 1]), args[i + 2]
+  local args, answers, ids = call.args, {}, {}
+  for i = 2, #args, 3 do ids[#ids + 1] = args[i] end
+  if #ids == 0 or #ids > FIELDS_MAX then return redis.error_reply("ARGS 1 to 1000 items") end
+  local texts = redis.call("HMGET", call.keys[HOLDS], unpack(ids))
+  for i, id in ipairs(ids) do call.texts[id] = texts[i] end
+  for i, id in ipairs(ids) do
+    local head, bytes = unpacked(args[3 * i]), args[3 * i + 1]
     local wrong
     if #id ~= 16 or not bytes then
       wrong = "a call id is 16 bytes, an item three arguments"
@@ -184,12 +304,16 @@ local function each_item(call, flaw, step)
     else
       wrong = flaw(call, head)
     end
-    answers[#answers + 1] = wrong and step(call, id, nil, wrong) or step(call, id, head, bytes)
+    if wrong then
+      answers[i] = step(call, id, nil, wrong)
+    else
+      answers[i] = step(call, id, head, bytes, args[3 * i])
+    end
   end
   return answers
 end
 
-----------------------------------------------------------------------------------------------------
+--------------------------------------------------------------------------------------------------
 -- Flaws: nil, or what is wrong with an item's head
 
 local function flaw_of_caps(caps)
@@ -257,33 +381,60 @@ local function flaw_of_renewal(_, head)
   return nil
 end
 
-----------------------------------------------------------------------------------------------------
+--------------------------------------------------------------------------------------------------
+-- Open holds
+
+-- An open hold: "o", amount, when it was held, charge so far (-1: not known), length of the head;
+-- then the head as it came, and the ticket. Which windows it is held in follows from when.
+local ROW = ">c1dddI4"
+
+local function row_text(row)
+  return struct.pack(ROW, "o", row.amount, row.held_ms, row.progress, #row.head_text)
+    .. row.head_text .. row.ticket
+end
+
+local function row_of(text)
+  local row, length, at, _ = {}, nil, nil, nil
+  _, row.amount, row.held_ms, row.progress, length, at = struct.unpack(ROW, text)
+  row.head_text = string.sub(text, at, at + length - 1)
+  row.head = unpacked(row.head_text)
+  row.ticket = string.sub(text, at + length)
+  return row
+end
+
+local function new_row(call, head, head_text, ticket)
+  return {amount = head[H_AMOUNT], held_ms = call.now, progress = -1, head = head,
+    head_text = head_text, ticket = ticket}
+end
+
+local function keep_row(call, id, row, lease_ms)
+  set_text(call, id, row_text(row))
+  call.deadlines[#call.deadlines + 1] = call.now + lease_ms
+  call.deadlines[#call.deadlines + 1] = id
+end
+
+-- The open hold of an id found in `due`; what has none there does not belong there.
+local function due_row(call, id)
+  local text = text_of(call, id)
+  local ok, row = pcall(row_of, is_open(text) and text or "")
+  if ok and row.head then return row end
+  call.ended[#call.ended + 1] = id
+  return nil
+end
+
+local function held_window(call, row, cap)
+  return window_wallet(call, cap, window_start(cap, row.held_ms))
+end
+
+--------------------------------------------------------------------------------------------------
 -- hold: tg_hold, items of a hold (bytes: the ticket, kept for the sweeper)
 --
--- Admits a call if its wallet and every cap have `amount` free (an amount of 0 always passes), every
--- rate has tokens and every slot a place: all or none. Answers per item
+-- Admits a call if its wallet and every cap have `amount` free (an amount of 0 always passes),
+-- every rate has tokens and every slot a place: all or none. Answers per item
 --   {1, free, whole tokens left per rate...}           held; the same again for a repeated call id
 --   {0, code, scope, free, held, retry_after_ms}       wallet | cap | rate | slots | no_wallet
 --   {-1, what}                                         a flawed item, or "ended": the id is used up
 -- Refused at maxmemory.
-
--- The money scope that refuses `amount`, or nil: of those that are short, one that could not pay
--- even if every other hold were given back comes first, then the one with the least.
-local function short_scope(call, scopes, amount)
-  local worst
-  for i, scope in ipairs(scopes) do
-    if scope.free < amount then
-      scope.held = tonumber(redis.call("HGET", call.keys[HELD], scope.wallet) or "0")
-      scope.hopeless = scope.free + scope.held < amount
-      scope.code, scope.id = i == 1 and "wallet" or "cap", scope.id or scope.wallet
-      if not worst or (scope.hopeless and not worst.hopeless)
-        or (scope.hopeless == worst.hopeless and scope.free < worst.free) then
-        worst = scope
-      end
-    end
-  end
-  return worst
-end
 
 local function until_next_window(cap, now)
   for _, start in ipairs(cap[3]) do
@@ -292,164 +443,138 @@ local function until_next_window(cap, now)
   return 0
 end
 
--- The money scopes of a hold, wallet first, with what each has free; nil if the wallet is unknown.
-local function money_scopes(call, wallet, caps)
-  local names = {wallet}
-  for i, cap in ipairs(caps) do names[i + 1] = window_wallet(cap, cap[4]) end
-  local free = redis.call("HMGET", call.keys[FREE], unpack(names))
-  if not free[1] then return nil end
-  local scopes = {{wallet = wallet, free = tonumber(free[1])}}
-  for i, cap in ipairs(caps) do
-    scopes[i + 1] = {
-      wallet = names[i + 1], free = tonumber(free[i + 1] or cap[2]), id = cap[1], cap = cap,
-      is_new = not free[i + 1],
-    }
+-- What the wallets named refuse `amount` with: of those that are short, one that could not pay even
+-- if every other hold were given back comes first, then the one with the least.
+local function short_answer(call, short, amount)
+  local worst
+  for _, scope in ipairs(short) do
+    scope.held = tonumber(redis.call("HGET", call.keys[HELD], scope.wallet) or "0")
+      + (call.moves[HELD][scope.wallet] or 0)
+    scope.is_hopeless = scope.free + scope.held < amount
+    if not worst or (scope.is_hopeless and not worst.is_hopeless)
+      or (scope.is_hopeless == worst.is_hopeless and scope.free < worst.free) then
+      worst = scope
+    end
   end
-  return scopes
+  if not worst.cap then return {0, "wallet", worst.wallet, worst.free, worst.held, 0} end
+  local wait = until_next_window(worst.cap, call.now)
+  return {0, "cap", worst.cap[1], worst.free, worst.held, wait}
 end
 
-local function short_answer(call, scope)
-  local retry = 0
-  if scope.cap then retry = until_next_window(scope.cap, call.now) end
-  return {0, scope.code, scope.id, scope.free, scope.held, retry}
+-- The answer if wallet or caps can't hold `amount` more; nil if they can.
+local function judge_money(call, row, amount)
+  local wallet, short = row.head[H_WALLET], {}
+  local free = free_of(call, wallet)
+  if not free then return {0, "no_wallet", wallet, 0, 0, 0} end
+  if amount == 0 then return nil end
+  if free < amount then short[1] = {wallet = wallet, free = free} end
+  for _, cap in ipairs(row.head[H_CAPS]) do
+    local window = held_window(call, row, cap)
+    free = free_of(call, window) or cap[2]
+    if free < amount then short[#short + 1] = {wallet = window, free = free, cap = cap} end
+  end
+  if #short == 0 then return nil end
+  return short_answer(call, short, amount)
 end
 
--- Levels of the buckets, and the answer of the first that has too little.
+-- The answer of the first bucket that has too little.
 local function judge_rates(call, rates)
-  if #rates == 0 then return {}, nil end
-  local names = {}
-  for i, rate in ipairs(rates) do names[i] = rate[1] end
-  local stored, levels = redis.call("HMGET", call.keys[RATES], unpack(names)), {}
-  for i, rate in ipairs(rates) do
+  for _, rate in ipairs(rates) do
     local per_minute, take = rate[2], rate[3]
-    local level = bucket_level(stored[i], per_minute, call.now)
+    local level = level_of(call, rate[1], per_minute)
     if take > 0 and level < take then
       local wait = 0
       if take <= per_minute then wait = math.ceil((take - level) * MINUTE_MS / per_minute) end
-      return nil, {0, "rate", rate[1], math.floor(level), 0, wait}
+      return {0, "rate", rate[1], math.floor(level), 0, wait}
     end
-    levels[i] = level
   end
-  return levels, nil
+  return nil
 end
 
 local function judge_slots(call, slots)
   for _, slot in ipairs(slots) do
     local open = tonumber(redis.call("HGET", call.keys[SLOTS], slot[1]) or "0")
+      + (call.moves[SLOTS][slot[1]] or 0)
     if open >= slot[2] then return {0, "slots", slot[1], 0, open, 0} end
   end
   return nil
 end
 
-local function new_row(head, ticket)
-  local tokens, places = {}, {}
-  for _, rate in ipairs(head[H_RATES]) do
-    if string.sub(rate[1], 1, 4) == "tpm:" then tokens[#tokens + 1] = rate end
-  end
-  for i, slot in ipairs(head[H_SLOTS]) do places[i] = slot[1] end
-  return {head[H_WALLET], head[H_AMOUNT], head[H_CAPS], tokens, places, ticket, -1}
-end
-
-local function keep_row(call, id, row, lease_ms)
-  redis.call("ZADD", call.keys[DUE], call.now + lease_ms, id)
-  redis.call("HSET", call.keys[HOLDS], id, cmsgpack.pack(row))
-end
-
--- The open hold of an id found in `due`. Rows are written after their deadline and ended before it
--- is dropped, so a deadline without one is what a half-failed function left: it goes.
-local function due_row(call, id)
-  local known = redis.call("HGET", call.keys[HOLDS], id)
-  local row = is_open(known) and unpacked(known)
-  if not row then redis.call("ZREM", call.keys[DUE], id) end
-  return row
-end
-
 -- Moves `amount` from free to held, in the wallet and in every window of the caps.
-local function take(call, wallet, caps, amount)
-  local keys = call.keys
+local function take(call, row, amount)
   if amount == 0 then return end
-  redis.call("HINCRBY", keys[FREE], wallet, -amount)
-  redis.call("HINCRBY", keys[HELD], wallet, amount)
-  for _, cap in ipairs(caps) do
-    local name = window_wallet(cap, cap[4])
-    ensure_window(keys, name, cap[2])
-    redis.call("HINCRBY", keys[FREE], name, -amount)
-    redis.call("HINCRBY", keys[HELD], name, amount)
+  local keys, wallet = call.keys, row.head[H_WALLET]
+  call.free[wallet] = redis.call("HINCRBY", keys[FREE], wallet, -amount)
+  move(call, HELD, wallet, amount)
+  for _, cap in ipairs(row.head[H_CAPS]) do
+    local window = held_window(call, row, cap)
+    ensure_window(call, window, cap[2])
+    call.free[window] = redis.call("HINCRBY", keys[FREE], window, -amount)
+    move(call, HELD, window, amount)
   end
 end
 
-local function take_places(call, places)
-  for _, place in ipairs(places) do redis.call("HINCRBY", call.keys[SLOTS], place, 1) end
+local function take_places(call, slots)
+  for _, slot in ipairs(slots) do move(call, SLOTS, slot[1], 1) end
 end
 
-local function held_answer(call, wallet, rates, levels)
-  local answer = {1, tonumber(redis.call("HGET", call.keys[FREE], wallet) or "0")}
+local function held_answer(call, wallet, rates)
+  local answer = {1, free_of(call, wallet) or 0}
   for i, rate in ipairs(rates) do
-    local level = levels and levels[i]
-      or bucket_level(redis.call("HGET", call.keys[RATES], rate[1]), rate[2], call.now)
-    answer[i + 2] = math.floor(level)
+    answer[i + 2] = math.floor(level_of(call, rate[1], rate[2]))
   end
   return answer
 end
 
-local function hold_step(call, id, head, bytes)
+local function hold_step(call, id, head, bytes, head_text)
   if not head then return {-1, bytes} end
-  local known = redis.call("HGET", call.keys[HOLDS], id)
-  if known and not is_open(known) then return {-1, "ended"} end
-  if known then return held_answer(call, unpacked(known)[WALLET], head[H_RATES], nil) end
-  local wallet, amount, caps, rates = head[H_WALLET], head[H_AMOUNT], head[H_CAPS], head[H_RATES]
-  for _, cap in ipairs(caps) do cap[4] = window_start(cap, call.now) end
+  local known = text_of(call, id)
+  local wallet, amount, rates, slots = head[H_WALLET], head[H_AMOUNT], head[H_RATES], head[H_SLOTS]
+  if is_open(known) then return held_answer(call, wallet, rates) end
+  if known then return {-1, "ended"} end
 
-  local scopes = money_scopes(call, wallet, caps)
-  if not scopes then return {0, "no_wallet", wallet, 0, 0, 0} end
-  local short = amount > 0 and short_scope(call, scopes, amount)
-  if short then return short_answer(call, short) end
-  local levels, no_tokens = judge_rates(call, rates)
-  if no_tokens then return no_tokens end
-  local no_place = judge_slots(call, head[H_SLOTS])
-  if no_place then return no_place end
+  local row = new_row(call, head, head_text, bytes)
+  local refused = judge_money(call, row, amount) or judge_rates(call, rates)
+    or judge_slots(call, slots)
+  if refused then return refused end
 
-  local row = new_row(head, bytes)
-  take(call, wallet, caps, amount)
-  for i, rate in ipairs(rates) do
-    levels[i] = levels[i] - rate[3]
-    redis.call("HSET", call.keys[RATES], rate[1], bucket_text(levels[i], call.now))
+  take(call, row, amount)
+  for _, rate in ipairs(rates) do
+    set_level(call, rate[1], level_of(call, rate[1], rate[2]) - rate[3])
   end
-  take_places(call, row[PLACES])
+  take_places(call, slots)
   keep_row(call, id, row, head[H_LEASE])
-  return held_answer(call, wallet, rates, levels)
+  return held_answer(call, wallet, rates)
 end
 
 write("tg_hold", "A", {}, function(call) return each_item(call, flaw_of_hold, hold_step) end)
 
-----------------------------------------------------------------------------------------------------
+--------------------------------------------------------------------------------------------------
 -- extend: tg_extend, items of a hold whose amount is the new total
 --
--- Raises an open hold to `amount` if wallet and caps have the difference free, and renews its lease.
--- A total that is not above the present one changes only the deadline, so repeats and reordered
--- calls are harmless. Answers as hold does; {0, "no_hold", ...} if the call has no open hold.
+-- Raises an open hold to `amount` if wallet and caps have the difference free, and renews its
+-- lease. A total that is not above the present one changes only the deadline, so repeats and
+-- reordered calls are harmless. Answers as hold does; {0, "no_hold", ...} if none is open.
 -- Refused at maxmemory.
 
 local function extend_step(call, id, head, bytes)
   if not head then return {-1, bytes} end
-  local known = redis.call("HGET", call.keys[HOLDS], id)
+  local known = text_of(call, id)
   if not is_open(known) then return {0, "no_hold", head[H_WALLET], 0, 0, 0} end
-  local row = unpacked(known)
-  local wallet, caps, more = row[WALLET], row[CAPS], math.max(0, head[H_AMOUNT] - row[AMOUNT])
-  local scopes = money_scopes(call, wallet, caps)
-  if not scopes then return {0, "no_wallet", wallet, 0, 0, 0} end
-  local short = more > 0 and short_scope(call, scopes, more)
-  if short then return short_answer(call, short) end
+  local row = row_of(known)
+  local more = math.max(0, head[H_AMOUNT] - row.amount)
+  local refused = judge_money(call, row, more)
+  if refused then return refused end
 
-  take(call, wallet, caps, more)
-  row[AMOUNT] = row[AMOUNT] + more
+  take(call, row, more)
+  row.amount = row.amount + more
   keep_row(call, id, row, head[H_LEASE])
-  return held_answer(call, wallet, {}, nil)
+  return held_answer(call, row.head[H_WALLET], {})
 end
 
 write("tg_extend", "A", {}, function(call) return each_item(call, flaw_of_hold, extend_step) end)
 
-----------------------------------------------------------------------------------------------------
+--------------------------------------------------------------------------------------------------
 -- rehold: tg_rehold, items of a hold
 --
 -- Holds for a call that is already under way, after a change of generation: money, caps and slots,
@@ -457,24 +582,22 @@ write("tg_extend", "A", {}, function(call) return each_item(call, flaw_of_hold, 
 -- activate computes the sums. An open hold is raised to `amount` and its lease renewed; one that
 -- has ended stays ended. Answers 1 (held), 0 (ended, or the wallet is unknown), -1 (flawed).
 
-local function rehold_step(call, id, head, bytes)
+local function rehold_step(call, id, head, bytes, head_text)
   if not head then return -1 end
-  local keys = call.keys
-  local known = redis.call("HGET", keys[HOLDS], id)
+  local known = text_of(call, id)
   local was_open, row, more = is_open(known), nil, nil
   if was_open then
-    row = unpacked(known)
-    more = math.max(0, head[H_AMOUNT] - row[AMOUNT])
-    row[AMOUNT] = row[AMOUNT] + more
+    row = row_of(known)
+    more = math.max(0, head[H_AMOUNT] - row.amount)
+    row.amount = row.amount + more
   else
     if known and string.match(known, "^x|(%d+)|") == call.gen then return 0 end
-    for _, cap in ipairs(head[H_CAPS]) do cap[4] = window_start(cap, call.now) end
-    row, more = new_row(head, bytes), head[H_AMOUNT]
+    row, more = new_row(call, head, head_text, bytes), head[H_AMOUNT]
   end
   if call.state == "A" then
-    if redis.call("HEXISTS", keys[FREE], row[WALLET]) == 0 then return 0 end
-    take(call, row[WALLET], row[CAPS], more)
-    if not was_open then take_places(call, row[PLACES]) end
+    if not free_of(call, row.head[H_WALLET]) then return 0 end
+    take(call, row, more)
+    if not was_open then take_places(call, row.head[H_SLOTS]) end
   end
   keep_row(call, id, row, head[H_LEASE])
   return 1
@@ -484,11 +607,11 @@ write("tg_rehold", "AR", {"allow-oom"}, function(call)
   return each_item(call, flaw_of_hold, rehold_step)
 end)
 
-----------------------------------------------------------------------------------------------------
+--------------------------------------------------------------------------------------------------
 -- settle: tg_settle, items of an end (bytes: the record)
 --
--- Ends an open hold: gives it back where it was held, frees its slots, corrects its token buckets by
--- taken - tokens, takes the charge from the wallet and from the cap windows of this moment, and
+-- Ends an open hold: gives it back where it was held, frees its slots, corrects its token buckets
+-- by taken - tokens, takes the charge from the wallet and from the cap windows of this moment, and
 -- appends the entry, m=1. A charge above the hold is taken in full. Answers per item
 --   "S<stream id>"  done    "D<stream id>"  ended before, by an end that knew as much
 --   "U"  no open hold: send `late`          "E<what>"  flawed
@@ -496,83 +619,74 @@ end)
 
 -- Gives back what a hold keeps, less what is charged, and returns the windows charged.
 local function move_money(call, row, charge, caps)
-  local keys, wallet, amount = call.keys, row[WALLET], row[AMOUNT]
-  if amount ~= 0 then redis.call("HINCRBY", keys[HELD], wallet, -amount) end
-  if amount ~= charge then redis.call("HINCRBY", keys[FREE], wallet, amount - charge) end
-  if charge ~= 0 then redis.call("HINCRBY", keys[SPENT], wallet, charge) end
+  local wallet, amount = row.head[H_WALLET], row.amount
+  move(call, HELD, wallet, -amount)
+  move(call, FREE, wallet, amount - charge)
+  move(call, SPENT, wallet, charge)
   if amount ~= 0 then
-    for _, cap in ipairs(row[CAPS]) do
-      local name = window_wallet(cap, cap[4])
-      redis.call("HINCRBY", keys[HELD], name, -amount)
-      redis.call("HINCRBY", keys[FREE], name, amount)
+    for _, cap in ipairs(row.head[H_CAPS]) do
+      local window = held_window(call, row, cap)
+      move(call, HELD, window, -amount)
+      move(call, FREE, window, amount)
     end
   end
   local windows = {}
   if charge == 0 then return windows end
   for i, cap in ipairs(caps) do
     local start = window_start(cap, call.now)
-    local name = window_wallet(cap, start)
-    ensure_window(keys, name, cap[2])
-    redis.call("HINCRBY", keys[FREE], name, -charge)
-    redis.call("HINCRBY", keys[SPENT], name, charge)
+    local window = window_wallet(call, cap, start)
+    ensure_window(call, window, cap[2])
+    move(call, FREE, window, -charge)
+    move(call, SPENT, window, charge)
     windows[i] = {cap[1], start, cap[2]}
   end
   return windows
 end
 
-local function free_places(call, places)
-  for _, place in ipairs(places) do
-    if redis.call("HINCRBY", call.keys[SLOTS], place, -1) <= 0 then
-      redis.call("HDEL", call.keys[SLOTS], place)
+local function correct_buckets(call, rates, tokens)
+  for _, rate in ipairs(rates) do
+    if string.sub(rate[1], 1, 4) == "tpm:" then
+      local level = level_of(call, rate[1], rate[2]) + rate[3] - tokens
+      set_level(call, rate[1], math.min(level, rate[2]))
     end
   end
 end
 
-local function correct_buckets(call, buckets, tokens)
-  for _, rate in ipairs(buckets) do
-    local stored = redis.call("HGET", call.keys[RATES], rate[1])
-    local level = bucket_level(stored, rate[2], call.now) + rate[3] - tokens
-    redis.call("HSET", call.keys[RATES], rate[1], bucket_text(math.min(level, rate[2]), call.now))
-  end
-end
-
--- Appends the entry of an end and marks its row; the answer is the stream id.
+-- Appends the entry of an end and marks its call; the answer is the stream id.
 local function append_end(call, id, moved, kind, wallet, charge, windows, record)
   local text = integer_text(charge)
   local stream_id = redis.call("XADD", call.keys[LOG], "*", "k", kind, "m", moved, "i", id,
     "w", wallet, "c", text, "x", cmsgpack.pack(windows), "r", record)
-  redis.call("HSET", call.keys[HOLDS], id,
-    "x|" .. call.gen .. "|" .. text .. "|" .. stream_id .. "|" .. kind)
+  set_text(call, id, "x|" .. call.gen .. "|" .. text .. "|" .. stream_id .. "|" .. kind)
   return stream_id
 end
 
 local function finish(call, id, row, kind, charge, caps, record)
   local windows = move_money(call, row, charge, caps)
-  free_places(call, row[PLACES])
-  local stream_id = append_end(call, id, "1", kind, row[WALLET], charge, windows, record)
-  redis.call("ZREM", call.keys[DUE], id)
-  return stream_id
+  for _, slot in ipairs(row.head[H_SLOTS]) do move(call, SLOTS, slot[1], -1) end
+  call.ended[#call.ended + 1] = id
+  return append_end(call, id, "1", kind, row.head[H_WALLET], charge, windows, record)
 end
 
--- The stream id of the end a row stands for, if it is of this generation and knows as much as
+-- The stream id of the end a text stands for, if it is of this generation and knows as much as
 -- `kind`. What an older generation logged was drained then and proves nothing now.
-local function same_end(call, row, kind)
-  local gen, stream_id, before = string.match(row, "^x|(%d+)|%d+|([%d-]+)|(%a+)$")
+local function same_end(call, text, kind)
+  local gen, stream_id, before = string.match(text, "^x|(%d+)|%d+|([%d-]+)|(%a+)$")
   if gen == call.gen and RANK[before] >= RANK[kind] then return stream_id end
   return nil
 end
 
 local function settle_step(call, id, head, bytes)
   if not head then return "E" .. bytes end
-  local known = redis.call("HGET", call.keys[HOLDS], id)
+  local known = text_of(call, id)
   if not known then return "U" end
   if not is_open(known) then
     local stream_id = same_end(call, known, head[E_KIND])
     return stream_id and "D" .. stream_id or "U"
   end
-  local row = unpacked(known)
-  local caps = #head[E_CAPS] > 0 and head[E_CAPS] or row[CAPS]
-  correct_buckets(call, row[TOKENS], head[E_TOKENS])
+  local row = row_of(known)
+  local caps = #head[E_CAPS] > 0 and head[E_CAPS] or row.head[H_CAPS]
+  correct_buckets(call, row.head[H_RATES], head[E_TOKENS])
   return "S" .. finish(call, id, row, head[E_KIND], head[E_CHARGE], caps, bytes)
 end
 
@@ -580,7 +694,7 @@ write("tg_settle", "A", {"allow-oom"}, function(call)
   return each_item(call, flaw_of_end, settle_step)
 end)
 
-----------------------------------------------------------------------------------------------------
+--------------------------------------------------------------------------------------------------
 -- late: tg_late, items of an end (bytes: the record)
 --
 -- Logs an end whose hold is not known, m=0: no balance is touched, Postgres decides whether it is
@@ -590,7 +704,7 @@ end)
 
 local function late_step(call, id, head, bytes)
   if not head then return "E" .. bytes end
-  local known = redis.call("HGET", call.keys[HOLDS], id)
+  local known = text_of(call, id)
   local was_open = is_open(known)
   if was_open and call.state == "A" then return "O" end
   if known and not was_open then
@@ -601,9 +715,9 @@ local function late_step(call, id, head, bytes)
   for i, cap in ipairs(head[E_CHARGE] > 0 and head[E_CAPS] or {}) do
     windows[i] = {cap[1], window_start(cap, call.now), cap[2]}
   end
-  local stream_id = append_end(call, id, "0", head[E_KIND], head[E_WALLET], head[E_CHARGE], windows,
-    bytes)
-  if was_open then redis.call("ZREM", call.keys[DUE], id) end
+  local stream_id = append_end(
+    call, id, "0", head[E_KIND], head[E_WALLET], head[E_CHARGE], windows, bytes)
+  if was_open then call.ended[#call.ended + 1] = id end
   return "L" .. stream_id
 end
 
@@ -611,22 +725,24 @@ write("tg_late", "AR", {"allow-oom"}, function(call)
   return each_item(call, flaw_of_end, late_step)
 end)
 
-----------------------------------------------------------------------------------------------------
+--------------------------------------------------------------------------------------------------
 -- renew: tg_renew, items of a renewal (bytes: the record so far, empty: keep the ticket)
 --
--- New deadlines, and what the calls have consumed so far, which the sweeper would charge. A deadline
--- never moves back. Answers 1 (renewed), 0 (no open hold), -1 (flawed) per item.
+-- New deadlines, and what the calls have consumed so far, which the sweeper would charge. A
+-- deadline never moves back. Answers 1 (renewed), 0 (no open hold), -1 (flawed) per item.
 
 local function renew_step(call, id, head, bytes)
   if not head then return -1 end
-  local keys = call.keys
-  if not redis.call("ZSCORE", keys[DUE], id) then return 0 end
-  redis.call("ZADD", keys[DUE], "GT", call.now + head[1], id)
+  local known = text_of(call, id)
+  if not is_open(known) then return 0 end
+  local deadline = tonumber(redis.call("ZSCORE", call.keys[DUE], id) or "0")
+  call.deadlines[#call.deadlines + 1] = math.max(deadline, call.now + head[1])
+  call.deadlines[#call.deadlines + 1] = id
   if head[2] >= 0 then
-    local row = unpacked(redis.call("HGET", keys[HOLDS], id))
-    row[PROGRESS] = head[2]
-    if bytes ~= "" then row[TICKET] = bytes end
-    redis.call("HSET", keys[HOLDS], id, cmsgpack.pack(row))
+    local row = row_of(known)
+    row.progress = head[2]
+    if bytes ~= "" then row.ticket = bytes end
+    set_text(call, id, row_text(row))
   end
   return 1
 end
@@ -635,7 +751,7 @@ write("tg_renew", "A", {"allow-oom"}, function(call)
   return each_item(call, flaw_of_renewal, renew_step)
 end)
 
-----------------------------------------------------------------------------------------------------
+--------------------------------------------------------------------------------------------------
 -- sweep: tg_sweep, ARGV[2] how many at most
 --
 -- Ends overdue holds: as lost, charged by the last progress, or as expired with charge 0 when none
@@ -665,17 +781,17 @@ write("tg_sweep", "A", {"allow-oom"}, function(call)
     local row = due_row(call, id)
     if not row then
       ended = ended - 1
-    elseif row[PROGRESS] >= 0 then
-      finish(call, id, row, "lost", row[PROGRESS], row[CAPS], row[TICKET])
+    elseif row.progress >= 0 then
+      finish(call, id, row, "lost", row.progress, row.head[H_CAPS], row.ticket)
     else
-      finish(call, id, row, "expired", 0, {}, row[TICKET])
+      finish(call, id, row, "expired", 0, {}, row.ticket)
     end
   end
   prune_buckets(call)
   return ended
 end)
 
-----------------------------------------------------------------------------------------------------
+--------------------------------------------------------------------------------------------------
 -- ack: tg_ack, ARGV[2..] call ids whose ends Postgres has
 --
 -- Drops ended rows, of whatever generation; open ones stay. Answers how many it dropped.
@@ -691,7 +807,7 @@ write("tg_ack", "AR", {"allow-oom"}, function(call)
   return dropped
 end)
 
-----------------------------------------------------------------------------------------------------
+--------------------------------------------------------------------------------------------------
 -- set_base: tg_set_base, ARGV[2..] msgpack {wallet, base, version, cause, spent}, base and spent as
 -- decimal text because lifetime sums may pass 2^53
 --
@@ -738,7 +854,7 @@ write("tg_set_base", "A", {"allow-oom"}, function(call)
   return answers
 end)
 
-----------------------------------------------------------------------------------------------------
+--------------------------------------------------------------------------------------------------
 -- forget: tg_forget, ARGV[2..] wallets of cap windows that are over
 --
 -- Drops them if nothing is held in them; organizations' wallets stay. Answers how many it dropped.
@@ -756,36 +872,40 @@ write("tg_forget", "A", {"allow-oom"}, function(call)
   return dropped
 end)
 
-----------------------------------------------------------------------------------------------------
+--------------------------------------------------------------------------------------------------
 -- freeze: tg_freeze, ARGV[1] the new generation, ARGV[2] the deployment, "" for none
 --
--- Begins a recovery, on any data and none: only if the generation is above every one seen. Balances,
--- rates and slots are dropped; open holds stay, and so do the streams, until they are drained. The
--- sequence goes on, and where it is lost it starts from the clock: it never repeats. Answers "OK".
+-- Begins a recovery, on any data and none: only if the generation is above every one seen.
+-- Balances, rates and slots are dropped; open holds stay, and so do the streams, until they are
+-- drained. The sequence goes on, and where it is lost it starts from the clock: it never repeats.
+-- Answers "OK"; EPOCH names the highest generation seen.
 
-redis.register_function{function_name = "tg_freeze", flags = {"allow-oom"}, callback = function(keys, args)
+register("tg_freeze", {"allow-oom"}, function(keys, args)
   local gen = tonumber(args[1])
   if #keys ~= 11 or #args ~= 2 or not is_amount(gen) or gen < 1 then
     return redis.error_reply("ARGS 11 keys, a generation and a deployment")
   end
   local meta = redis.call("HMGET", keys[META], "gen", "seq", "state", "install")
   local twin = TWINS[keys[META]] or {gen = "0", seq = "0"}
-  if gen <= math.max(tonumber(meta[1] or "0"), tonumber(twin.gen)) then return epoch_error(meta) end
+  local seen = math.max(tonumber(meta[1] or "0"), tonumber(twin.gen))
+  if gen <= seen then
+    return redis.error_reply("EPOCH " .. integer_text(seen) .. " " .. (meta[3] or "-"))
+  end
   if args[2] ~= "" and meta[4] and meta[4] ~= "" and meta[4] ~= args[2] then
     return redis.error_reply("ARGS the data belongs to deployment " .. meta[4])
   end
   local time = redis.call("TIME")
   local seq = math.max(tonumber(time[1]) * 1000000 + tonumber(time[2]),
     tonumber(meta[2] or "0") + 1, tonumber(twin.seq) + 1)
-  redis.call("DEL", keys[FREE], keys[BASE], keys[SPENT], keys[HELD], keys[VER], keys[RATES],
+  redis.call("UNLINK", keys[FREE], keys[BASE], keys[SPENT], keys[HELD], keys[VER], keys[RATES],
     keys[SLOTS])
   redis.call("HSET", keys[META], "gen", args[1], "seq", integer_text(seq), "state", "R")
   if args[2] ~= "" then redis.call("HSET", keys[META], "install", args[2]) end
   TWINS[keys[META]] = {gen = args[1], seq = integer_text(seq)}
   return redis.status_reply("OK")
-end}
+end)
 
-----------------------------------------------------------------------------------------------------
+--------------------------------------------------------------------------------------------------
 -- load: tg_load, ARGV[2..] msgpack {wallet, base, spent, version}, amounts as decimal text
 --
 -- While recovering, sets wallets to what Postgres says; what is held is added by activate. May be
@@ -815,7 +935,7 @@ write("tg_load", "R", {"allow-oom"}, function(call)
   return #items
 end)
 
-----------------------------------------------------------------------------------------------------
+--------------------------------------------------------------------------------------------------
 -- activate: tg_activate, ARGV[2] the highest base version loaded
 --
 -- Adds what the open holds keep to the loaded wallets and slots, and lets calls in. A hold whose
@@ -827,13 +947,13 @@ write("tg_activate", "AR", {"allow-oom"}, function(call)
   if call.state == "A" then return redis.call("ZCARD", keys[DUE]) end
   for _, id in ipairs(redis.call("ZRANGE", keys[DUE], 0, -1)) do
     local row = due_row(call, id)
-    if row and redis.call("HEXISTS", keys[FREE], row[WALLET]) == 1 then
-      take(call, row[WALLET], row[CAPS], row[AMOUNT])
-      take_places(call, row[PLACES])
+    if row and free_of(call, row.head[H_WALLET]) then
+      take(call, row, row.amount)
+      take_places(call, row.head[H_SLOTS])
       open = open + 1
     elseif row then
-      append_end(call, id, "1", "expired", row[WALLET], 0, {}, row[TICKET])
-      redis.call("ZREM", keys[DUE], id)
+      append_end(call, id, "1", "expired", row.head[H_WALLET], 0, {}, row.ticket)
+      call.ended[#call.ended + 1] = id
     end
   end
   note_version(keys, version)
@@ -841,35 +961,37 @@ write("tg_activate", "AR", {"allow-oom"}, function(call)
   return open
 end)
 
-----------------------------------------------------------------------------------------------------
+--------------------------------------------------------------------------------------------------
 -- Reading: these change nothing and never fail on a state.
 
 -- tg_state: {generation, sequence, state, version, deployment, 1 if the fence is closed, unix ms}
-redis.register_function{function_name = "tg_state", flags = {"no-writes"}, callback = function(keys)
+register("tg_state", {"no-writes"}, function(keys)
   local meta = redis.call("HMGET", keys[META], "gen", "seq", "state", "ver", "install")
   local twin = TWINS[keys[META]]
   local matches = twin and meta[1] and twin.gen == meta[1] and twin.seq == meta[2]
   return {meta[1] or "0", meta[2] or "0", meta[3] or "", meta[4] or "0", meta[5] or "",
     matches and 1 or 0, now_ms()}
-end}
+end)
 
 -- tg_open: every open hold as {call id, deadline, wallet, amount, msgpack of its windows
 -- {{cap id, start, limit}}, ticket}; ARGV[1] the generation
-redis.register_function{function_name = "tg_open", flags = {"no-writes"}, callback = function(keys, args)
+register("tg_open", {"no-writes"}, function(keys, args)
   local refused = refusal(keys, args, "AR")
   if refused then return refused end
-  local due, rows = redis.call("ZRANGE", keys[DUE], 0, -1, "WITHSCORES"), {}
+  local call, rows = new_call(keys, args, ""), {}
+  local due = redis.call("ZRANGE", keys[DUE], 0, -1, "WITHSCORES")
   for i = 1, #due, 2 do
-    local known, windows = redis.call("HGET", keys[HOLDS], due[i]), {}
-    local row = is_open(known) and unpacked(known)
-    for j, cap in ipairs(row and row[CAPS] or {}) do windows[j] = {cap[1], cap[4], cap[2]} end
+    local row, windows = due_row(call, due[i]), {}
     if row then
-      rows[#rows + 1] = {due[i], due[i + 1], row[WALLET], integer_text(row[AMOUNT]),
-        cmsgpack.pack(windows), row[TICKET]}
+      for j, cap in ipairs(row.head[H_CAPS]) do
+        windows[j] = {cap[1], window_start(cap, row.held_ms), cap[2]}
+      end
+      rows[#rows + 1] = {due[i], due[i + 1], row.head[H_WALLET], integer_text(row.amount),
+        cmsgpack.pack(windows), row.ticket}
     end
   end
   return rows
-end}
+end)
 
 local function last_stream_id(key)
   if redis.call("EXISTS", key) == 0 then return "0-0" end
@@ -882,7 +1004,7 @@ end
 -- tg_snap: wallets at one stream id, as {last stream id, next cursor, {wallet, free, held, base,
 -- spent, version}...}. ARGV[1] the generation, ARGV[2] a cursor ("0" to begin; the answer's "0" is
 -- the end) with ARGV[3] about how many, or "-" and the wallets after it; a missing one is left out.
-redis.register_function{function_name = "tg_snap", flags = {"no-writes"}, callback = function(keys, args)
+register("tg_snap", {"no-writes"}, function(keys, args)
   local refused = refusal(keys, args, "AR")
   if refused then return refused end
   local cursor, wallets = "0", {}
@@ -905,9 +1027,9 @@ redis.register_function{function_name = "tg_snap", flags = {"no-writes"}, callba
     end
   end
   return answer
-end}
+end)
 
-----------------------------------------------------------------------------------------------------
+--------------------------------------------------------------------------------------------------
 -- The API key cache: KEYS[1] tg:key:<digest>, a string "<version>|<payload>"; an empty payload is
 -- the tombstone of a key that is revoked. It holds no money and so passes no fence.
 --
@@ -921,7 +1043,7 @@ local function cached(key)
   return tonumber(string.sub(stored, 1, bar - 1)), bar == #stored
 end
 
-redis.register_function("tg_key_put", function(keys, args)
+register("tg_key_put", {}, function(keys, args)
   local version, ttl = tonumber(args[1]), tonumber(args[3])
   if #keys ~= 1 or not is_amount(version) or not is_name(args[2]) or not is_amount(ttl) then
     return redis.error_reply("ARGS key; version, payload, ttl_ms")
@@ -932,7 +1054,7 @@ redis.register_function("tg_key_put", function(keys, args)
   return 1
 end)
 
-redis.register_function{function_name = "tg_key_drop", flags = {"allow-oom"}, callback = function(keys, args)
+register("tg_key_drop", {"allow-oom"}, function(keys, args)
   local version, ttl = tonumber(args[1]), tonumber(args[2])
   if #keys ~= 1 or not is_amount(version) or not is_amount(ttl) then
     return redis.error_reply("ARGS key; version, ttl_ms")
@@ -940,4 +1062,4 @@ redis.register_function{function_name = "tg_key_drop", flags = {"allow-oom"}, ca
   if cached(keys[1]) > version then return 0 end
   redis.call("SET", keys[1], integer_text(version) .. "|", "PX", ttl)
   return 1
-end}
+end)

@@ -1,0 +1,328 @@
+"""The hot path to Redis: holds and ends of many calls, shared round trips, one connection.
+
+While one batch is under way, new work queues; the reply sends the next batch. So nothing waits when
+idle, and under load the batches grow by themselves. Nothing that is cancelled, lost or answered too
+late can leak money: a hold that nobody saw admitted is released, and an end is kept until a stream
+has it.
+"""
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from ledger.admission import End, Held, Hold, Refused
+from ledger.fcall import Renewal
+from ledger.lane import Lane
+from ledger.step import Asked, Step, Tell
+from ledger.wire import Address, Answers, Wire, WireError
+
+log = logging.getLogger(__name__)
+
+HOLD_S = 0.3  # a client is told within this that the ledger is away
+TICK_S = 0.02  # how exactly deadlines are kept
+OPEN_S = 1.0  # for connecting and being let in
+SILENT_S = 2.0  # a batch that takes longer is lost; the longest function takes a tenth of it
+LOOK_EVERY_S = 0.5  # at every partition's generation: a call without traffic must be held again too
+RENEW_EVERY_S = 20.0  # a third of the usual lease, so two renewals may be lost
+BACKOFF_S_MIN, BACKOFF_S_MAX = 0.01, 0.5
+SAY_EVERY_S = 1.0
+MONEY_PAUSE_S = 0.05  # an end of another call is on its way at any moment
+SLOT_PAUSE_S = 0.004  # one that is full is told in under 10 ms; a client decides what to do then
+
+
+def _nothing(*_: object) -> None:
+    """Nobody listens."""
+
+
+class Conveyor:
+    """Holds, ends and leases of one process, for every partition.
+
+    `on_epoch(partition)`: it needs a recovery. `on_settled(end, generation, stream_id)`: that
+    stream has the end. `on_generation(partition, generation)`: the partition is in a new one, so
+    ends that only an older one had are to be settled again. `on_batch(steps, wait_us)`: a batch
+    goes out, and how long the oldest of its holds has waited. All are called from the event loop.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        partitions: int,
+        on_epoch: Callable[[int], None] = _nothing,
+        on_settled: Callable[[End, int, str], None] = _nothing,
+        on_generation: Callable[[int, int], None] = _nothing,
+        on_batch: Callable[[int, int], None] = _nothing,
+    ) -> None:
+        self._address = Address(url)
+        self._on_epoch, self._on_generation = on_epoch, on_generation
+        self._on_settled, self._on_batch = on_settled, on_batch
+        self._settled: deque[tuple[End, int, str]] = deque()
+        tell = Tell(self._epoch, self._generation, self._note_settled, self._say)
+        self._lanes = tuple(Lane(number, tell) for number in range(partitions))
+        self._wire: Wire | None = None
+        self._flight: list[tuple[Lane, Step]] = []
+        self._flight_since_s = 0.0
+        self._is_scheduled = self._is_ticking = False
+        self._say_at_s, self._unsaid = 0.0, 0
+        self._drained = asyncio.Event()
+        self._drained.set()
+        self._is_connected = False
+
+    # What callers do -----------------------------------------------------------------------------
+
+    async def hold(self, hold: Hold, *, deadline_s: float = HOLD_S) -> Held | Refused:
+        """Admit a call or refuse it; `LedgerUnavailable` if nobody answers in time.
+
+        Money or slots that only other calls hold are asked for a second time after a short pause.
+        A caller that is cancelled holds nothing.
+        """
+        now_s = asyncio.get_running_loop().time()
+        until_s = now_s + deadline_s
+        answer = await self._asked(hold, now_s, until_s)
+        if isinstance(answer, Refused) and (pause_s := _pause_s(answer, hold)):
+            await asyncio.sleep(pause_s)
+            answer = await self._asked(hold, now_s + pause_s, until_s)
+        return answer
+
+    async def _asked(self, hold: Hold, now_s: float, until_s: float) -> Held | Refused:
+        future: asyncio.Future[Held | Refused] = asyncio.get_running_loop().create_future()
+        lane = self._lanes[hold.partition]
+        lane.ask(Asked(hold, future, now_s, until_s))
+        if not self._is_scheduled:
+            self._wake()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            # Answered already, but the caller never saw it; all else the lane notices by itself.
+            if future.done() and not future.cancelled() and not future.exception():
+                self._let_go(lane, hold, future.result())
+            raise
+
+    def _let_go(self, lane: Lane, hold: Hold, answer: Held | Refused) -> None:
+        if isinstance(answer, Held):
+            lane.release_unseen(hold)
+            self._wake()
+
+    async def extend(self, hold: Hold, *, deadline_s: float = HOLD_S) -> Held | Refused:
+        """Raise an open hold to the total `hold.amount`; may be repeated.
+
+        `LedgerUnavailable` if nobody answers in time: then it may be raised or not.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Held | Refused] = loop.create_future()
+        now_s = loop.time()
+        self._lanes[hold.partition].ask_more(Asked(hold, future, now_s, now_s + deadline_s))
+        self._wake()
+        return await future
+
+    def settle(self, end: End) -> None:
+        """End a call. It is kept and sent again until a stream has it, whatever happens."""
+        self._lanes[end.partition].end(end)
+        if not self._is_scheduled:
+            self._wake()
+
+    def renew(self, partition: int, renewals: Iterable[Renewal]) -> None:
+        """Tell what open calls have consumed so far. Leases are renewed without being asked."""
+        self._lanes[partition].renew(renewals)
+        self._wake()
+
+    def generation(self, partition: int) -> int:
+        """The generation the partition was last seen in; 0 before it was seen."""
+        return self._lanes[partition].generation
+
+    def is_open(self, call_id: bytes, partition: int) -> bool:
+        """Whether the call was admitted here and has not ended."""
+        return call_id in self._lanes[partition].open
+
+    @property
+    def open_count(self) -> int:
+        """Calls admitted here that have not ended."""
+        return sum(len(lane.open) for lane in self._lanes)
+
+    @property
+    def unanswered_count(self) -> int:
+        """Ends that no stream is known to have."""
+        return sum(lane.unanswered for lane in self._lanes)
+
+    @property
+    def lapsed_count(self) -> int:
+        """Open calls so far whose hold had been swept when it was to be renewed."""
+        return sum(lane.lapsed for lane in self._lanes)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether Redis has let us in."""
+        return self._is_connected
+
+    @property
+    def inactive(self) -> tuple[int, ...]:
+        """The partitions that admit nothing at the moment."""
+        return tuple(lane.number for lane in self._lanes if not lane.is_active)
+
+    async def drain(self, timeout_s: float) -> int:
+        """Wait until every end is answered; how many still are not when the time is up."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.unanswered_count:
+                    self._drained.clear()
+                    await self._drained.wait()
+        except TimeoutError:
+            pass
+        return self.unanswered_count
+
+    # The owner of the connection -----------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Keep a connection for ever; cancelled to stop."""
+        backoff_s = BACKOFF_S_MIN
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                began_s = loop.time()
+                try:
+                    await self._carry(await self._address.open(timeout_s=OPEN_S))
+                except WireError as error:
+                    self._say("Redis is away", str(error))
+                # A server that lets us in only to drop us must not be hammered either.
+                lasted = loop.time() - began_s > OPEN_S
+                backoff_s = BACKOFF_S_MIN if lasted else min(2 * backoff_s, BACKOFF_S_MAX)
+                await asyncio.sleep(backoff_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+        finally:
+            for lane in self._lanes:
+                lane.abandon("the gateway is stopping")
+
+    async def _carry(self, wire: Wire) -> None:
+        """Use a connection until it is closed."""
+        self._wire, self._is_connected = wire, True
+        for lane in self._lanes:
+            lane.doubt()
+        self._flush()
+        loop = asyncio.get_running_loop()
+        renew_at_s = loop.time() + RENEW_EVERY_S
+        try:
+            while not wire.closed.done():
+                await asyncio.wait({wire.closed}, timeout=LOOK_EVERY_S)
+                for lane in self._lanes:
+                    lane.wants_state = True
+                if loop.time() >= renew_at_s:
+                    renew_at_s += RENEW_EVERY_S
+                    self._renew_all()
+                self._wake()
+        finally:
+            self._wire, self._is_connected = None, False
+            wire.close()
+            flight, self._flight = self._flight, []
+            for lane, step in reversed(flight):
+                lane.lost(step)
+
+    def _renew_all(self) -> None:
+        for lane in self._lanes:
+            lane.renew(Renewal(hold.call_id, hold.lease_ms) for hold in lane.open.values())
+
+    # Batches -------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        """Send what is queued when this turn of the loop is over, with what else it brings."""
+        if not self._is_scheduled and not self._flight:
+            self._is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._scheduled)
+        if not self._is_ticking:
+            self._is_ticking = True
+            asyncio.get_running_loop().call_later(TICK_S, self._tick)
+
+    def _scheduled(self) -> None:
+        self._is_scheduled = False
+        self._flush()
+
+    def _flush(self) -> None:
+        wire = self._wire
+        if wire is None or self._flight or wire.closed.done():
+            return
+        now_s = asyncio.get_running_loop().time()
+        waited_s = 0.0
+        flight: list[tuple[Lane, Step]] = []
+        for lane in self._lanes:
+            if lane.is_waiting or lane.wants_state:
+                waited_s = max(waited_s, lane.wait_s(now_s))
+                flight += [(lane, step) for step in lane.steps(now_s)]
+        if not flight:
+            return
+        self._flight, self._flight_since_s = flight, now_s
+        wire.send(b"".join([step.command for _, step in flight]), len(flight), self._answered)
+        self._on_batch(sum(len(step.items) for _, step in flight), int(waited_s * 1e6))
+
+    def _answered(self, answers: Answers) -> None:
+        flight, self._flight = self._flight, []
+        now_s = asyncio.get_running_loop().time()
+        for (lane, step), answer in zip(flight, answers, strict=True):
+            lane.answered(step, answer, now_s)
+        if any(lane.must_break for lane, _ in flight):
+            self._break()
+        if not self._drained.is_set() and not self.unanswered_count:
+            self._drained.set()
+        self._flush()
+
+    def _break(self) -> None:
+        for lane in self._lanes:
+            lane.must_break = False
+        if self._wire:
+            self._wire.close()
+
+    def _tick(self) -> None:
+        """Keep deadlines while anything waits, and notice a server that has fallen silent."""
+        loop = asyncio.get_running_loop()
+        now_s = loop.time()
+        for lane, step in self._flight:
+            if step.function in _ASKED:
+                for asked in step.items:
+                    lane.has_expired(asked, now_s + TICK_S, is_connected=self._is_connected)
+        for lane in self._lanes:
+            lane.expire(now_s + TICK_S, is_connected=self._is_connected)
+        if self._wire and self._flight and now_s > self._flight_since_s + SILENT_S:
+            self._say("Redis is silent", f"for {SILENT_S} s")
+            self._break()
+        self._flush()
+        if self._flight or any(lane.is_waiting for lane in self._lanes):
+            loop.call_later(TICK_S, self._tick)
+        else:
+            self._is_ticking = False
+
+    # What the lanes tell -------------------------------------------------------------------------
+
+    def _note_settled(self, end: End, generation: int, stream_id: str) -> None:
+        if not self._settled:
+            asyncio.get_running_loop().call_soon(self._deliver)
+        self._settled.append((end, generation, stream_id))
+
+    def _deliver(self) -> None:
+        """Outside the handling of answers, so that a listener that fails breaks nothing here."""
+        while self._settled:
+            self._on_settled(*self._settled.popleft())
+
+    def _epoch(self, partition: int) -> None:
+        asyncio.get_running_loop().call_soon(self._on_epoch, partition)
+
+    def _generation(self, partition: int, generation: int) -> None:
+        asyncio.get_running_loop().call_soon(self._on_generation, partition, generation)
+
+    def _say(self, event: str, reason: str) -> None:
+        """One line a second at most, with how many were left out."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s < self._say_at_s:
+            self._unsaid += 1
+            return
+        log.warning(event, extra={"reason": reason, "left_out": self._unsaid})
+        self._say_at_s, self._unsaid = now_s + SAY_EVERY_S, 0
+
+
+_ASKED = frozenset({"tg_hold", "tg_extend"})
+
+
+def _pause_s(refused: Refused, hold: Hold) -> float:
+    """After how long it is worth asking again; 0: it is not, only time or a payment helps."""
+    if refused.code == "slots":
+        return SLOT_PAUSE_S
+    is_held = refused.held > 0 and refused.free + refused.held >= hold.amount
+    return MONEY_PAUSE_S if is_held and refused.code in {"wallet", "cap"} else 0.0

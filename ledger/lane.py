@@ -1,0 +1,381 @@
+"""One partition's traffic: what waits to be sent, what it becomes on the wire, what answers mean.
+
+A lane decides and never waits; `ledger.conveyor` does the I/O. Three things always hold. Work on
+money leaves a queue only when it is answered for good: a step that was refused or lost goes back to
+the front. A hold that somebody stopped waiting for is released as soon as it is known or suspected
+to be there. And nothing is sent in a generation that Redis has not confirmed.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from hiredis import ReplyError
+
+from ledger.admission import End, Hold
+from ledger.fcall import (
+    KEY_COUNT,
+    Epoch,
+    PartitionState,
+    Renewal,
+    end_arguments,
+    hold_answer,
+    hold_arguments,
+    key_names,
+    refusal,
+    renewal_arguments,
+    state_answer,
+)
+from ledger.money import ZERO
+from ledger.record import EndKind
+from ledger.step import Asked, Phase, Step, Tell
+from ledger.wire import packed
+
+ITEMS_MAX = 128  # per step: a function runs about 15 us an item, and Redis does nothing else then
+QUEUE_MAX = 8_192  # holds waiting in one partition; more would only wait to be refused
+RECOVERY_WAIT_S = 2.0  # a recovery is over by then, or a client is better off asking again
+ASK_EVERY_S = 0.02  # while work waits for a generation
+TELL_EVERY_S = 1.0  # that a partition needs a recovery, should the first word of it be lost
+PAUSE_S = 0.1  # after a refusal that has nothing to do with us: out of memory, disk full
+
+
+class Lane:
+    """The queues of one partition."""
+
+    def __init__(self, number: int, tell: Tell) -> None:
+        self.number = number
+        self.generation = 0
+        self.phase = Phase.UNKNOWN
+        self.open: dict[bytes, Hold] = {}  # admitted and not ended
+        self.unanswered = 0  # ends that no stream is known to have
+        self.lapsed = 0  # open calls whose hold was gone when it was to be renewed
+        self.broken = 0  # ends that Redis found flawed: a bug of ours
+        self.must_break = False  # the server is no primary, or not ready: connect anew
+        self.wants_state = False  # ask with the next batch how the partition is
+        self._tell = tell
+        self._holds: deque[Asked] = deque()
+        self._extensions: deque[Asked] = deque()
+        self._ends: deque[End] = deque()
+        self._lates: deque[End] = deque()
+        self._reholds: deque[Hold] = deque()
+        self._renewals: deque[Renewal] = deque()
+        self._unseen: set[bytes] = set()  # released unasked: if unknown, they never were
+        self._ask_at_s = self._tell_at_s = self._resume_at_s = 0.0
+        self._prefixes: dict[str, tuple[bytes | str | int, ...]] = {}
+
+    # What comes in -------------------------------------------------------------------------------
+
+    def ask(self, asked: Asked) -> None:
+        """Queue a hold."""
+        if len(self._holds) >= QUEUE_MAX:
+            asked.fail("too many calls wait for the ledger")
+        else:
+            self._holds.append(asked)
+
+    def ask_more(self, asked: Asked) -> None:
+        """Queue an extension."""
+        if len(self._extensions) >= QUEUE_MAX:
+            asked.fail("too many calls wait for the ledger")
+        else:
+            self._extensions.append(asked)
+
+    def end(self, end: End) -> None:
+        """Queue an end; it is kept until a stream has it."""
+        self.open.pop(end.call_id, None)
+        self.unanswered += 1
+        self._ends.append(end)
+
+    def release_unseen(self, hold: Hold) -> None:
+        """End a hold that nobody saw admitted, if it was. Its ticket is the record."""
+        self._unseen.add(hold.call_id)
+        self.end(
+            End(
+                call_id=hold.call_id,
+                partition=hold.partition,
+                wallet=hold.wallet,
+                kind=EndKind.RELEASED,
+                charge=ZERO,
+                record=hold.ticket,
+                caps=hold.caps,
+            )
+        )
+
+    def renew(self, renewals: Iterable[Renewal]) -> None:
+        """Queue new leases."""
+        self._renewals.extend(renewals)
+
+    def doubt(self) -> None:
+        """The connection is new: whatever was known may be old."""
+        self.phase, self.wants_state = Phase.UNKNOWN, True
+        self._ask_at_s = self._resume_at_s = 0.0
+
+    def wait_s(self, now_s: float) -> float:
+        """How long the oldest queued hold has waited."""
+        return now_s - self._holds[0].born_s if self._holds else 0.0
+
+    @property
+    def is_active(self) -> bool:
+        """Whether calls are admitted."""
+        return self.phase is Phase.ACTIVE
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether anything is queued."""
+        return bool(
+            self._holds
+            or self._ends
+            or self._lates
+            or self._extensions
+            or self._reholds
+            or self._renewals
+        )
+
+    def expire(self, now_s: float, *, is_connected: bool) -> None:
+        """Answer those who have waited long enough, and forget those who left."""
+        for queue in (self._holds, self._extensions):
+            gone = [a for a in queue if self.has_expired(a, now_s, is_connected=is_connected)]
+            if gone:
+                kept = [asked for asked in queue if not asked.future.done()]
+                queue.clear()
+                queue.extend(kept)
+            for asked in gone:
+                self._forget(asked)
+
+    def has_expired(self, asked: Asked, now_s: float, *, is_connected: bool) -> bool:
+        """Whether nobody waits for this any more; fails it when its time is up."""
+        deadline_s, reason = asked.deadline_s, "Redis does not answer"
+        if is_connected and self.phase is not Phase.ACTIVE:
+            deadline_s = max(deadline_s, asked.born_s + RECOVERY_WAIT_S)
+            reason = "the partition is recovering"
+        if now_s >= deadline_s:
+            asked.fail(reason)
+        return asked.future.done()
+
+    def _forget(self, asked: Asked) -> None:
+        """Nobody waits for it and it is in no queue: if it may be held, let it go."""
+        if asked.is_in_doubt:
+            asked.is_in_doubt = False
+            self.release_unseen(asked.hold)
+
+    def abandon(self, reason: str) -> None:
+        """Fail everyone who waits in a queue."""
+        for queue in (self._holds, self._extensions):
+            for asked in queue:
+                asked.fail(reason)
+            queue.clear()
+
+    # What goes out -------------------------------------------------------------------------------
+
+    def steps(self, now_s: float) -> list[Step]:
+        """The next steps of this lane; their items are out of the queues until answered."""
+        made: list[Step] = []
+        asks = self.wants_state or (not self.is_active and self.is_waiting)
+        if asks and now_s >= self._ask_at_s:
+            self.wants_state, self._ask_at_s = False, now_s + ASK_EVERY_S
+            made.append(self._step("tg_state", [], self._prefix("tg_state")))
+        if self.phase is Phase.UNKNOWN or now_s < self._resume_at_s:
+            return made
+        if self._reholds:
+            # A call that has ended meanwhile must not be held again: nobody would end that.
+            self._reholds = deque(h for h in self._reholds if h.call_id in self.open)
+        self._take(made, "tg_rehold", self._reholds, hold_arguments)
+        if self.phase is Phase.RECOVERING:
+            self._known_ends_as_late()
+            self._take(made, "tg_late", self._lates, end_arguments)
+            return made
+        self._take(made, "tg_renew", self._renewals, renewal_arguments)
+        # Before holds: what ends give back may be what a hold needs.
+        self._take(made, "tg_settle", self._ends, end_arguments)
+        self._take(made, "tg_late", self._lates, end_arguments)
+        self._take_asked(made, "tg_extend", self._extensions)
+        self._take_asked(made, "tg_hold", self._holds)
+        return made
+
+    def _known_ends_as_late(self) -> None:
+        """While a partition recovers, ends are told as late, so that it loads them too."""
+        kept = [end for end in self._ends if end.call_id in self._unseen]
+        if len(kept) < len(self._ends):
+            self._lates.extend(end for end in self._ends if end.call_id not in self._unseen)
+            self._ends = deque(kept)
+
+    def _take(
+        self,
+        made: list[Step],
+        function: str,
+        queue: deque[Any],
+        arguments: Callable[[Any], tuple[bytes, bytes, bytes]],
+    ) -> None:
+        if not queue:
+            return
+        words: list[bytes | str | int] = [*self._prefix(function)]
+        items = [queue.popleft() for _ in range(min(len(queue), ITEMS_MAX))]
+        for item in items:
+            words += arguments(item)
+        made.append(self._step(function, items, words))
+
+    def _take_asked(self, made: list[Step], function: str, queue: deque[Asked]) -> None:
+        if not queue:
+            return
+        words: list[bytes | str | int] = [*self._prefix(function)]
+        items: list[Asked] = []
+        while queue and len(items) < ITEMS_MAX:
+            asked = queue.popleft()
+            if asked.future.done():
+                self._forget(asked)
+            else:
+                items.append(asked)
+                words += hold_arguments(asked.hold)
+        if items:
+            made.append(self._step(function, items, words))
+
+    def _step(self, function: str, items: list[Any], words: Iterable[bytes | str | int]) -> Step:
+        return Step(function, items, self.generation, packed(tuple(words)))
+
+    def _prefix(self, function: str) -> tuple[bytes | str | int, ...]:
+        """The words before the items; the same for a whole generation."""
+        if function not in self._prefixes:
+            verb = "FCALL_RO" if function == "tg_state" else "FCALL"
+            keys = key_names(self.number, self.generation)
+            self._prefixes[function] = (verb, function, KEY_COUNT, *keys, self.generation)
+        return self._prefixes[function]
+
+    # What came of it -----------------------------------------------------------------------------
+
+    def answered(self, step: Step, answer: Any, now_s: float) -> None:
+        """Take the answer to one of this lane's steps."""
+        if isinstance(answer, ReplyError):
+            self._refused(step, str(answer), now_s)
+        elif step.function == "tg_hold":
+            self._holds_answered(step, answer)
+        elif step.function in _OF_ENDS:
+            self._ends_answered(step, answer)
+        elif step.function == "tg_extend":
+            self._extensions_answered(step, answer)
+        elif step.function == "tg_state":
+            self._state_answered(state_answer(answer), now_s)
+        elif step.function == "tg_renew":
+            self.lapsed += sum(1 for renewed in answer if renewed == 0)
+
+    def lost(self, step: Step) -> None:
+        """The connection broke before the answer: it may or may not have happened."""
+        if step.function == "tg_hold":
+            for asked in step.items:
+                asked.is_in_doubt = True
+        self._put_back(step)
+
+    def _put_back(self, step: Step) -> None:
+        """Every step may be repeated: its items go to the front of their queue again."""
+        queues: dict[str, deque[Any]] = {
+            "tg_hold": self._holds,
+            "tg_extend": self._extensions,
+            "tg_settle": self._ends,
+            "tg_late": self._lates,
+            "tg_rehold": self._reholds,
+            "tg_renew": self._renewals,
+        }
+        if step.function in queues:
+            queues[step.function].extendleft(reversed(step.items))
+
+    def _holds_answered(self, step: Step, answers: list[list[Any]]) -> None:
+        generation = step.generation
+        for asked, answer in zip(step.items, answers, strict=True):
+            future, hold = asked.future, asked.hold
+            if future.done():
+                if answer[0] == 1:
+                    self.release_unseen(hold)
+                continue
+            try:
+                admitted = hold_answer(answer, generation)
+            except ValueError as error:
+                future.set_exception(error)
+                continue
+            if answer[0] == 1:
+                self.open[hold.call_id] = hold
+            future.set_result(admitted)
+
+    def _extensions_answered(self, step: Step, answers: list[list[Any]]) -> None:
+        for asked, answer in zip(step.items, answers, strict=True):
+            if answer[0] == 1 and asked.hold.call_id in self.open:
+                self.open[asked.hold.call_id] = asked.hold
+            if asked.future.done():
+                continue
+            try:
+                asked.future.set_result(hold_answer(answer, step.generation))
+            except ValueError as error:
+                asked.future.set_exception(error)
+
+    def _ends_answered(self, step: Step, answers: list[bytes]) -> None:
+        for end, answer in zip(step.items, answers, strict=True):
+            outcome = answer[:1]
+            if outcome in _LOGGED:
+                self.unanswered -= 1
+                if end.call_id in self._unseen:
+                    self._unseen.discard(end.call_id)
+                else:
+                    self._tell.settled(end, step.generation, answer[1:].decode())
+            elif outcome == b"O":
+                self._ends.append(end)
+            elif outcome == b"U" and end.call_id not in self._unseen:
+                self._lates.append(end)
+            else:
+                self._unanswerable(end, answer)
+
+    def _unanswerable(self, end: End, answer: bytes) -> None:
+        """An unseen hold that never was, or an end that Redis cannot read: a bug, and loud."""
+        self.unanswered -= 1
+        self._unseen.discard(end.call_id)
+        if answer != b"U":
+            self.broken += 1
+            self._tell.trouble("end refused", f"{end.call_id.hex()}: {answer!r}")
+
+    def _state_answered(self, state: PartitionState, now_s: float) -> None:
+        if not state.sequence_matches:
+            self._needs_recovery(now_s)
+            return
+        if state.generation != self.generation:
+            self.generation, self._prefixes = state.generation, {}
+            self._reholds = deque(self.open.values())
+            self._renewals.clear()
+            self._tell.generation(self.number, state.generation)
+        self.phase = Phase.ACTIVE if state.is_active() else Phase.RECOVERING
+
+    def _needs_recovery(self, now_s: float) -> None:
+        self.phase = Phase.UNKNOWN
+        if now_s >= self._tell_at_s:
+            self._tell_at_s = now_s + TELL_EVERY_S
+            self._tell.epoch(self.number)
+
+    def _refused(self, step: Step, message: str, now_s: float) -> None:
+        """The server answered with an error."""
+        refused = refusal(message, self.number)
+        if isinstance(refused, Epoch):
+            self._put_back(step)
+            self.phase, self.wants_state = Phase.UNKNOWN, True
+            if refused.state != "R":
+                self._needs_recovery(now_s)
+            return
+        code = message.partition(" ")[0]
+        self._resume_at_s = now_s + PAUSE_S
+        self.must_break = code in _NOT_SERVING
+        self._tell.trouble("ledger step refused", f"{step.function}: {message}")
+        if step.function not in {"tg_hold", "tg_extend"}:
+            self._put_back(step)
+            return
+        for asked in step.items:
+            if step.function == "tg_hold" and code not in _NOTHING_RAN:
+                self.release_unseen(asked.hold)
+            asked.fail(f"Redis refuses: {code}")
+
+
+_OF_ENDS = frozenset({"tg_settle", "tg_late"})
+_LOGGED = frozenset({b"S", b"D", b"L"})
+_NOT_SERVING = frozenset({"READONLY", "LOADING", "MASTERDOWN"})
+_NOTHING_RAN = _NOT_SERVING | {
+    "OOM",
+    "NOPERM",
+    "NOAUTH",
+    "MISCONF",
+    "NOREPLICAS",
+    "BUSY",
+    "CLUSTERDOWN",
+}
