@@ -131,9 +131,12 @@ async def running(authenticator: Authenticator) -> AsyncIterator[None]:
             task.cancel()
 
 
-async def activate(redis: Redis, *partitions: int) -> None:
+async def activate(stage: Tenancy, *partitions: int) -> None:
     """Make partitions ready for holds and credits, as a recovery leaves them."""
     for number in partitions:
-        partition = Partition(redis, number)
+        partition = Partition(stage.redis, number)
         await partition.freeze(1)
         await partition.activate(1, 0)
+    await stage.pool.execute(
+        "UPDATE part SET state = 'active', generation = 1, watermark_generation = 1"
+    )

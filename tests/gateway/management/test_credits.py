@@ -35,7 +35,7 @@ async def balance(stage: Tenancy) -> int:
 
 
 async def test_a_grant_is_usable_within_half_a_second(stage: Tenancy) -> None:
-    await activate(stage.redis, 0)
+    await activate(stage, 0)
     started_s = time.monotonic()
     done = await credits_.grant(stage.pool, stage.redis, a_grant(stage, "0.000000001"))
     assert done == (1, True, True)
@@ -86,7 +86,7 @@ async def test_a_grant_with_redis_away_is_booked_and_said_not_to_be_usable_yet(
 
 async def test_what_an_earlier_push_missed_is_pushed_with_the_next(stage: Tenancy) -> None:
     await credits_.grant(stage.pool, stage.redis, a_grant(stage, key="not pushed"))
-    await activate(stage.redis, 0)
+    await activate(stage, 0)
     done = await credits_.grant(stage.pool, stage.redis, a_grant(stage, key="pushed"))
     assert done.is_usable
     image = await Partition(stage.redis, 0).snap(1, [str(stage.organization_id)])

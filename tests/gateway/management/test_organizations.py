@@ -39,7 +39,7 @@ async def test_organizations_are_handed_round_the_partitions(stage: Tenancy) -> 
 
 
 async def test_the_wallet_is_in_redis_before_the_first_call(stage: Tenancy) -> None:
-    await activate(stage.redis, *range(16))
+    await activate(stage, *range(16))
     made = await organizations.create(stage.pool, stage.redis, OrganizationTerms(name="Ada"))
     image = await Partition(stage.redis, made.partition).snap(1, [str(made.id)])
     assert [wallet.wallet for wallet in image.wallets] == [str(made.id)]
