@@ -194,8 +194,9 @@ def test_prices_of_a_time_of_day_change_at_their_hour() -> None:
     usage = Usage({Unit.INPUT: 1_000})
     dear, cheap = (price("deepseek", "deepseek-chat", at_s) for at_s in (noon, night))
     assert (charge(dear, usage), charge(cheap, usage)) == (270_000, 135_000)
-    assert price("deepseek", "deepseek-chat", noon + 60) is not None
-    assert charge(price("deepseek", "deepseek-chat", noon + 86_400), usage) == 270_000
+    for day in range(1, 4):
+        assert charge(price("deepseek", "deepseek-chat", noon + day * 86_400), usage) == 270_000
+        assert charge(price("deepseek", "deepseek-chat", night + day * 86_400), usage) == 135_000
 
 
 def test_prices_change_on_their_date() -> None:
@@ -218,6 +219,9 @@ def test_a_provider_that_offers_the_models_of_another_has_their_prices() -> None
     openai = price("openai", "gpt-5.5-pro")
     usage = Usage({Unit.INPUT: 1_000, Unit.OUTPUT: 100})
     assert charge(azure, usage) == charge(openai, usage) > 0
+    # The tiers are the original's own offer.
+    batch = usage._replace(tier="batch")
+    assert charge(azure, batch) == charge(azure, usage) > charge(openai, batch)
 
 
 def test_a_model_without_figures_has_no_price_unless_its_name_says_free() -> None:
@@ -230,6 +234,12 @@ def test_a_model_without_figures_has_no_price_unless_its_name_says_free() -> Non
 
 def is_bare(model: ModelInfo) -> bool:
     return isinstance(model.prices, ModelPrice) and not vars(model.prices)
+
+
+def test_the_noise_of_a_float_in_a_price_is_healed() -> None:
+    together = sheet(hub="huggingface_together")
+    found = together.price("hub", "deepseek-ai/DeepSeek-V4-Flash-0731", NOW_S)
+    assert charge(found, Usage({Unit.INPUT: 1_000_000})) == 140_000_000  # 0.13999999999999999 USD
 
 
 def test_hours_of_audio_are_priced_by_the_millisecond() -> None:

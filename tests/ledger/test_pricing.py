@@ -98,7 +98,7 @@ def test_a_unit_without_a_price_costs_what_its_nearest_relative_costs_and_is_fla
 
 
 def test_cached_audio_costs_what_audio_costs_rather_than_what_text_costs() -> None:
-    model = price(Setting("v", "m", usd(input="1", input_audio="40", output="2")))
+    model = price(Setting("v", "m", usd(input="1", input_audio="40", cache_read="0.1", output="2")))
     assert model.charge(Usage({Unit.CACHE_READ_AUDIO: 1})) == 40_000
 
 
