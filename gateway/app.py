@@ -178,7 +178,7 @@ class Worker:
             models=config.models.keys(),
             process=self.vitals.publisher.process,
         )
-        self.lines.know_secrets(secrets_in(config))
+        self.lines.know_secrets([*secrets_in(config)])
         set_level(config.logging.level)
 
     def price(self, sheet: PriceSheet) -> None:

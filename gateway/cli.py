@@ -28,7 +28,6 @@ class Subcommand(NamedTuple):
 
 
 _SUBCOMMANDS = {
-    "up": Subcommand("service", "up", "Start everything and make one metered call."),
     "serve": Subcommand("service", "serve", "Serve calls until stopped."),
     "migrate": Subcommand("service", "migrate", "Bring the database to this release's schema."),
     "check-config": Subcommand("service", "check_config", "Say OK, or list every mistake."),

@@ -51,7 +51,7 @@ async def run_control(
     """Do every job until `stop`."""
     config = load(config_path)
     set_level(config.logging.level)
-    lines.know_secrets(secrets_in(config))
+    lines.know_secrets([*secrets_in(config)])
     async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
         control = Control.built(config, stack)
         await stack.enter_async_context(

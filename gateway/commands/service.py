@@ -6,9 +6,10 @@ import sys
 import time
 from pathlib import Path
 
+import asyncpg
 import click
 
-from gateway.commands.stores import store_urls
+from gateway.commands.stores import CONNECT_S, explained, store_urls
 from gateway.config import check_config as checked
 from gateway.config import load
 
@@ -38,8 +39,39 @@ def migrate(config_path: str) -> None:
 
     config = load(Path(config_path))
     url = store_urls(config).postgres
-    applied = asyncio.run(migrated(url, partitions=config.ledger.partitions))
+    with explained(config, url):
+        applied = asyncio.run(migrated(url, partitions=config.ledger.partitions))
     click.echo(f"{applied} migrations applied." if applied else "Nothing to do.")
+
+
+@click.command()
+@click.pass_obj
+def verify(config_path: str) -> None:
+    """Recompute every wallet from its records and postings, and check the hash chains.
+
+    Prints every difference and exits with 1 if there is one.
+    """
+    from ledger.verify import Difference  # noqa: PLC0415 - only this command needs it
+    from ledger.verify import verify as verified  # noqa: PLC0415 - as above
+
+    async def differences(url: str) -> list[Difference]:
+        # The whole ledger is read, so no statement has a limit.
+        connection = await asyncpg.connect(url, timeout=CONNECT_S)
+        try:
+            return await verified(connection)
+        finally:
+            await connection.close()
+
+    config = load(Path(config_path))
+    url = store_urls(config).postgres
+    with explained(config, url):
+        found = asyncio.run(differences(url))
+    for difference in found:
+        click.echo(difference)
+    if found:
+        click.echo(f"{len(found)} differences.", err=True)
+        raise click.exceptions.Exit(1)
+    click.echo("No difference.")
 
 
 @click.command()

@@ -6,8 +6,8 @@ A store that cannot be reached is one clear line that says which and what to do.
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 from urllib.parse import parse_qs, urlsplit
@@ -24,7 +24,7 @@ from ledger.postgres import AWAY
 
 Result = TypeVar("Result")
 
-_CONNECT_S, _COMMAND_S = 5.0, 60.0
+CONNECT_S, _COMMAND_S = 5.0, 60.0
 
 
 class StoresUnreachable(Exception):
@@ -71,32 +71,43 @@ def store_urls(config: Config) -> StoreUrls:
 
 
 def run(config_path: str, work: Callable[[Stores], Awaitable[Result]]) -> Result:
-    """Do this with the stores that the configuration names."""
+    """Do this with the stores that the configuration names; raises `StoresUnreachable`."""
 
     async def with_stores() -> Result:
-        async with opened(load(Path(config_path))) as stores:
+        async with _opened(load(Path(config_path))) as stores:
             return await work(stores)
 
     return asyncio.run(with_stores())
 
 
-@asynccontextmanager
-async def opened(config: Config) -> AsyncIterator[Stores]:
-    """The stores, connected; raises `StoresUnreachable`."""
-    where = store_urls(config)
-    redis = open_redis(where.redis)
+@contextmanager
+def explained(config: Config, url: str) -> Iterator[None]:
+    """What Postgres at `url` does not do is said in words: `StoresUnreachable`."""
     try:
-        async with asyncpg.create_pool(
-            where.postgres, min_size=1, max_size=2, timeout=_CONNECT_S, command_timeout=_COMMAND_S
-        ) as pool:
-            cache = KeyCache(redis, time.time)  # noqa: TID251 - a command is its own root
-            yield Stores(config, pool, redis, cache)
+        yield
     except (*AWAY, asyncpg.InvalidAuthorizationSpecificationError) as error:
-        raise StoresUnreachable(_unreachable(config, where.postgres, error)) from error
+        raise StoresUnreachable(_unreachable(config, url, error)) from error
     except asyncpg.UndefinedTableError as error:
         raise StoresUnreachable(
             "the database has not this release's tables. Run `tollgate migrate`."
         ) from error
+
+
+@asynccontextmanager
+async def _opened(config: Config) -> AsyncIterator[Stores]:
+    where = store_urls(config)
+    redis = open_redis(where.redis)
+    try:
+        with explained(config, where.postgres):
+            async with asyncpg.create_pool(
+                where.postgres,
+                min_size=1,
+                max_size=2,
+                timeout=CONNECT_S,
+                command_timeout=_COMMAND_S,
+            ) as pool:
+                cache = KeyCache(redis, time.time)  # noqa: TID251 - a command is its own root
+                yield Stores(config, pool, redis, cache)
     finally:
         await redis.aclose()
 

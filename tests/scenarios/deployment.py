@@ -13,17 +13,26 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import yaml
 from openai import AsyncOpenAI
 from redis.asyncio import Redis
 
+from gateway.commands.stores import Stores, opened
+from gateway.config import load
 from gateway.embedded import urls
+from gateway.keys import issue
+from gateway.management import api_keys, organizations
+from gateway.management import credits as credits_
+from gateway.management.api_keys import KeyLabel, KeyTerms
+from gateway.management.organizations import OrganizationTerms
+from ledger.money import nanos
 
 START_S_MAX = 60.0
 STOP_S_MAX = 30.0
@@ -156,20 +165,38 @@ class Deployment:
         assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
         return done.stdout
 
-    def new_organization(self, *, credit_usd: str = "10", name: str = "test") -> str:
+    async def new_organization(
+        self, *, credit_usd: str = "10", allows_unpriced: bool = False
+    ) -> str:
         """An organization with so much credit; its id."""
-        (made,) = json.loads(self.run("org", "create", name, "--json"))
-        if credit_usd != "0":
-            self.run("credit", "grant", made["id"], credit_usd, "--reason", "test")
-        return str(made["id"])
+        terms = OrganizationTerms(name="test", allows_unpriced=allows_unpriced)
+        async with self.stores() as stores:
+            made = await organizations.create(stores.pool, stores.redis, terms)
+            if nanos(credit_usd):
+                grant = credits_.Grant(made.id, nanos(credit_usd), "test", "test")
+                granted = await credits_.grant(stores.pool, stores.redis, grant)
+                assert granted.is_usable
+        return str(made.id)
 
-    def new_key(
-        self, *options: str, credit_usd: str = "10", organization_id: str | None = None
+    async def new_key(
+        self, *, credit_usd: str = "10", organization_id: str | None = None, **terms: Any
     ) -> Key:
-        """A key, of a new organization unless one is named; `options` as for `key create`."""
-        owner = organization_id or self.new_organization(credit_usd=credit_usd)
-        (made,) = json.loads(self.run("key", "create", owner, "test", *options, "--json"))
-        return Key(secret=made["key"], id=made["id"], organization_id=owner)
+        """A key, of a new organization unless one is named; `terms` as `KeyTerms` has them."""
+        owner = organization_id or await self.new_organization(credit_usd=credit_usd)
+        new = issue(os.urandom(32))
+        async with self.stores() as stores:
+            made = await api_keys.create(
+                stores.pool,
+                stores.cache,
+                organization_id=UUID(owner),
+                label=KeyLabel(stores.key_digest()(new.secret.reveal()), new.last4),
+                terms=KeyTerms(**{"name": "test", **terms}),
+            )
+        return Key(secret=new.secret.reveal(), id=str(made.id), organization_id=owner)
+
+    def stores(self) -> AbstractAsyncContextManager[Stores]:
+        """The deployment's stores, as the command line opens them."""
+        return opened(load(self.config_path), statement_s_max=30)
 
     def openai(self, key: Key, **options: Any) -> AsyncOpenAI:
         """The official client, pointed here."""

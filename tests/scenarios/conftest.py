@@ -1,0 +1,39 @@
+"""One deployment for scenarios that only need calls; those that break things start their own."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.scenarios.deployment import Deployment, Key
+from tests.vendor import Vendor
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory, vendor_apart: Vendor) -> Iterator[Deployment]:
+    """A running deployment with two workers and the scripted vendor behind it."""
+    folder = tmp_path_factory.mktemp("tollgate", numbered=True)
+    started = Deployment.started(folder, vendor_port=vendor_apart.port, workers=2)
+    with asyncio.Runner() as runner:
+        yield runner.run(started.__aenter__())
+        runner.run(started.__aexit__(None, None, None))
+
+
+@pytest.fixture
+async def tollgate(shared: Deployment, vendor_apart: Vendor) -> Deployment:
+    """The shared deployment, with nothing in the vendor's log."""
+    await vendor_apart.forget()
+    return shared
+
+
+@pytest.fixture
+async def key(tollgate: Deployment) -> Key:
+    """A key of an organization of its own with $10."""
+    return await tollgate.new_key()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where a scenario's own deployment lives."""
+    return tmp_path
