@@ -8,7 +8,7 @@ import pytest
 
 from tests.gateway.command_line import ROOT, CommandLine
 
-COMMANDS = ["up", "serve", "migrate", "check-config", "verify", "org", "key", "credit", "usage"]
+COMMANDS = ["serve", "migrate", "check-config", "verify", "org", "key", "credit", "usage"]
 
 
 @pytest.fixture
