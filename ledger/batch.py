@@ -17,7 +17,6 @@ from ledger.row import (
     RollupKey,
     Row,
     figures_of,
-    joined,
     report_hour_us,
     rollup_key,
     row_of,
@@ -62,7 +61,7 @@ class Correction(NamedTuple):
     charge: int
     spent_delta: int
     base_delta: int
-    windows: str | None
+    windows: list[str] | None
     record: bytes
 
 
@@ -73,7 +72,7 @@ class DeadLetter(NamedTuple):
     error: str
     wallet_id: str | None
     spent_delta: int
-    windows: str | None
+    windows: list[str] | None
 
 
 class Moves:
@@ -134,7 +133,7 @@ def known_of(ended: Ended, row: Row, corrections: int = 0) -> Known:
         ended.charge,
         ended.wallet,
         ended.windows,
-        row.admitted_us,
+        ended.record.admitted_us,
         rollup_key(row),
         figures_of(row),
         corrections,
@@ -182,7 +181,7 @@ def _count_new(judgement: Judgement, ended: Ended, row: Row, arrived_us: int) ->
         moves.base -= charge
         for window in ended.windows:
             _window(judgement, window).base -= charge
-    hour_us = report_hour_us(row.admitted_us, arrived_us)
+    hour_us = report_hour_us(ended.record.admitted_us, arrived_us)
     _roll(judgement, hour_us, rollup_key(row), figures_of(row))
 
 
@@ -249,7 +248,7 @@ def _count_poison(judgement: Judgement, poison: Poison) -> None:
             poison.error,
             poison.wallet,
             poison.spent,
-            joined(window.id for window in poison.windows),
+            [window.id for window in poison.windows] or None,
         )
     )
 

@@ -21,7 +21,7 @@ _RECORDS = """
            model_target, outcome, usage_source, input, cache_read, cache_write, output, reasoning,
            list_price
     FROM usage_record
-    WHERE call_id = ANY ($1::uuid[]) AND (partition, transaction_number) <> ($2, $3::bigint)
+    WHERE call_id = ANY ($1::uuid[])
 """
 _CORRECTIONS = """
     SELECT call_id, number, old_kind, kind, charge, windows, record
@@ -29,12 +29,10 @@ _CORRECTIONS = """
 """
 
 
-async def known_calls(
-    connection: Connection, call_ids: Sequence[bytes], own: tuple[int, int]
-) -> dict[bytes, Known]:
-    """Those of the calls that ended before the transaction `own`, a (partition, number)."""
+async def known_calls(connection: Connection, call_ids: Sequence[bytes]) -> dict[bytes, Known]:
+    """What is known of those of the calls that have a record."""
     ids = [call_id.hex() for call_id in call_ids]
-    rows = await connection.fetch(_RECORDS, ids, *own)
+    rows = await connection.fetch(_RECORDS, ids)
     known = {row["call_id"].bytes: known_of_row(row) for row in rows}
     for row in await connection.fetch(_CORRECTIONS, [call_id.hex() for call_id in known]):
         call_id = row["call_id"].bytes

@@ -3,7 +3,7 @@
 Pure.
 """
 
-from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 import msgspec
@@ -15,14 +15,13 @@ from ledger.usage import Source, Unit
 HOUR_US = 3_600_000_000
 DAY_US = 24 * HOUR_US
 CLOSED_AFTER_US = DAY_US  # a day's figures stand a day after it ended
-SEPARATOR = "\x1f"  # between the elements of a list that travels as one text
 
 _COLUMNS = frozenset({Unit.INPUT, Unit.CACHE_READ, Unit.CACHE_WRITE_5M, Unit.OUTPUT})
 _json = msgspec.json.Encoder(order="sorted").encode
 
 
 class Row(NamedTuple):
-    """A usage record as the tables take it, column by column."""
+    """A row of usage_record, but for what the batch gives it."""
 
     call_id: str
     organization_id: str
@@ -30,7 +29,7 @@ class Row(NamedTuple):
     key_id: str
     member_id: str
     wallet_id: str
-    admitted_us: int
+    admitted_at: datetime
     kind: str
     outcome: str
     operation: str
@@ -51,15 +50,22 @@ class Row(NamedTuple):
     output: int
     reasoning: int
     other_usage: str | None
-    windows: str | None
+    windows: list[str] | None
     moved: bool
-    finished_us: int
+
+
+class LogRow(NamedTuple):
+    """A row of call_log: how the call went, besides money."""
+
+    call_id: str
+    organization_id: str
+    finished_at: datetime | None
     first_byte_us: int
     status: int
     attempts: int
     stream: bool
     client: str
-    flags: str | None
+    flags: list[str] | None
 
 
 class RollupKey(NamedTuple):
@@ -88,20 +94,8 @@ class Figures(NamedTuple):
     list_price: int
 
 
-def report_hour_us(admitted_us: int, arrived_us: int) -> int:
-    """The hour an end counts in: its admission's, or this one when that day is closed."""
-    day_closed_us = admitted_us - admitted_us % DAY_US + DAY_US + CLOSED_AFTER_US
-    dated_us = admitted_us if arrived_us < day_closed_us else arrived_us
-    return dated_us - dated_us % HOUR_US
-
-
-def joined(texts: Iterable[str]) -> str | None:
-    """The list as one text; None if it is empty."""
-    return SEPARATOR.join(texts) or None
-
-
 def row_of(ended: Ended) -> Row:
-    """The end as a row of usage_record and call_log."""
+    """The end as a row of usage_record."""
     record, usage = ended.record, ended.record.usage
     count = usage.get
     other = None
@@ -114,7 +108,7 @@ def row_of(ended: Ended) -> Row:
         canonical_uuid(record.key_id),
         canonical_uuid(record.member_id),
         ended.wallet,
-        record.admitted_us,
+        _moment(record.admitted_us),
         ended.kind,
         record.outcome,
         record.operation,
@@ -135,16 +129,32 @@ def row_of(ended: Ended) -> Row:
         count("output", 0),
         record.reasoning,
         other,
-        joined(window.id for window in ended.windows) if ended.windows else None,
+        [window.id for window in ended.windows] or None,
         ended.moved,
-        record.finished_us,
+    )
+
+
+def log_row_of(ended: Ended, row: Row) -> LogRow:
+    """The end as a row of call_log."""
+    record = ended.record
+    return LogRow(
+        row.call_id,
+        row.organization_id,
+        _moment(record.finished_us) if record.finished_us else None,
         record.first_byte_us,
         record.status,
         record.attempts,
         record.stream,
         record.client,
-        joined(record.flags) if record.flags else None,
+        record.flags or None,
     )
+
+
+def report_hour_us(admitted_us: int, arrived_us: int) -> int:
+    """The hour an end counts in: its admission's, or this one when that day is closed."""
+    day_closed_us = admitted_us - admitted_us % DAY_US + DAY_US + CLOSED_AFTER_US
+    dated_us = admitted_us if arrived_us < day_closed_us else arrived_us
+    return dated_us - dated_us % HOUR_US
 
 
 def rollup_key(row: Row) -> RollupKey:
@@ -171,6 +181,11 @@ def figures_of(row: Row) -> Figures:
         row.charge,
         row.list_price,
     )
+
+
+def _moment(at_us: int) -> datetime:
+    """Exact: a double has a quarter of a microsecond there, and the conversion rounds."""
+    return datetime.fromtimestamp(at_us / 1e6, UTC)
 
 
 def _source(kind: str, record: Record) -> str:

@@ -179,7 +179,7 @@ CREATE TABLE usage_record (
     member_id          uuid NOT NULL,
     wallet_id          uuid NOT NULL,
     admitted_at        timestamptz NOT NULL,
-    arrived_at         timestamptz NOT NULL,  -- when it was flushed
+    arrived_at         timestamptz NOT NULL DEFAULT now(),  -- when it was flushed
     kind               text NOT NULL,         -- settled | released | expired | lost
     outcome            text NOT NULL,
     operation          text NOT NULL,
@@ -215,7 +215,7 @@ CREATE TABLE correction (
     number             integer NOT NULL,      -- 1, 2, ... per call
     organization_id    uuid NOT NULL,
     wallet_id          uuid NOT NULL,
-    arrived_at         timestamptz NOT NULL,
+    arrived_at         timestamptz NOT NULL DEFAULT now(),
     entry_kind         text NOT NULL,         -- how the entry said the call ended
     entry_charge       bigint NOT NULL,
     old_kind           text NOT NULL,

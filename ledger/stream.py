@@ -15,6 +15,7 @@ from ledger.money import NANOS_MAX
 from ledger.record import EndKind, Record, decode
 
 _INT64_MAX = 2**63 - 1
+_TIME_US_MAX = 2**53  # the year 2255
 _CALL_ID_BYTES = 16
 _MS_OF_ID = 1 << 80  # a UUIDv7 is 48 bits of unix milliseconds above 80 others
 
@@ -157,8 +158,8 @@ def _check(record: Record, call_id: bytes) -> None:
         record.member_id,
     ):
         canonical_uuid(identity)
-    if not 0 < record.admitted_us < _INT64_MAX // 1000:
-        raise ValueError("the time of admission is none")
+    if not 0 < record.admitted_us < _TIME_US_MAX or not 0 <= record.finished_us < _TIME_US_MAX:
+        raise ValueError("a time is none")
     if record.usage and max(record.usage.values()) > _INT64_MAX // 1000:
         raise ValueError("a count is beyond measure")
     # The vendor's or the client's own words; Postgres holds no NUL in a text.

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from ledger.batch import DeadLetter, Judgement
+from ledger.batch import Correction, DeadLetter, Judgement
 from ledger.postgres import Connection
 
 _WALLETS = """
@@ -63,35 +63,18 @@ _ROLLUPS = """
         charge = usage_hourly.charge + EXCLUDED.charge,
         list_price = usage_hourly.list_price + EXCLUDED.list_price
 """
-_CORRECTIONS = """
-    INSERT INTO correction (
-        call_id, number, organization_id, wallet_id, entry_kind, entry_charge, old_kind,
-        old_charge, kind, charge, spent_delta, base_delta, windows, record, arrived_at, partition,
-        transaction_number
-    )
-    SELECT call_id, number, organization_id, wallet_id, entry_kind, entry_charge, old_kind,
-           old_charge, kind, charge, spent_delta, base_delta, string_to_array(windows, E'\\x1f'),
-           record, to_timestamp($3::bigint / 1e6::float8), $1, $2
-    FROM unnest(
-        $4::uuid[], $5::integer[], $6::uuid[], $7::uuid[], $8::text[], $9::bigint[], $10::text[],
-        $11::bigint[], $12::text[], $13::bigint[], $14::bigint[], $15::bigint[], $16::text[],
-        $17::bytea[]
-    ) AS c (
-        call_id, number, organization_id, wallet_id, entry_kind, entry_charge, old_kind,
-        old_charge, kind, charge, spent_delta, base_delta, windows, record
-    )
-"""
-_DEAD_LETTERS = """
-    INSERT INTO dead_letter (
-        partition, generation, stream_id, error, fields, wallet_id, spent_delta, windows,
-        transaction_number
-    )
-    SELECT $1, $2, stream_id, left(error, 2000), fields, wallet_id, spent_delta,
-           string_to_array(windows, E'\\x1f'), CASE WHEN wallet_id IS NOT NULL THEN $3::bigint END
-    FROM unnest($4::text[], $5::text[], $6::bytea[], $7::uuid[], $8::bigint[], $9::text[])
-        AS d (stream_id, error, fields, wallet_id, spent_delta, windows)
-    ON CONFLICT (partition, generation, stream_id) DO NOTHING
-"""
+_ERROR_CHARACTERS_MAX = 2_000
+_LETTER_COLUMNS = (
+    "partition",
+    "generation",
+    "stream_id",
+    "error",
+    "fields",
+    "wallet_id",
+    "spent_delta",
+    "windows",
+    "transaction_number",
+)
 
 
 async def write_wallets(
@@ -135,15 +118,18 @@ async def write_rollups(connection: Connection, judgement: Judgement) -> None:
 
 async def write_corrections(
     connection: Connection,
-    judgement: Judgement,
+    corrections: list[Correction],
     *,
     transaction: tuple[int, int],
-    arrived_us: int,
 ) -> None:
     """Append the corrections to `transaction`, a (partition, number)."""
-    if judgement.corrections:
-        columns = zip(*judgement.corrections, strict=True)
-        await connection.execute(_CORRECTIONS, *transaction, arrived_us, *columns)
+    if not corrections:
+        return
+    await connection.copy_records_to_table(
+        "correction",
+        records=[(*correction, *transaction) for correction in corrections],
+        columns=[*Correction._fields, "partition", "transaction_number"],
+    )
 
 
 async def write_dead_letters(
@@ -158,15 +144,23 @@ async def write_dead_letters(
     if not letters:
         return
     partition, number = transaction
-    await connection.execute(
-        _DEAD_LETTERS,
-        partition,
-        generation,
-        number,
-        [letter.stream_id for letter in letters],
-        [letter.error.replace("\0", "") for letter in letters],
-        [msgspec.msgpack.encode(fields[letter.stream_id]) for letter in letters],
-        [letter.wallet_id for letter in letters],
-        [letter.spent_delta for letter in letters],
-        [letter.windows for letter in letters],
-    )
+    # An entry may be odd in two ways; the letter with its money is the one to keep.
+    by_entry: dict[str, DeadLetter] = {}
+    for letter in letters:
+        if letter.stream_id not in by_entry or letter.wallet_id is not None:
+            by_entry[letter.stream_id] = letter
+    rows = [
+        (
+            partition,
+            generation,
+            letter.stream_id,
+            letter.error.replace("\0", "")[:_ERROR_CHARACTERS_MAX],
+            msgspec.msgpack.encode(fields[letter.stream_id]),
+            letter.wallet_id,
+            letter.spent_delta,
+            letter.windows,
+            None if letter.wallet_id is None else number,
+        )
+        for letter in by_entry.values()
+    ]
+    await connection.copy_records_to_table("dead_letter", records=rows, columns=_LETTER_COLUMNS)
