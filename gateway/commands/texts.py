@@ -73,15 +73,14 @@ def print_rows(rows: Sequence[Row], *, as_json: bool) -> None:
 
 
 def _print_table(rows: Sequence[Row]) -> None:
-    # A third of the time a command without a table takes.
-    from rich.box import SIMPLE_HEAD  # noqa: PLC0415
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - slow to import; most output needs no table
+    from rich.console import Console  # noqa: PLC0415 - slow to import; most output needs no table
+    from rich.table import Table  # noqa: PLC0415 - slow to import; most output needs no table
+    from rich.text import Text  # noqa: PLC0415 - slow to import; most output needs no table
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in rows[0]:
-        is_number = any(isinstance(row[column], int) for row in rows)
+        is_number = any(type(row[column]) is int for row in rows)
         title = column.removesuffix(_NANOS).replace("_", " ")
         table.add_column(title, justify="right" if is_number else "left", overflow="fold")
     for row in rows:
@@ -95,6 +94,8 @@ def _cell(column: str, value: object) -> str:
     match value:
         case None:
             return ""
+        case bool():
+            return "yes" if value else ""
         case int() if column.endswith(_NANOS):
             return usd_text(value)
         case int():

@@ -36,13 +36,19 @@ def test_what_is_no_moment_is_refused() -> None:
         Moment().convert("tomorrow", None, None)
 
 
-ROW = {"name": "[red]x[/red]", "spent_nanos": 12_500_000_000, "calls": 1234, "models": ["a", "b"]}
+ROW = {
+    "name": "[red]x[/red]",
+    "spent_nanos": 12_500_000_000,
+    "calls": 1234,
+    "models": ["a", "b"],
+    "ok": True,
+}
 
 
 def test_a_table_shows_dollars_and_leaves_names_alone(capsys: pytest.CaptureFixture[str]) -> None:
     print_rows([ROW, {**ROW, "name": "n" * 300, "models": None}], as_json=False)
     out = capsys.readouterr().out
-    for cell in ("[red]x[/red]", "n" * 300, "spent ", "$12.50", "1,234", "a, b"):
+    for cell in ("[red]x[/red]", "n" * 300, "spent ", "$12.50", "1,234", "a, b", "yes"):
         assert cell in out
     assert "nanos" not in out
 
