@@ -11,12 +11,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import asyncpg
@@ -24,10 +25,10 @@ import yaml
 from openai import AsyncOpenAI
 from redis.asyncio import Redis
 
-from gateway.commands.stores import Stores, opened
-from gateway.config import load
+from gateway.config import load, pepper
 from gateway.embedded import urls
-from gateway.keys import issue
+from gateway.key_cache import KeyCache, open_redis
+from gateway.keys import issue, key_digester
 from gateway.management import api_keys, organizations
 from gateway.management import credits as credits_
 from gateway.management.api_keys import KeyLabel, KeyTerms
@@ -47,6 +48,15 @@ class Key:
     secret: str
     id: str
     organization_id: str
+
+
+class Stores(NamedTuple):
+    """What management functions work on."""
+
+    pool: asyncpg.Pool
+    redis: Redis
+    cache: KeyCache
+    digest: Callable[[str], bytes]
 
 
 class Deployment:
@@ -189,14 +199,19 @@ class Deployment:
                 stores.pool,
                 stores.cache,
                 organization_id=UUID(owner),
-                label=KeyLabel(stores.key_digest()(new.secret.reveal()), new.last4),
+                label=KeyLabel(stores.digest(new.secret.reveal()), new.last4),
                 terms=KeyTerms(**{"name": "test", **terms}),
             )
         return Key(secret=new.secret.reveal(), id=str(made.id), organization_id=owner)
 
-    def stores(self) -> AbstractAsyncContextManager[Stores]:
-        """The deployment's stores, as the command line opens them."""
-        return opened(load(self.config_path), statement_s_max=30)
+    @asynccontextmanager
+    async def stores(self) -> AsyncIterator[Stores]:
+        """Connections to the deployment's stores, and what digests its keys."""
+        at = urls(self.data)
+        redis = open_redis(at.redis)
+        digest = key_digester(pepper(load(self.config_path), ""))
+        async with redis, asyncpg.create_pool(at.postgres, min_size=1, max_size=2) as pool:
+            yield Stores(pool, redis, KeyCache(redis, time.time), digest)  # noqa: TID251 - a test's
 
     def openai(self, key: Key, **options: Any) -> AsyncOpenAI:
         """The official client, pointed here."""
