@@ -103,7 +103,7 @@ class Audit:
                 finally:
                     connection.terminate()
             # A job's loop: an audit that fails is one that is missing, and no reason to stop.
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001 - see above
                 self.tallies.failures += 1
                 is_known = isinstance(error, (*AWAY, RedisError, Epoch, asyncpg.PostgresError))
                 _log.warning(

@@ -130,7 +130,7 @@ class Flusher:
                 finally:
                     await _closed(connection)
             # A job's loop: any error, known or not, must leave it running.
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001 - see above
                 self._note_failure(error)
             await asyncio.sleep(backoff_s)
             backoff_s = min(_BACKOFF_S_MAX, backoff_s * 2)

@@ -217,7 +217,7 @@ class Recovery:
                 try:
                     self._note(await self.recover(number, skip=skip))
                 # A job's loop: whatever failed, the partition stays closed until this succeeds.
-                except Exception as error:  # noqa: BLE001
+                except Exception as error:  # noqa: BLE001 - see above
                     self._note_failure(number, error)
                     skip = skip * 2 + 1 if isinstance(error, Epoch) else skip
                 else:
@@ -248,13 +248,16 @@ class Recovery:
         """Hear the gateways' notices. A lost one does no harm: the flusher notices as well."""
         while True:
             try:
-                async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
-                    await pubsub.subscribe(EPOCH_CHANNEL)
-                    async for message in pubsub.listen():
-                        if message["data"].isdigit():
-                            self.request(int(message["data"]))
+                await self._hear()
             except (RedisError, OSError):
                 await asyncio.sleep(_RETRY_S_MAX)
+
+    async def _hear(self) -> None:
+        async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
+            await pubsub.subscribe(EPOCH_CHANNEL)
+            async for message in pubsub.listen():
+                if message["data"].isdigit():
+                    self.request(int(message["data"]))
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[Connection]:
