@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from ledger.usage import Usage
+from ledger.usage import Source, Usage
 from providers.adapter import Call, Failure
 from providers.custom import Quirks
 from providers.openai.errors import failure_within
@@ -40,13 +40,14 @@ _decode_answer = msgspec.json.Decoder(_Answer, float_hook=Decimal).decode
 class BodyMeter:
     """A `Meter` of one JSON body."""
 
-    __slots__ = ("_chunks", "_over", "_size", "_tally", "finished", "started")
+    __slots__ = ("_answer", "_chunks", "_over", "_size", "_tally", "finished", "started")
 
     def __init__(self, call: Call, quirks: Quirks, bound: int) -> None:
         self._tally = Tally(call, quirks, bound)
         self._chunks: list[bytes] = []
         self._size = 0
         self._over = False
+        self._answer: _Answer | None = None  # until its words are counted
         self.started = False
         self.finished = False
 
@@ -82,6 +83,15 @@ class BodyMeter:
         """What was consumed so far."""
         if not self._over:
             self._tally.text_bytes = self._size
+        usage = self._usage()
+        if usage.source is not Source.REPORTED and self._answer is not None:
+            # The words are counted only where the vendor's own count is missing.
+            self._tally.text_bytes = _own_words(self._answer)
+            self._answer = None
+            usage = self._usage()
+        return usage
+
+    def _usage(self) -> Usage:
         return self._tally.usage(started=self.started, over=self._over, finished=self.finished)
 
     def _read(self, body: bytes) -> None:
@@ -97,6 +107,8 @@ class BodyMeter:
             for name in ("usage", "error", "model", "service_tier", "status", "cost"):
                 setattr(answer, name, tree.get(name))
             tally.text_bytes = text_bytes([tree.get("choices"), tree.get("output")])
+        else:
+            self._answer = answer
         self.finished = True
         tally.say_model(answer.model)
         tally.say_tier(answer.service_tier)
@@ -111,8 +123,6 @@ class BodyMeter:
             tally.report(answer.usage)
         elif isinstance(answer.x_groq, dict) and answer.x_groq.get("usage") is not None:
             tally.report(answer.x_groq["usage"])
-        elif not answer.error:
-            tally.text_bytes += _own_words(answer)
 
     def _tree(self, body: bytes) -> dict[str, Any] | None:
         """A body that msgspec refuses; None if it is cut, or no JSON, or was too long to keep."""

@@ -63,8 +63,8 @@ _SERVER_ERRORS = range(500, 1000)
 _SECRETS = re.compile(
     r"\b(?:sk|tg)[-_][\w*.-]{5,}[\w*]"
     r"|\b(?:pk|rk|gsk|xai|pplx|hf|csk|nvapi|fw|r8|key)[-_](?=[\w*.-]*[\d*])[\w*.-]{5,}[\w*]"
-    r"|\bAIza[\w-]{10,}|\bAKIA\w{12,}|\beyJ[\w-]{8,}\.[\w.-]+"
-    r"|(?i:\b(?:bearer|basic)\s+(?=[\w*.+/=-]*[\d*])[\w*.+/=-]{6,})"
+    r"|\bAIza[\w-]{10,}|\bAKIA\w{12,}|\beyJ[\w-]{6,}\.[\w.-]*\w"
+    r"|(?i:\b(?:bearer|basic)\s+(?=[\w*.+/=-]*[\d*])[\w*.+/=-]{5,}[\w*=])"
     r"|\b(?:org|proj|acct|user)[-_](?=[A-Za-z]*\d)[A-Za-z0-9]{8,}"
     r"|(?<=[?&]key=)[^&\s]+"
 )

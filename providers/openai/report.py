@@ -193,11 +193,13 @@ def _gather(
                 flags.append(f"unknown_field:{_clean(name)}")
 
 
-def _weighs(value: Any) -> bool:
+def _weighs(value: Any, *, depth: int = 3) -> bool:
     """Whether a value nobody knows may stand for something that costs."""
+    if isinstance(value, dict) and depth:
+        return any(_weighs(inner, depth=depth - 1) for inner in value.values())
     if isinstance(value, dict | list):
         return bool(value)
-    return isinstance(value, int | Decimal | float) and not isinstance(value, bool) and value != 0
+    return isinstance(value, int | Decimal | float) and value is not True and bool(value)
 
 
 def _clean(name: str) -> str:
