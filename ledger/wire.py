@@ -21,8 +21,8 @@ class WireError(Exception):
 
 def packed(words: Sequence[str | bytes | int]) -> bytes:
     """A command as it goes over the wire."""
-    # The stub knows only commands of one word, and answers Any.
-    return cast(bytes, hiredis.pack_command(tuple(words)))  # type: ignore[arg-type]
+    command: Any = tuple(words)  # the stub of pack_command knows only commands of one word
+    return cast(bytes, hiredis.pack_command(command))
 
 
 class Address:

@@ -164,8 +164,6 @@ end
 -- A call's changes. Balances that are judged move at once; everything else is gathered and written
 -- when the last item is done, one command for many items: commands are what a function costs.
 
--- So far the sum of a gathered move is counted exactly.
-local MOVE_MAX = AMOUNT_MAX / 2
 local FIELDS_MAX = 1000  -- of one command; the Lua stack takes 8,000
 
 local function in_parts(command, key, list)
@@ -189,14 +187,16 @@ local function new_call(keys, args, state)
   }
 end
 
+-- Gathers a move. The sum so far goes out first if a Lua number could not count it together with
+-- this one.
 local function move(call, key, field, amount)
   local moves = call.moves[key]
-  local sum = (moves[field] or 0) + amount
-  if sum > MOVE_MAX or sum < -MOVE_MAX then
-    redis.call("HINCRBY", call.keys[key], field, sum)
-    sum = 0
+  local before = moves[field] or 0
+  if before ~= 0 and math.abs(before + amount) > AMOUNT_MAX then
+    redis.call("HINCRBY", call.keys[key], field, before)
+    before = 0
   end
-  moves[field] = sum
+  moves[field] = before + amount
 end
 
 -- Deadlines are written before texts, and dropped after them: were this to fail half way, no open
@@ -530,7 +530,7 @@ local function hold_step(call, id, head, bytes, head_text)
   if not head then return {-1, bytes} end
   local known = text_of(call, id)
   local wallet, amount, rates, slots = head[H_WALLET], head[H_AMOUNT], head[H_RATES], head[H_SLOTS]
-  if is_open(known) then return held_answer(call, wallet, rates) end
+  if is_open(known) then return held_answer(call, row_of(known).head[H_WALLET], rates) end
   if known then return {-1, "ended"} end
 
   local row = new_row(call, head, head_text, bytes)
