@@ -29,6 +29,7 @@ from gateway.logs import Lines, set_level
 from gateway.management import api_keys
 from gateway.metrics import Metrics
 from gateway.proxy.calls import Calls, Parts
+from gateway.proxy.clients import Clients
 from gateway.proxy.live import Terms
 from gateway.proxy.server import DataServer, Wall, bind
 from gateway.proxy.table import Table
@@ -133,7 +134,9 @@ class Worker:
             authenticator=_authenticator(config, redis, pool),
             conveyor=conveyor,
             wallets=Wallets(pool, redis, on_lost=notices.put_nowait),
+            clients=Clients(_pepper(config)),
             journal=journal,
+            journals=journals,
             upstream=upstream,
             adapter=OpenAI(),
             teller=Teller(metrics, lines),
@@ -250,6 +253,10 @@ def _url(url: Secret | None) -> str:
     return url.reveal()
 
 
+def _pepper(config: Config) -> Secret:
+    return pepper(config, secrets.token_urlsafe(32))
+
+
 def _journal(config: Config, name: str, stack: AsyncExitStack) -> Journal:
     journal = Journal.create(
         config.journal_dir,
@@ -265,7 +272,7 @@ def _journal(config: Config, name: str, stack: AsyncExitStack) -> Journal:
 def _authenticator(config: Config, redis: Redis, pool: asyncpg.Pool) -> Authenticator:
     auth = config.auth
     return Authenticator(
-        digest=key_digester(pepper(config, secrets.token_urlsafe(32))),
+        digest=key_digester(_pepper(config)),
         cache=KeyCache(redis, time.time),
         find=partial(api_keys.find, pool),
         clock=Clock(time.time, time.monotonic),

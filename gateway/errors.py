@@ -17,6 +17,7 @@ GatewayError                status  code                      raised when
   BadGateway                502     (by cause)                the vendor failed or is unreachable
   Unavailable               503     (by cause)                admission is closed; nothing charged
   GatewayTimeout            504     upstream_timeout          the vendor did not answer in time
+  LoopDetected              508     loop_detected             a gateway calls itself
 
 An error carries its status, its code and what a program may want to know of it (`extra`).
 """
@@ -206,6 +207,19 @@ class GatewayTimeout(GatewayError):
     """504."""
 
     status, type = 504, "upstream_error"
+
+
+class LoopDetected(GatewayError):
+    """508."""
+
+    status, type = 508, "invalid_request_error"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This request comes from a Tollgate gateway: a provider's base_url in config.yaml"
+            " points at a gateway instead of a vendor.",
+            code="loop_detected",
+        )
 
 
 def body(error: GatewayError) -> bytes:

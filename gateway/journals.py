@@ -38,6 +38,7 @@ class Journals:
     ) -> None:
         self._own, self._directory, self._prices = own, directory, prices
         self._adopted: dict[str, AdoptedJournal] = {}
+        self._awaited: dict[bytes, asyncio.Future[None]] = {}
         self._conveyor: Conveyor
 
     def attach(self, conveyor: Conveyor) -> None:
@@ -46,8 +47,18 @@ class Journals:
 
     def on_settled(self, end: End, generation: int, stream_id: str) -> None:
         """A stream has the end."""
+        awaited = self._awaited.get(end.call_id)
+        if awaited is not None and not awaited.done():
+            awaited.set_result(None)
         for journal in self._all():
             journal.appended(end.call_id, end.partition, generation=generation, stream_id=stream_id)
+
+    def placed(self, call_id: bytes) -> "asyncio.Future[None]":
+        """Done once some stream has the call's end. Cancel it when nobody waits any more."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._awaited[call_id] = future
+        future.add_done_callback(lambda _: self._awaited.pop(call_id, None))
+        return future
 
     def on_generation(self, partition: int, generation: int) -> None:
         """The partition has a new stream: what only older ones had is sent again."""

@@ -47,7 +47,7 @@ class Journal:
         self._span = self._proof.begin(appender.number, appender.offset, self._clock())
         self._tidied_s = self._span.since_s
         self._mark = self._marked_to = Mark(0, 0)
-        self._is_group = is_group
+        self.is_group = is_group  # `synced` waits for the disk
         self._is_looping = False
         self._waiters: list[asyncio.Future[None]] = []
         self._wake = asyncio.Event()
@@ -89,7 +89,7 @@ class Journal:
 
         `JournalFull` if the disk could not take it.
         """
-        if not self._is_group:
+        if not self.is_group:
             return
         if not self._is_looping:
             await self.sync()

@@ -21,15 +21,17 @@ import uuid_utils
 from gateway import errors
 from gateway.auth import Authenticator
 from gateway.credential import presented
+from gateway.journals import Journals
 from gateway.principal import Principal
 from gateway.proxy import admit, finish, forward, relay
 from gateway.proxy.answer import refuse
+from gateway.proxy.clients import Clients
 from gateway.proxy.intake import read_body
 from gateway.proxy.live import LiveCall, Terms
 from gateway.proxy.server import CLOSE, Answered, ClientGone, Exchange
 from gateway.proxy.tell import Teller
 from gateway.settings import OnDisconnect
-from gateway.upstream import Upstream
+from gateway.upstream import HOP, Upstream
 from gateway.wallets import Wallets, WalletsUnavailable
 from ledger.admission import Held, Hold, LedgerUnavailable, Refused
 from ledger.appender import JournalFull
@@ -42,6 +44,8 @@ from providers.openai.calls import read_call
 
 log = logging.getLogger(__name__)
 
+_PLACED_S = 2.0  # what a client waits for Redis when the journal's disk is full
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
@@ -50,7 +54,9 @@ class Parts:
     authenticator: Authenticator
     conveyor: Conveyor
     wallets: Wallets
+    clients: Clients
     journal: Journal
+    journals: Journals
     upstream: Upstream
     adapter: Adapter
     teller: Teller
@@ -100,6 +106,8 @@ class Calls:
 
     async def _admit(self, live: LiveCall, operation: Operation) -> None:
         parts, exchange = self._parts, live.exchange
+        if exchange.header(HOP) is not None:
+            raise errors.LoopDetected
         live.principal = await self._authenticated(exchange)
         now_s = parts.wall_s()
         now_ms = int(now_s * 1000)
@@ -119,6 +127,7 @@ class Calls:
         live.asked_s = live.clock()
         live.held = await self._held(live.hold)
         live.admitted_s = live.clock()
+        live.record.client = parts.clients.id_of(live)
 
     async def _held(self, hold: Hold) -> Held:
         conveyor, wallets = self._parts.conveyor, self._parts.wallets
@@ -167,8 +176,7 @@ class Calls:
             outcome = Outcome.TIMEOUT if is_timeout else Outcome.UPSTREAM_ERROR
             live.status = error.status_now
             if not live.is_ended:
-                self._end(live, outcome)
-                await self._parts.journal.synced()
+                await self._ended_safely(live, outcome)
             return self._refused(live, error)
         except ClientGone:
             outcome = Outcome.CLIENT_DISCONNECT
@@ -198,8 +206,7 @@ class Calls:
         live.status = opened.answer.status
 
         async def end(outcome: Outcome) -> None:
-            self._end(live, outcome)
-            await self._parts.journal.synced()
+            await self._ended_safely(live, outcome)
 
         if opened.is_streamed:
             return await relay.relay_stream(live, opened, end)
@@ -246,6 +253,24 @@ class Calls:
         if live.call_id in self.live and self.live[live.call_id] is live:
             task.cancel()
 
+    async def _ended_safely(self, live: LiveCall, outcome: Outcome) -> None:
+        """End the call; returns once its end can't be lost any more, so the last byte may go."""
+        journal, journals = self._parts.journal, self._parts.journals
+        self._end(live, outcome)
+        if not live.is_unjournaled and not journal.is_group:
+            return
+        # Asked for before anything is awaited: the answer of Redis cannot have come yet.
+        placed = journals.placed(live.call_id)
+        try:
+            if not live.is_unjournaled:
+                await journal.synced()
+                return
+            await asyncio.wait({placed}, timeout=_PLACED_S)
+        except JournalFull:
+            await asyncio.wait({placed}, timeout=_PLACED_S)
+        finally:
+            placed.cancel()
+
     def _end(self, live: LiveCall, outcome: Outcome) -> None:
         """Journal how the call ended, then let the ledger know. No await: it cannot be torn."""
         assert not live.is_ended, "a call ends once"
@@ -257,7 +282,8 @@ class Calls:
         try:
             parts.journal.finished(made)
         except JournalFull:
-            log.exception("journal full")
+            # The disk is full: then the client waits for Redis to have it (`_ended_safely`).
+            live.is_unjournaled = True
         parts.conveyor.settle(made)
         parts.teller.ended(live, made)
 

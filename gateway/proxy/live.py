@@ -53,6 +53,7 @@ class LiveCall:
         "input_bound",
         "is_draining",
         "is_ended",
+        "is_unjournaled",
         "leave",
         "meter",
         "principal",
@@ -99,6 +100,7 @@ class LiveCall:
         self.client_gone = False
         self.is_draining = False  # read to its end although the client has left
         self.is_ended = False
+        self.is_unjournaled = False  # the journal could not take its end
         self.leave: Callable[[], None] = self._gone  # what happens when the client has left
 
     def _gone(self) -> None:

@@ -10,6 +10,7 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -137,17 +138,22 @@ class Exchange(web.BaseRequest):
         ending = b"Connection: close\r\n\r\n" if close else b"\r\n"
         length = b"Content-Length: %d\r\n" % len(body)
         self.head_sent = True
-        self.write(b"".join((_REASONS[status], length, headers, ending, body)))
+        if self._method == "HEAD":
+            body = b""
+        self.write(b"".join((_REASONS[status], self._date(), length, headers, ending, body)))
         return CLOSE if close else KEEP
+
+    def _date(self) -> bytes:
+        server = self._protocol._manager  # noqa: SLF001 - aiohttp offers no other way to it
+        return server.date_line() if isinstance(server, DataServer) else b""
 
     def start(self, status: int, headers: bytes, first: bytes) -> None:
         """Send the head of a chunked answer and its first chunk in one write."""
         ending = b"Connection: close\r\n\r\n" if self.wants_close else b"\r\n"
         self.head_sent = True
+        framing = b"Transfer-Encoding: chunked\r\n"
         self.write(
-            b"".join(
-                (_REASONS[status], b"Transfer-Encoding: chunked\r\n", headers, ending, chunk(first))
-            )
+            b"".join((_REASONS[status], self._date(), framing, headers, ending, chunk(first)))
         )
 
     def write_chunk(self, data: bytes) -> None:
@@ -260,7 +266,16 @@ class DataServer(web.Server):
             cast("Any", handler), request_factory=self._exchange, handler_cancellation=False
         )
         self._wall = wall
+        self._date_line, self._date_until_s = b"", 0.0
         self.refused = 0
+
+    def date_line(self) -> bytes:
+        """The Date header, rendered once a second."""
+        now_s = self._loop.time()
+        if now_s >= self._date_until_s:
+            self._date_line = f"Date: {formatdate(usegmt=True)}\r\n".encode()
+            self._date_until_s = now_s + 1.0
+        return self._date_line
 
     @property
     def connections_open(self) -> dict[RequestHandler, asyncio.Transport]:

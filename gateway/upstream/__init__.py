@@ -13,9 +13,11 @@ from gateway.upstream.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
+from gateway.upstream.head import HOP
 from gateway.upstream.pool import Limits, Pool, Tallies
 
 __all__ = [
+    "HOP",
     "Answer",
     "Deadlines",
     "Limits",

@@ -10,6 +10,9 @@ _PATH = re.compile(r"/[\x21-\x7e]*")
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
+HOP = "x-tollgate-hop"
+"""Marks what a gateway sends, so that one that is pointed at itself answers and does not loop."""
+
 # Ours alone to say: who is called, how the body is framed, how the connection goes on.
 _RESERVED = frozenset(
     {
@@ -25,6 +28,7 @@ _RESERVED = frozenset(
         "accept-encoding",
         "proxy-authorization",
         "proxy-connection",
+        HOP,
     }
 )
 
@@ -47,7 +51,7 @@ def head(request: UpstreamRequest, authority: str) -> bytes:
         if not _VALUE.fullmatch(value):
             raise UpstreamRefused(f"the header {name} holds a character that no value may hold")
         lines.append(f"{name}: {value}")
-    lines.append("Accept-Encoding: identity\r\nConnection: keep-alive\r\n")
+    lines.append(f"{HOP}: 1\r\nAccept-Encoding: identity\r\nConnection: keep-alive\r\n")
     return "\r\n".join(lines).encode("latin-1")
 
 

@@ -20,6 +20,7 @@ async def test_the_request_is_written_whole_with_our_framing_and_asks_for_no_com
         f"Host: 127.0.0.1:{ours.target.port}",
         "Authorization: Bearer sk-vendor",
         "Content-Type: application/json",
+        "x-tollgate-hop: 1",
         "Accept-Encoding: identity",
         "Connection: keep-alive",
         "Content-Length: 13",

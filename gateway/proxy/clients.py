@@ -1,0 +1,38 @@
+"""Tells one client of an organization from another without keeping who it is.
+
+The id is a keyed hash under a salt of the organization: it counts distinct clients, cannot be
+turned back into a name or an address, and cannot be compared between organizations.
+"""
+
+import hmac
+from hashlib import blake2b
+
+from gateway.proxy.live import LiveCall
+from providers.adapter import Secret
+
+_SALTS_MAX = 10_000
+_ID_BYTES = 8
+
+
+class Clients:
+    """Makes the ids."""
+
+    def __init__(self, pepper: Secret) -> None:
+        self._pepper = pepper.reveal().encode()
+        self._salts: dict[str, bytes] = {}
+
+    def id_of(self, live: LiveCall) -> str:
+        """The client of this call, by the name its application gives it, else by where it is."""
+        exchange, user = live.exchange, live.call.user
+        who = f"u:{user}" if user else f"a:{exchange.peer}:{exchange.header('user-agent') or ''}"
+        salt = self._salt(live.principal.organization_id)
+        return blake2b(who.encode(errors="replace"), key=salt, digest_size=_ID_BYTES).hexdigest()
+
+    def _salt(self, organization_id: str) -> bytes:
+        salt = self._salts.get(organization_id)
+        if salt is None:
+            if len(self._salts) >= _SALTS_MAX:
+                self._salts.clear()
+            salt = hmac.digest(self._pepper, f"client:{organization_id}".encode(), "sha256")
+            self._salts[organization_id] = salt
+        return salt
