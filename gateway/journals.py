@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
 from ledger.admission import End
@@ -74,12 +75,15 @@ class Journals:
             try:
                 async with redis.pubsub() as subscription:
                     await subscription.subscribe(PROVEN_CHANNEL)
-                    async for message in subscription.listen():
-                        if message["type"] == "message":
-                            self._prove(message["data"])
+                    await self._hear(subscription)
             except (RedisError, OSError) as error:
                 log.warning("proofs are not heard", extra={"reason": str(error)})
             await asyncio.sleep(_RETRY_S)
+
+    async def _hear(self, subscription: PubSub) -> None:
+        async for message in subscription.listen():
+            if message["type"] == "message":
+                self._prove(message["data"])
 
     def _prove(self, message: bytes) -> None:
         for partition, at in read_proof(message).items():

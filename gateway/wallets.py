@@ -22,25 +22,37 @@ class Wallets:
 
     def __init__(self, pool: asyncpg.Pool, redis: Redis, *, on_lost: Callable[[int], None]) -> None:
         self._pool, self._redis, self._on_lost = pool, redis, on_lost
-        self._lookups: dict[str, asyncio.Task[Loading]] = {}
+        self._lookups: dict[str, asyncio.Future[Loading | WalletsUnavailable]] = {}
 
     async def load(self, partition: int, wallet: str) -> bool:
         """True if Redis has the wallet now; raises `WalletsUnavailable`."""
         lookup = self._lookups.get(wallet)
         if lookup is None:
-            lookup = asyncio.ensure_future(self._look_up(partition, wallet))
-            self._lookups[wallet] = lookup
-            lookup.add_done_callback(lambda _: self._lookups.pop(wallet, None))
-        try:
+            loading = await self._lead(partition, wallet)
+        else:
             loading = await asyncio.shield(lookup)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, RedisError) as error:
-            raise WalletsUnavailable(type(error).__name__) from error
-        except Epoch as error:
-            raise WalletsUnavailable("recovering") from error
-        if loading is Loading.LOST:
-            self._on_lost(partition)
-            raise WalletsUnavailable("recovering")
+        if isinstance(loading, WalletsUnavailable):
+            raise loading
         return loading is Loading.LOADED
+
+    async def _lead(self, partition: int, wallet: str) -> Loading | WalletsUnavailable:
+        """Look it up for all who ask meanwhile."""
+        lookup = asyncio.get_running_loop().create_future()
+        self._lookups[wallet] = lookup
+        answer: Loading | WalletsUnavailable = WalletsUnavailable("interrupted")
+        try:
+            answer = await self._look_up(partition, wallet)
+            if answer is Loading.LOST:
+                self._on_lost(partition)
+                answer = WalletsUnavailable("recovering")
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, RedisError) as error:
+            answer = WalletsUnavailable(type(error).__name__)
+        except Epoch:
+            answer = WalletsUnavailable("recovering")
+        finally:
+            del self._lookups[wallet]
+            lookup.set_result(answer)
+        return answer
 
     async def _look_up(self, partition: int, wallet: str) -> Loading:
         async with asyncio.timeout(_WAIT_S), self._pool.acquire() as connection:

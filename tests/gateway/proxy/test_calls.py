@@ -1,0 +1,182 @@
+"""One call through all its phases: it is charged exactly, once, whatever happens on the way."""
+
+from pathlib import Path
+
+import orjson
+
+from ledger.record import Outcome
+from tests.gateway.proxy.gatehouse import CREDIT, Gatehouse, events, request
+from tests.vendor import Vendor
+
+ASK = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 600}
+EXACT = 100 * 3000 + 500 * 15000
+
+
+async def test_an_answer_passes_unchanged_and_is_charged_exactly(
+    gate: Gatehouse, vendor: Vendor
+) -> None:
+    model = await vendor.script("a", input_tokens=100, output_tokens=500)
+
+    status, headers, body = await gate.post({**ASK, "model": model})
+
+    assert status == 200
+    assert orjson.loads(body)["usage"]["completion_tokens"] == 500
+    assert headers["x-tollgate-charge-nanos"] == str(EXACT)
+    assert headers["x-tollgate-balance-nanos"] == str(CREDIT - EXACT)
+    wallet = await gate.settled()
+    assert (wallet["free"], wallet["held"], wallet["spent"]) == (CREDIT - EXACT, 0, EXACT)
+    (record,) = await gate.records()
+    assert (record.outcome, record.charge, record.status) == (Outcome.SUCCESS, EXACT, 200)
+
+
+async def test_a_stream_passes_and_is_charged_exactly(gate: Gatehouse, vendor: Vendor) -> None:
+    model = await vendor.script("s", input_tokens=100, output_tokens=500, deltas=5)
+
+    status, headers, body = await gate.post({**ASK, "model": model, "stream": True})
+
+    assert (status, headers["content-type"].partition(";")[0]) == (200, "text/event-stream")
+    assert headers["x-accel-buffering"] == "no"
+    assert body.endswith(b"data: [DONE]\n\n")
+    assert all(event.get("usage") is None for event in events(body))
+    assert (await gate.settled())["spent"] == EXACT
+
+
+async def test_the_end_is_in_the_journal_before_the_client_has_its_last_byte(
+    gate: Gatehouse, vendor: Vendor
+) -> None:
+    model = await vendor.script("s", deltas=3)
+    line = await gate.line()
+    line.writer.write(request({**ASK, "model": model, "stream": True}))
+    await line.reader.readuntil(b"data: [DONE]\n\n")
+
+    assert gate.parts.journal.open_count == 0
+
+
+async def test_a_client_that_leaves_is_charged_what_the_vendor_charges(
+    gate: Gatehouse, vendor: Vendor
+) -> None:
+    model = await vendor.script(
+        "d", input_tokens=100, output_tokens=500, deltas=500, interval_s=0.001
+    )
+    line = await gate.line()
+    line.writer.write(request({**ASK, "model": model, "stream": True}))
+    await line.reader.readuntil(b" token")
+    line.writer.transport.abort()
+
+    (record,) = await gate.records()
+    assert (record.charge, record.outcome) == (EXACT, Outcome.CLIENT_DISCONNECT)
+    assert record.usage_source == "reported"
+
+
+async def test_where_the_policy_says_so_the_vendor_is_left_at_once(
+    redis_url: str, vendor: Vendor, tmp_path: Path
+) -> None:
+    model = await vendor.script(
+        "d", input_tokens=5, output_tokens=5000, deltas=5000, interval_s=0.01
+    )
+    async with Gatehouse.opened(redis_url, vendor, tmp_path) as gate:
+        provider = gate.calls.terms.config.providers["vendor"]
+        object.__setattr__(provider, "on_disconnect", "cancel")
+        line = await gate.line()
+        line.writer.write(request({**ASK, "model": model, "stream": True}))
+        await line.reader.readuntil(b" token")
+        line.writer.transport.abort()
+
+        (record,) = await gate.records()
+
+    (entry,) = await vendor.quiet()
+    assert entry.left_s is not None
+    assert (record.outcome, record.usage_source) == (Outcome.CLIENT_DISCONNECT, "estimated")
+    assert record.charge >= 15000
+
+
+async def test_a_vendor_that_fails_before_it_answers_costs_nothing(
+    gate: Gatehouse, vendor: Vendor
+) -> None:
+    model = await vendor.script("e", status=500, error={"message": "broken"})
+
+    status, _, body = await gate.post({**ASK, "model": model})
+
+    assert status == 502
+    assert orjson.loads(body)["error"]["message"] == "broken"
+    (record,) = await gate.records()
+    assert (record.charge, record.outcome) == (0, Outcome.UPSTREAM_ERROR)
+    assert (await gate.settled())["held"] == 0
+
+
+async def test_a_call_that_the_wallet_cannot_pay_is_refused_with_what_it_could(
+    redis_url: str, vendor: Vendor, tmp_path: Path
+) -> None:
+    async with Gatehouse.opened(redis_url, vendor, tmp_path, credit=1_000_000) as gate:
+        status, headers, body = await gate.post({**ASK, "model": "m"})
+
+    error = orjson.loads(body)["error"]
+    assert (status, error["code"]) == (402, "insufficient_credit")
+    assert error["affordable_nanos"] == 1_000_000
+    assert error["needed_nanos"] > 9_000_000
+    assert headers["x-should-retry"] == "false"
+    assert await vendor.log() == []
+
+
+async def test_credit_that_only_other_calls_hold_is_worth_another_try(
+    redis_url: str, vendor: Vendor, tmp_path: Path
+) -> None:
+    model = await vendor.script("h", hold_at=-1)
+    async with Gatehouse.opened(redis_url, vendor, tmp_path, credit=10_000_000) as gate:
+        first = await gate.line()
+        first.writer.write(request({**ASK, "model": model}))
+        await vendor.held(1)
+
+        status, headers, body = await gate.post({**ASK, "model": model})
+        await vendor.release()
+
+        assert (status, orjson.loads(body)["error"]["code"]) == (429, "credit_held")
+        assert int(headers["retry-after"]) >= 1
+
+
+async def test_a_gateway_that_is_pointed_at_itself_says_so(gate: Gatehouse) -> None:
+    status, _, body = await gate.post({**ASK, "model": "m"}, "x-tollgate-hop: 1")
+
+    assert (status, orjson.loads(body)["error"]["code"]) == (508, "loop_detected")
+
+
+async def test_calls_with_state_at_the_vendor_are_refused_by_name(gate: Gatehouse) -> None:
+    body = {"model": "m", "input": "x", "previous_response_id": "resp_1"}
+
+    status, _, answer = await gate.post(body, path="/v1/responses")
+
+    error = orjson.loads(answer)["error"]
+    assert (status, error["param"]) == (400, "previous_response_id")
+
+
+async def test_a_free_model_passes_without_credit(
+    redis_url: str, vendor: Vendor, tmp_path: Path
+) -> None:
+    async with Gatehouse.opened(redis_url, vendor, tmp_path, credit=0) as gate:
+        assert (await gate.post({**ASK, "model": "free"}))[0] == 200
+        assert (await gate.post({**ASK, "model": "other"}))[0] == 402
+        assert (await gate.post({**ASK, "model": "unpriced"}))[0] == 404
+
+
+async def test_calls_on_one_connection_do_not_wait_for_the_books(gate: Gatehouse) -> None:
+    line = await gate.line()
+    for _ in range(50):
+        assert (await line.ask(request({**ASK, "model": "m"})))[0] == 200
+
+    records = await gate.records()
+    assert len({record.call_id for record in records}) == 50
+    assert sum(record.charge for record in records) == (await gate.settled())["spent"]
+
+
+async def test_a_worker_that_stops_ends_the_calls_it_cuts(gate: Gatehouse, vendor: Vendor) -> None:
+    model = await vendor.script("h", hold_at=-1)
+    line = await gate.line()
+    line.writer.write(request({**ASK, "model": model}))
+    await vendor.held(1)
+
+    for connection in gate.door.server.connections:
+        await connection.shutdown(0.01)
+
+    (record,) = await gate.records()
+    assert (record.kind, record.charge) == ("released", 0)
+    await vendor.release()
