@@ -46,6 +46,7 @@ __all__ = [
 ]
 
 _LIBRARY = Path(__file__).parent / "lua" / "tollgate.lua"
+_NONE = -1
 _VERSION = re.compile(r"^-- version: (\d+)$", re.MULTILINE)
 _encode = msgspec.msgpack.Encoder().encode
 _decode_windows = msgspec.msgpack.Decoder(tuple[tuple[str, int, int], ...]).decode
@@ -117,7 +118,7 @@ async def install(client: Redis) -> None:
     loaded = await _loaded_version(client)
     if loaded >= _version(code):
         return
-    arguments = ["REPLACE", code] if loaded else [code]
+    arguments = [code] if loaded == _NONE else ["REPLACE", code]
     try:
         await execute(client, "FUNCTION LOAD", *arguments)
     except ResponseError:
@@ -132,12 +133,12 @@ def _version(code: str) -> int:
 
 
 async def _loaded_version(client: Redis) -> int:
-    """The version of the library that Redis has; 0 when it has none."""
+    """The version of the library that Redis has; `_NONE` when it has none."""
     libraries = await execute(client, "FUNCTION LIST", "LIBRARYNAME", "tollgate", "WITHCODE")
     for library in libraries:
         code = dict(zip(library[::2], library[1::2], strict=True))[b"library_code"]
         return _version(code.decode())
-    return 0
+    return _NONE
 
 
 class Partition:

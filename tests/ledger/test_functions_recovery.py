@@ -1,0 +1,124 @@
+"""What a recovery promises step by step, on a real server."""
+
+import pytest
+
+from ledger.admission import Refused, Slot
+from ledger.functions import Epoch, Partition, WalletState
+from tests.ledger.partitions import WALLET, cap, end_of, held, hold, images
+
+
+class TestRecovery:
+    async def test_takes_only_a_generation_above_every_one_seen(self, partition: Partition) -> None:
+        await partition.freeze(5)
+
+        for generation in (4, 5):
+            with pytest.raises(Epoch) as refused:
+                await partition.freeze(generation)
+            assert refused.value.generation == 5
+
+    async def test_of_another_deployments_data_is_refused(self, partition: Partition) -> None:
+        await partition.freeze(2, install="ours")
+
+        with pytest.raises(ValueError, match="deployment ours"):
+            await partition.freeze(3, install="theirs")
+        assert (await partition.state()).install == "ours"
+
+    async def test_admits_nothing_until_it_is_over(self, partition: Partition) -> None:
+        one = await held(partition, 5)
+        await partition.freeze(2)
+
+        for refused in (
+            partition.hold(2, hold(1)),
+            partition.settle(2, end_of(one, 1)),
+            partition.set_base(2, WALLET, base=1, version=9, cause="grant"),
+            partition.sweep(2, 1),
+        ):
+            with pytest.raises(Epoch):
+                await refused
+
+    async def test_keeps_holds_and_counts_them_once_it_is_over(self, partition: Partition) -> None:
+        one = await held(partition, 300, caps=(cap("c", 500),), slots=(Slot("k", 1),))
+
+        assert [there.call_id for there in await partition.freeze(2)] == [one.call_id]
+        await partition.load(2, [WalletState(WALLET, 10**18, 10**18 - 800, 4)])
+        assert await partition.activate(2, 4) == 1
+
+        there = await images(partition, 2)
+        assert (there[WALLET].free, there[WALLET].held, there["c@0"].free) == (500, 300, 200)
+        assert await partition.hold(2, hold(0, slots=(Slot("k", 1),))) == Refused(
+            "slots", "k", held=1
+        )
+        assert (await partition.state()).version == 4
+
+    async def test_holds_again_what_was_under_way_without_asking(
+        self, partition: Partition
+    ) -> None:
+        await partition.freeze(2)
+        one = hold(5_000, caps=(cap("c", 500),), slots=(Slot("k", 1),))
+        assert [await partition.rehold(2, one) for _ in range(2)] == [True, True]
+        await partition.load(2, [WalletState(WALLET, 1_000, 0, 1)])
+        await partition.activate(2, 1)
+        late_one = hold(7)
+        assert await partition.rehold(2, late_one)
+
+        there = await images(partition, 2)
+
+        assert (there[WALLET].free, there[WALLET].held) == (-4_007, 5_007)
+        assert there["c@0"].free == -4_500
+
+    async def test_an_end_that_comes_meanwhile_ends_the_hold_that_survived(
+        self, partition: Partition
+    ) -> None:
+        one = await held(partition, 300)
+        await partition.freeze(2)
+
+        assert (await partition.late(2, end_of(one, 120))).outcome == "late"
+        assert not await partition.rehold(2, one)
+        await partition.load(2, [WalletState(WALLET, 1_000, 0, 1)])
+        assert await partition.activate(2, 1) == 0
+
+    async def test_what_an_older_generation_logged_is_not_a_duplicate(
+        self, partition: Partition
+    ) -> None:
+        one = await held(partition, 300)
+        await partition.settle(1, end_of(one, 120))
+        await partition.freeze(2)
+
+        assert (await partition.late(2, end_of(one, 120))).outcome == "late"
+        assert len(await partition.peek(1, "0", 9)) == 1
+
+    async def test_a_hold_whose_wallet_is_gone_expires(self, partition: Partition) -> None:
+        await held(partition, 300)
+        await partition.freeze(2)
+
+        assert await partition.activate(2, 1) == 0
+        (entry,) = await partition.peek(2, "0", 9)
+        assert entry.fields[b"k"] == b"expired"
+
+    async def test_a_load_after_the_next_freeze_is_refused(self, partition: Partition) -> None:
+        await partition.freeze(2)
+        await partition.freeze(3)
+
+        with pytest.raises(Epoch):
+            await partition.load(2, [WalletState(WALLET, 1_000, 0, 1)])
+        with pytest.raises(Epoch):
+            await partition.activate(2, 1)
+
+    async def test_loading_and_activating_may_be_repeated(self, partition: Partition) -> None:
+        await held(partition, 300)
+        await partition.freeze(2)
+        for _ in range(2):
+            await partition.load(2, [WalletState(WALLET, 1_000, 0, 1)])
+        for _ in range(2):
+            assert await partition.activate(2, 1) == 1
+
+        assert (await images(partition, 2))[WALLET].held == 300
+
+    async def test_a_flawed_load_loads_nothing(self, partition: Partition) -> None:
+        await partition.freeze(2)
+
+        with pytest.raises(ValueError, match="wallet"):
+            await partition.load(
+                2, [WalletState(WALLET, 1, 0, 1), WalletState("other", 2**70, 0, 1)]
+            )
+        assert await images(partition, 2) == {}
