@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.scenarios.deployment import Deployment, Key
+from tests.scenarios.vendors import many_names
 from tests.vendor import Vendor
 
 
@@ -14,7 +15,12 @@ from tests.vendor import Vendor
 def shared(tmp_path_factory: pytest.TempPathFactory, vendor_apart: Vendor) -> Iterator[Deployment]:
     """A running deployment with two workers and the scripted vendor behind it."""
     folder = tmp_path_factory.mktemp("tollgate", numbered=True)
-    started = Deployment.started(folder, vendor_port=vendor_apart.port, workers=2)
+    started = Deployment.started(
+        folder,
+        vendor_port=vendor_apart.port,
+        workers=2,
+        changes=many_names(vendor_apart.port),
+    )
     with asyncio.Runner() as runner:
         yield runner.run(started.__aenter__())
         runner.run(started.__aexit__(None, None, None))
