@@ -13,6 +13,7 @@ from gateway import errors
 from gateway.proxy.live import Candidate, LiveCall
 from gateway.proxy.server import ClientGone
 from gateway.upstream import Answer, Deadlines, Upstream, UpstreamError
+from ledger.usage import Source
 from providers.adapter import Adapter, Failure, Meter
 
 ATTEMPTS_PER_TARGET = 2
@@ -91,8 +92,12 @@ async def _attempt(
 
 
 async def _begin(live: LiveCall, answer: Answer, adapter: Adapter) -> Opened | Failed:
-    """Read on until the answer says something: an error as its first event is a failed attempt."""
-    streamed = answer.content_type.startswith("text/event-stream")
+    """Read on until the answer says something: an error before anything else is a failed attempt.
+
+    What was consumed is charged by its vendor, so an error behind it ends the answer and is shown
+    as part of it; nobody tries again.
+    """
+    streamed = answer.content_type.lower().startswith("text/event-stream")
     meter = adapter.meter(
         live.call, live.candidate.target, streamed=streamed, bound=live.input_bound
     )
@@ -111,7 +116,7 @@ async def _begin(live: LiveCall, answer: Answer, adapter: Adapter) -> Opened | F
                 shown.append(meter.end())
     except UpstreamError as error:
         return _unreachable(error)
-    if meter.failure is not None:
+    if meter.failure is not None and meter.usage().source is Source.NONE:
         answer.abort()
         return _failed(meter.failure, None)
     return Opened(answer, meter, streamed, b"".join(shown), is_over)

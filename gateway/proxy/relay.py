@@ -15,7 +15,6 @@ from gateway.proxy.server import Answered, ClientGone
 from gateway.upstream import UpstreamError
 from ledger.record import Outcome
 from providers.adapter import Failure
-from providers.openai.errors import stream_error
 
 STALL_S_MAX = 60.0
 """How long a client may leave what it was sent untaken before it counts as gone."""
@@ -27,7 +26,7 @@ End = Callable[[Outcome], Awaitable[None]]
 async def relay_body(live: LiveCall, opened: Opened, end: End) -> Answered:
     """Answer with a whole body. The charge is known by then, so the head tells it."""
     opened.answer.release()
-    await end(Outcome.CLIENT_DISCONNECT if live.client_gone else Outcome.SUCCESS)
+    await end(_outcome(live))
     live.relayed = len(opened.first)
     head = head_lines(live, opened.answer.content_type, charge=live.record.charge)
     return live.exchange.answer(opened.answer.status, head, opened.first)
@@ -55,7 +54,8 @@ async def relay_stream(live: LiveCall, opened: Opened, end: End) -> Answered:
         await end(outcome)
     if outcome is Outcome.TRUNCATED:
         told = errors.BadGateway("The provider's answer ended early.", code="upstream_truncated")
-        shown += _event(live, told)
+        # The vendor may have ended within an event; a blank line keeps ours apart from it.
+        shown += b"\n\n" + _event(live, told)
     return _close(live, answer.content_type, shown)
 
 
@@ -112,5 +112,5 @@ async def _broken(live: LiveCall, error: UpstreamError, end: End) -> Answered:
 
 
 def _event(live: LiveCall, told: errors.GatewayError) -> bytes:
-    failure = Failure(told.message, told.type, told.code, None, told.status_now)
-    return stream_error(live.call.operation, failure)
+    assert live.meter is not None
+    return live.meter.ending(Failure(told.message, told.type, told.code, None, told.status_now))

@@ -32,6 +32,11 @@ _REASONS = {
 }
 _CHUNKS_END = b"0\r\n\r\n"
 
+_LINGER_S = 5.0
+"""How long the rest of a body that was refused is read and dropped. Most clients read no answer
+before they have sent all, and closing on unread bytes would reset the connection and the answer
+with it."""
+
 
 class Answered:
     """The answer is written; says only whether the connection may go on."""
@@ -304,7 +309,7 @@ class DataServer(web.Server):
             max_line_size=8190,
             max_field_size=self._wall.header_bytes_max,
             auto_decompress=False,
-            lingering_time=0,
+            lingering_time=_LINGER_S,
         )
 
 
