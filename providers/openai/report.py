@@ -176,17 +176,15 @@ def _gather(
 ) -> None:
     """Sort the numbers of a report by what they mean."""
     for name, value in report.items():
-        if value is None or (not value and name not in _SAID_EVEN_IF_ZERO):
+        if not value and (value is None or name not in _SAID_EVEN_IF_ZERO):
             continue
         meaning = names.get(name)
-        if meaning == "":
-            continue
         if type(value) is int and type(meaning) is str and 0 <= value <= COUNT_MAX:
-            if value > found.get(meaning, -1):
+            if meaning and value > found.get(meaning, -1):
                 found[meaning] = value
         elif isinstance(meaning, dict) and isinstance(value, dict):
             _gather(value, meaning, found, flags)
-        elif len(flags) < FLAGS_MAX:
+        elif meaning != "" and len(flags) < FLAGS_MAX:
             if meaning is not None:
                 flags.append(f"bad_usage:{_clean(name)}")
             elif _weighs(value):

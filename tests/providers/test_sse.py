@@ -95,6 +95,13 @@ def test_a_crlf_is_never_taken_for_two_line_ends() -> None:
     assert events(read([b"data: 1\r\ndata: 2\r\n\r\n"])) == [(b"1\n2", b"")]
 
 
+def test_a_bom_is_one_at_the_beginning_only() -> None:
+    chunks = [b"data: 1\n\n", b"\xef\xbb\xbfdata: 2\n\n"]
+
+    assert [block.data for block in read(chunks)] == [b"1", None]
+    assert [block.data for block in read(chunks[::-1])] == [b"2", b"1"]
+
+
 def test_one_chunk_may_hold_many_events_and_a_part() -> None:
     reader = SseReader()
 

@@ -86,18 +86,18 @@ def test_what_is_no_json_object_is_refused(raw: bytes) -> None:
 
 @pytest.mark.parametrize("deep", [b"[" * 100_000 + b"]" * 100_000, b'{"a":' * 100_000])
 def test_a_body_nested_without_end_is_refused_in_bounded_time(deep: bytes) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
 
     assert refused(b'{"model":"m","x":' + deep + b"}").code == "invalid_json"
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 0.2
 
 
 def test_a_million_fields_are_refused_in_bounded_time() -> None:
     many = b"{" + b",".join(b'"k%d":1' % i for i in range(1_000_000)) + b"}"
-    began = time.perf_counter()
+    began = time.process_time()
 
     assert refused(many).code == "too_many_fields"
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 0.2
 
 
 def test_more_fields_than_the_dialect_could_have_are_refused() -> None:

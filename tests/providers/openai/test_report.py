@@ -106,6 +106,7 @@ def test_a_report_is_divided_into_buckets(report: Any, expected: dict[str, int])
         {"cache_read_input_tokens": 9},
         {"prompt_tokens_details": {"cached_tokens": 9}, "cache_read_input_tokens": 9},
         {"prompt_tokens_details": {"cached_tokens": 0}, "cached_tokens": 9},
+        {"prompt_tokens_details": {"cached_tokens": 9}, "cached_tokens": 4},
         {"prompt_tokens_details": None, "cached_tokens": 9},
     ],
 )

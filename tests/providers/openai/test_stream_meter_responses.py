@@ -39,7 +39,11 @@ def test_a_response_that_failed_without_usage_costs_nothing() -> None:
     of = meter(call(RESPONSES))
     of.feed(delta_event("Hello") + response("response.failed", error=error))
 
-    assert of.usage().source is Source.NONE
+    bare = meter(call(RESPONSES))
+    bare.feed(delta_event("Hello") + response("response.failed"))
+
+    assert of.usage().source is bare.usage().source is Source.NONE
+    assert bare.failure is not None
     assert of.failure is not None
     assert (of.failure.message, of.failure.status) == ("It broke", 502)
 

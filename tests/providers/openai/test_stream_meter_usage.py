@@ -107,6 +107,7 @@ def test_without_a_report_the_input_is_a_third_of_the_bound_and_never_above_the_
         {"content": "abcdefgh"},
         {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "abcdefgh"}]}]},
         {"reasoning_content": "abcdefgh"},
+        {"reasoning_content": "abcdefgh", "reasoning": "abcdefgh"},
         {"reasoning": "abcdefgh", "reasoning_details": [{"text": "abcdefgh"}]},
         {"refusal": "abcdefgh"},
         {"tool_calls": [{"index": 0, "function": {"name": "abcd", "arguments": "efgh"}}]},
