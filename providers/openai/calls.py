@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta, Raw
 
 from providers.adapter import BadCall, Call, Operation
-from providers.openai.content import survey
+from providers.openai.content import limit_elements, survey
 
 MEMBERS_MAX = 1_000
 """Top-level members of a body. The dialect knows about sixty."""
@@ -61,6 +61,7 @@ _VENDOR_FLAGS = ("background", "deferred")
 _TOOL_IDS = ("file_ids", "vector_store_ids", "container")
 _UNSET = frozenset({b"null", b"false"})
 _ASCII = bytes(range(128))
+_SPACES = b" \t\r\n"
 
 _CHAT = Operation.CHAT
 _COMPLETIONS = Operation.COMPLETIONS
@@ -280,15 +281,15 @@ def _choices(operation: Operation, fields: Mapping[str, Raw]) -> int:
 
 def _prompts(raw: Raw) -> int:
     """How many prompts a legacy completion has: a text or list of tokens is one, else a list."""
-    if bytes(memoryview(raw)[:1]) != b"[":
+    text = bytes(raw)
+    first = text[1:].lstrip(_SPACES)[:1]
+    if text[:1] != b"[" or first not in {b'"', b"["}:
         return 1
+    limit_elements(raw, first)
     try:
-        prompts = _decode_list(raw)
+        return len(_decode_list(raw))
     except _UNREADABLE as error:
         raise BadCall("'prompt' cannot be read", param="prompt", code="invalid_type") from error
-    if prompts and bytes(memoryview(prompts[0])[:1]) in {b'"', b"["}:
-        return len(prompts)
-    return 1
 
 
 def _tools(fields: Mapping[str, Raw]) -> tuple[bool, list[str]]:
@@ -296,6 +297,7 @@ def _tools(fields: Mapping[str, Raw]) -> tuple[bool, list[str]]:
     runs = not _SERVER_TOOL_FIELDS.isdisjoint(fields)
     if "tools" not in fields:
         return runs, []
+    limit_elements(fields["tools"], b"{")
     try:
         tools = _decode_tools(fields["tools"]) or []
     except _UNREADABLE:

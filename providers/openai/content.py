@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import Raw
+from msgspec.structs import astuple
 
 from providers.adapter import BadCall, Operation
 
@@ -26,7 +27,7 @@ PAGE_TOKENS = 3_000
 REMOTE_FILE_TOKENS = 50_000
 """What is behind a URL cannot be known: a video of three minutes, a paper of twenty pages."""
 
-OBJECTS_MAX = 250_000
+OBJECTS_MAX = 200_000
 """Braces in one field, above 256 KiB. Each object takes up to 200 bytes of memory, if empty."""
 
 DEPTH_MAX = 6
@@ -99,9 +100,11 @@ _KIND = {
     "output": None,
 }
 
+_FIELDS = len(_Node.__struct_fields__) - 1  # all but its type
+
 _decode_messages = msgspec.json.Decoder(list[_Message] | None).decode
 _decode_node = msgspec.json.Decoder(_Node).decode
-_decode_nodes = msgspec.json.Decoder(list[_Node | str | None]).decode
+_decode_nodes = msgspec.json.Decoder(list[_Node]).decode
 
 
 def survey(operation: Operation, fields: Mapping[str, Raw]) -> Survey:
@@ -127,7 +130,7 @@ def survey(operation: Operation, fields: Mapping[str, Raw]) -> Survey:
 
 
 def _of_messages(raw: Raw) -> Survey:
-    _limit_objects(raw)
+    limit_elements(raw, b"{")
     found = None
     for message in _decode_messages(raw) or ():
         content = message.content
@@ -143,15 +146,16 @@ def _of_messages(raw: Raw) -> Survey:
 def _of_input(raw: Raw) -> Survey:
     if memoryview(raw)[0] == _QUOTE:
         return NOTHING
-    _limit_objects(raw)
+    limit_elements(raw, b"{")
     found = _Finder()
     found.look(raw, None)
     return found.survey()
 
 
-def _limit_objects(raw: Raw) -> None:
-    if len(memoryview(raw)) > _COUNTED_BYTES and bytes(raw).count(b"{") > OBJECTS_MAX:
-        raise BadCall(f"The input has more than {OBJECTS_MAX} objects", code="too_many_objects")
+def limit_elements(raw: Raw, sign: bytes) -> None:
+    """Refuse a list before it is read, if by its signs it might have too many elements."""
+    if len(memoryview(raw)) > _COUNTED_BYTES and bytes(raw).count(sign) > OBJECTS_MAX:
+        raise BadCall(f"A list has more than {OBJECTS_MAX} elements", code="too_many_elements")
 
 
 class _Finder:
@@ -173,14 +177,15 @@ class _Finder:
             self._look_into(_decode_node(raw), kind, depth + 1)
         elif view[0] == _LIST:
             for node in _decode_nodes(raw):
-                if isinstance(node, _Node):
-                    self._look_into(node, None, depth + 1)
+                self._look_into(node, None, depth + 1)
         elif view[0] == _QUOTE and kind:
             self._count(kind, bytes(view[1:32]).replace(b"\\/", b"/").lower(), len(view) - 2)
 
     def _look_into(self, node: _Node, kind: str | None, depth: int) -> None:
         if node.type == "item_reference":
             self.ids["item_reference"] = None
+        if astuple(node).count(_ABSENT) == _FIELDS:
+            return
         if node.file_id is not _ABSENT and memoryview(node.file_id)[0] == _QUOTE:
             self.ids["file_id"] = None
         if kind == "sound" and node.id is not _ABSENT:

@@ -110,6 +110,30 @@ def test_a_million_fields_inside_a_field_pass() -> None:
     assert read_call(CHAT, b'{"model":"m","metadata":' + inner + b"}").model == "m"
 
 
+@pytest.mark.parametrize(
+    ("operation", "name", "element"),
+    [
+        (CHAT, "messages", b"{}"),
+        (RESPONSES, "input", b"{}"),
+        (RESPONSES, "tools", b"{}"),
+        (COMPLETIONS, "prompt", b'""'),
+        (COMPLETIONS, "prompt", b"[]"),
+        (COMPLETIONS, "prompt", b"1"),
+    ],
+)
+def test_a_list_without_end_is_refused_or_read_in_bounded_time(
+    operation: Operation, name: str, element: bytes
+) -> None:
+    raw = b'{"model":"m","%b":[%b]}' % (name.encode(), b",".join([element] * 2_000_000))
+    began = time.process_time()
+
+    try:
+        read_call(operation, raw)
+    except BadCall as error:
+        assert error.code == "too_many_elements"  # noqa: PT017 - a list of numbers is one prompt
+    assert time.process_time() - began < 0.2
+
+
 def test_large_messages_pass_and_a_large_unknown_field_does_not() -> None:
     large = "x" * (2 * LOOSE_BYTES_MAX)
 
@@ -198,11 +222,18 @@ def test_the_least_of_the_limits_that_the_operation_knows_counts(
         ({"prompt": [1, 2, 3]}, 1),
         ({"prompt": [[1, 2], [3]]}, 2),
         ({"prompt": []}, 1),
+        ({"prompt": [{}]}, 1),
         ({"prompt": "one", "n": 2, "best_of": 5}, 5),
     ],
 )
 def test_choices_multiply_the_output(fields: dict[str, Any], choices: int) -> None:
     assert read_call(COMPLETIONS, body(**fields)).choices == choices
+
+
+def test_prompts_are_counted_however_far_apart_they_stand() -> None:
+    raw = b'{"model":"m","prompt":[' + b" " * 9_999 + b'"one",\n"two"]}'
+
+    assert read_call(COMPLETIONS, raw).choices == 2
 
 
 def test_a_hostile_number_of_choices_is_refused() -> None:
