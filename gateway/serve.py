@@ -15,20 +15,24 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from gateway.config import load, pepper
 from gateway.embedded import Embedded
-from gateway.settings import Config
+from gateway.settings import Config, Listener
 
 log = logging.getLogger(__name__)
 
 RESTART_S_MIN, RESTART_S_MAX = 0.1, 5.0
 STEADY_S = 10.0  # a child that ran this long starts again without a pause
 _LATE_S = 5.0  # beyond its own limits, what a child may take to stop
+
+
+class PortTaken(Exception):
+    """Another program listens where we would; the message says where, and what to do."""
 
 
 class Ports(NamedTuple):
@@ -40,18 +44,21 @@ class Ports(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Role:
-    """One child: the arguments of its command after `tollgate`."""
+    """One child: the module it runs and its arguments."""
 
     name: str
     arguments: tuple[str, ...]
+    module: str = "gateway.process"
 
 
 class Child:
-    """A process that is to run until it is told to stop."""
+    """A process that is to run until it is told to stop; `output` None: it writes where we do."""
 
-    def __init__(self, role: Role, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, role: Role, environ: Mapping[str, str], *, output: int | None = None
+    ) -> None:
         self.role = role
-        self._environ = dict(environ)
+        self._environ, self._output = dict(environ), output
         self._process: asyncio.subprocess.Process | None = None
         self._is_stopping = False
         self.restarts = 0
@@ -71,9 +78,11 @@ class Child:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "gateway.process",
+                self.role.module,
                 *self.role.arguments,
                 stdin=subprocess.PIPE,
+                stdout=self._output,
+                stderr=self._output,
                 env=self._environ,
                 start_new_session=True,  # a Ctrl-C at the terminal is ours to pass on
             )
@@ -113,10 +122,14 @@ async def serve(
     environ: Mapping[str, str],
     on_ready: Callable[[Config, Ports], None] | None = None,
     stop: asyncio.Event | None = None,
+    output: int | None = None,
+    is_alone: bool = False,
 ) -> None:
     """Run everything until SIGTERM or SIGINT, or until `stop` is set; a second signal hurries.
 
-    Raises `ConfigErrors` and `EmbeddedFailed`.
+    `output` is where the children write their logs; None: where we do. `is_alone`: no other
+    deployment may share our ports, as the next one does while the last one drains. Raises
+    `ConfigErrors`, `EmbeddedFailed` and `PortTaken`.
     """
     config = load(config_path, environ)
     stop = stop or asyncio.Event()
@@ -132,12 +145,12 @@ async def serve(
                 ("TOLLGATE_AUTH__PEPPER", pepper(config, secrets.token_urlsafe(32)).reveal()),
             ):
                 inherited.setdefault(name, url)
-        ports = _reserve(config, stack)
+        ports = _reserve(config, stack, is_alone=is_alone)
         inherited["TOLLGATE_LISTENERS__DATA__PORT"] = str(ports.data)
         inherited["TOLLGATE_LISTENERS__METRICS__PORT"] = str(ports.metrics)
         config.run_dir.mkdir(parents=True, exist_ok=True)
         count = workers or config.listeners.workers
-        children = _children(config_path, count, inherited)
+        children = [Child(role, inherited, output=output) for role in _roles(config_path, count)]
         _publish(config, ports)
         async with asyncio.TaskGroup() as group:
             background = [group.create_task(_obey(children, stop), name="signals")]
@@ -153,15 +166,16 @@ async def serve(
                 task.cancel()
 
 
-def _children(config_path: Path, workers: int, environ: Mapping[str, str]) -> list[Child]:
+def _roles(config_path: Path, workers: int) -> list[Role]:
     """The control process first: it is also the last to stop."""
     config = str(config_path)
-    roles = [Role(name="control", arguments=("control", config, str(workers)))]
-    roles += [
-        Role(name=f"worker-{number}", arguments=("worker", config, str(number)))
-        for number in range(workers)
+    return [
+        Role(name="control", arguments=("control", config, str(workers))),
+        *(
+            Role(name=f"worker-{number}", arguments=("worker", config, str(number), str(workers)))
+            for number in range(workers)
+        ),
     ]
-    return [Child(role, environ) for role in roles]
 
 
 async def _stop_all(children: list[Child], config: Config) -> None:
@@ -200,19 +214,45 @@ def _tell(children: list[Child], number: int) -> None:
         child.signal(number)
 
 
-def _reserve(config: Config, stack: AsyncExitStack) -> Ports:
-    """Fix the ports that were left open. The sockets stay bound, so that nobody else gets them."""
+def _reserve(config: Config, stack: AsyncExitStack, *, is_alone: bool) -> Ports:
+    """Fix the ports that were left open, and see that the others are free; `PortTaken`."""
     chosen = []
-    for listener in (config.listeners.data, config.listeners.metrics):
-        port = listener.port
-        if port == 0:
-            family = socket.AF_INET6 if ":" in listener.host else socket.AF_INET
-            held = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            held.bind((listener.host, 0))
-            port = held.getsockname()[1]
-        chosen.append(port)
+    for name in ("data", "metrics"):
+        listener: Listener = getattr(config.listeners, name)
+        if listener.port == 0:
+            chosen.append(reserve_port(listener.host, stack))
+        else:
+            _see_it_is_free(name, listener, is_alone=is_alone)
+            chosen.append(listener.port)
     return Ports(*chosen)
+
+
+def reserve_port(host: str, stack: ExitStack | AsyncExitStack) -> int:
+    """A free port for children that reuse ports. It stays bound, so that nobody else gets it."""
+    held = stack.enter_context(_socket(host))
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    held.bind((host, 0))
+    port: int = held.getsockname()[1]
+    return port
+
+
+def _see_it_is_free(name: str, listener: Listener, *, is_alone: bool) -> None:
+    with _socket(listener.host) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if not is_alone:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        try:
+            probe.bind((listener.host, listener.port))
+        except OSError as error:
+            raise PortTaken(
+                f"cannot listen on {listener.host}:{listener.port}: {error.strerror}. Stop what is"
+                f" there, or choose another with TOLLGATE_LISTENERS__{name.upper()}__PORT=..."
+            ) from error
+
+
+def _socket(host: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.socket(family, socket.SOCK_STREAM)
 
 
 def _publish(config: Config, ports: Ports) -> None:
