@@ -124,7 +124,7 @@ class _Reading:
 def overridden(root: Node, environ: Mapping[str, str], *, sections: Iterable[str]) -> Node:
     """The document with `TOLLGATE_A__B=x` put in place of `a: {b: ...}`.
 
-    A variable without `__` counts only if it names one of the `sections`: Kubernetes sets
+    A number beyond a list's end adds to it. A variable without `__` counts only if it names one of the `sections`: Kubernetes sets
     TOLLGATE_PORT and the like for a service called tollgate.
     """
     names = set(sections)
@@ -144,10 +144,11 @@ def _replaced(node: Node, steps: list[str], value: Scalar) -> Node:
     if not steps:
         return value
     step, *rest = steps
-    if isinstance(node, Listing) and step.isdecimal() and int(step) < len(node.items):
-        items = list(node.items)
-        items[int(step)] = _replaced(items[int(step)], rest, value)
-        return Listing(tuple(items), node.line)
+    if isinstance(node, Listing) and step.isdecimal():
+        place = min(int(step), len(node.items))
+        own = node.items[place] if place < len(node.items) else EMPTY
+        items = (*node.items[:place], _replaced(own, rest, value), *node.items[place + 1 :])
+        return Listing(items, node.line)
     table = node if isinstance(node, Table) else EMPTY
     key = next((key for key in table.entries if _as_in_a_variable(key) == step), step)
     entries = {**table.entries, key: _replaced(table.entries.get(key, EMPTY), rest, value)}

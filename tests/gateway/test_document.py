@@ -101,6 +101,12 @@ def test_a_variable_reaches_into_a_list() -> None:
     assert [text_at(root, "models", place) for place in (0, 1)] == ["a", "c"]
 
 
+def test_a_variable_beyond_the_end_of_a_list_adds_to_it() -> None:
+    root = document("models: [a, b]\n")
+    root = overridden(root, {"TOLLGATE_MODELS__99": "c"}, sections=SECTIONS)
+    assert [text_at(root, "models", place) for place in (0, 1, 2)] == ["a", "b", "c"]
+
+
 def test_an_override_of_an_alias_changes_no_other_place() -> None:
     root = document("limits: &x {a: 1}\nmodels: *x\n")
     root = overridden(root, {"TOLLGATE_LIMITS__A": "2"}, sections=SECTIONS)
