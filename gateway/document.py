@@ -124,8 +124,8 @@ class _Reading:
 def overridden(root: Node, environ: Mapping[str, str], *, sections: Iterable[str]) -> Node:
     """The document with `TOLLGATE_A__B=x` put in place of `a: {b: ...}`.
 
-    A number beyond a list's end adds to it. A variable without `__` counts only if it names one of the `sections`: Kubernetes sets
-    TOLLGATE_PORT and the like for a service called tollgate.
+    A number beyond a list's end adds to it. A variable without `__` counts only if it names one of
+    the `sections`: Kubernetes sets TOLLGATE_PORT and the like for a service called tollgate.
     """
     names = set(sections)
     for variable in sorted(environ, key=lambda name: (name.count("__"), name)):
