@@ -27,7 +27,6 @@ CAUSES = frozenset(
     {
         "api_key_in_url",
         "auth_unavailable",
-        "backlog",
         "bad_http",
         "budget_exceeded",
         "call_too_large",
@@ -42,8 +41,10 @@ CAUSES = frozenset(
         "invalid_type",
         "invalid_value",
         "journal_full",
+        "ledger_backlog",
         "ledger_busy",
         "ledger_unavailable",
+        "loop_detected",
         "malformed",
         "meter_failed",
         "method_not_allowed",
@@ -93,7 +94,9 @@ _CLOSED: Mapping[str, Collection[str]] = {
     "status": frozenset({"2xx", "3xx", "4xx", "5xx"}),
     "partition": frozenset(str(number) for number in range(PARTITIONS_MAX)),
     "limit": frozenset({"wallet", "cap", "rate", "slots", "no_wallet"}),
-    "phase": frozenset({"dns", "connect", "tls", "send", "head", "body"}),
+    "phase": frozenset(
+        {"pool", "dns", "connect", "tls", "send", "head", "body", "status", "answer"}
+    ),
     "state": frozenset({"idle", "busy"}),
     "result": frozenset({"applied", "rejected"}),
     "source": frozenset({"process", "redis", "postgres", "unknown"}),
@@ -159,6 +162,12 @@ class Counter(_Family):
         except KeyError:
             known = self._known(labels, self.series)
             self.series[known] = self.series.get(known, 0) + amount
+
+    def reach(self, total: int, labels: Labels = ()) -> None:
+        """Bring it up to a total that somebody else counts."""
+        if labels not in self.series:
+            labels = self._known(labels, self.series)
+        self.series[labels] = max(total, self.series.get(labels, 0))
 
 
 class Gauge(_Family):
@@ -249,10 +258,13 @@ class Metrics:
     usage_unknown_fields: Counter = _counter(
         "usage_unknown_fields_total", "Reports with a field that nobody prices", "provider"
     )
-    unmetered: Counter = _counter("unmetered_total", "Calls whose meter failed; 0, always", "cause")
+    unmetered: Counter = _counter(
+        "unmetered_total", "Calls a bug of ours cut short; 0, always", "cause"
+    )
 
     auth_failures: Counter = _counter("auth_failures_total", "Keys turned away", "cause")
     key_lookups: Counter = _counter("key_lookups_total", "Where keys were found", "source")
+    key_queries: Counter = _counter("key_queries_total", "Queries of Postgres for unknown keys")
     holds_refused: Counter = _counter("holds_refused_total", "What admission lacked", "limit")
     holds_open: Gauge = _gauge("holds_open", "Holds in Redis that have not ended", "partition")
     hold_seconds: Histogram = _histogram(
@@ -277,7 +289,9 @@ class Metrics:
         "journal_unproven_oldest_seconds", "The age of the oldest of them"
     )
     journal_bytes: Gauge = _gauge("journal_bytes", "What the journals take on disk")
-    journal_full: Counter = _counter("journal_full_total", "Calls refused as the journal was full")
+    journal_full: Counter = _counter(
+        "journal_full_total", "Calls refused and ends kept in Redis alone as the journal was full"
+    )
     ends: Counter = _counter("ends_total", "Entries flushed to Postgres", "kind")
     stream_backlog: Gauge = _gauge(
         "stream_backlog_entries", "Entries that Postgres has not got yet", "partition"
@@ -298,7 +312,7 @@ class Metrics:
         "upstream_connections", "Connections to vendors", "provider", "state"
     )
     upstream_errors: Counter = _counter(
-        "upstream_errors_total", "Attempts that failed", "provider", "phase"
+        "upstream_errors_total", "Attempts that failed, and where", "provider", "phase"
     )
     upstream_retries: Counter = _counter(
         "upstream_retries_total", "Attempts after the first", "provider"

@@ -102,7 +102,8 @@ class TestMistakes:
             ("ledger: {hold_lease_s: 30, hold_renew_s: 20}", "at most half of hold_lease_s"),
             ("ledger: {journal: {bytes_max: 64 MiB}}", "at most half of bytes_max"),
             ("listeners: {metrics: {host: 0.0.0.0}}", "0.0.0.0 is not loopback"),
-            ("listeners: {control: {port: 8080}}", "is the port of listeners.data, too"),
+            ("listeners: {metrics: {port: 8080}}", "is the port of listeners.data, too"),
+            ("ledger: {durability: replica}", "replica is not in this release"),
             ("redis: {url: localhost:6379}", "must begin with redis://"),
             ("redis: {admin_url: redis://localhost}", "stands without redis.url"),
             ("postgres: {url: postgresql://localhost/x}", "every gateway of the database"),
@@ -314,7 +315,12 @@ class TestTheEnvironment:
         [
             ("TOLLGATE_LISTENERS__DATA__PORT", "9000", ("listeners", "data", "port"), 9000),
             ("tollgate_limits__body_bytes_max", "1 MiB", ("limits", "body_bytes_max"), 1024**2),
-            ("TOLLGATE_LEDGER__DURABILITY", "replica", ("ledger", "durability"), "replica"),
+            (
+                "TOLLGATE_LEDGER__DURABILITY",
+                "journal-group",
+                ("ledger", "durability"),
+                "journal-group",
+            ),
         ],
     )
     def test_overrides_the_file(

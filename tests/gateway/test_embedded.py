@@ -14,6 +14,7 @@ import pytest
 import redis.asyncio
 import redis.exceptions
 
+from gateway import embedded
 from gateway.embedded import Embedded, EmbeddedFailed, Urls, urls
 
 QUICK = {"fsync": "off"}
@@ -23,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 GATEWAY = """
 import asyncio, sys
 from pathlib import Path
+from gateway import embedded
 from gateway.embedded import Embedded
 
 async def main() -> None:
@@ -140,6 +142,20 @@ async def test_a_killed_server_is_restarted_with_its_data(tmp_path: Path) -> Non
         await until_replaced(servers, pids)
         await until_served(servers.urls)
         assert await marks(servers.urls) == {("kept",)}
+
+
+async def test_a_watch_ends_when_it_is_cancelled_wherever_its_probe_is(servers: Urls) -> None:
+    async def look() -> None:
+        while True:
+            await embedded._ask_valkey(servers.redis_admin)
+
+    for step in range(80):
+        task = asyncio.ensure_future(look())
+        for _ in range(step):
+            await asyncio.sleep(0)
+        task.cancel()
+        done, _ = await asyncio.wait([task], timeout=5)
+        assert done, f"still looking; cancelled at step {step}"
 
 
 async def test_the_next_start_recovers_from_a_kill_of_the_whole_gateway(tmp_path: Path) -> None:

@@ -163,17 +163,32 @@ class Deployment:
         lines = [line.split(None, 1) for line in found.stdout.splitlines()]
         return [int(pid) for pid, command in lines if f"gateway.process {role}" in command]
 
+    def kill(self) -> None:
+        """kill -9 of the supervisor."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
     def run(self, *arguments: str) -> str:
         """A command of `tollgate`, run to its end; its output."""
-        done = subprocess.run(
+        done = self._command(*arguments)
+        assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def run_failing(self, *arguments: str) -> str:
+        """A command that must fail; what it says."""
+        done = self._command(*arguments)
+        assert done.returncode != 0, f"{arguments}: {done.stdout}{done.stderr}"
+        return done.stderr
+
+    def _command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             [sys.executable, "-m", "gateway.cli", "--config", str(self.config_path), *arguments],
             capture_output=True,
             text=True,
             check=False,
             env={**os.environ, "PYTHONPATH": str(Path.cwd())},  # noqa: TID251 - a child's
         )
-        assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
-        return done.stdout
 
     async def new_organization(
         self, *, credit_usd: str = "10", allows_unpriced: bool = False

@@ -20,6 +20,7 @@ import yaml
 from redis.asyncio import Redis
 
 from gateway.auth import Authenticator, AuthLimits, Clock
+from gateway.closed import Closed
 from gateway.config import read
 from gateway.journals import Journals
 from gateway.key_cache import KeyCache, open_redis
@@ -152,6 +153,7 @@ class Gatehouse:
                 authenticator=_authenticator(redis, principal),
                 conveyor=conveyor,
                 wallets=Wallets(pool, redis, on_lost=lambda _: None),
+                closed=Closed(redis),
                 clients=Clients(PEPPER),
                 journal=journal,
                 journals=journals,

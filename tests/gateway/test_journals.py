@@ -1,0 +1,187 @@
+"""What a worker does about journals: its own, and those that dead processes left."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from gateway.journals import Journals, lost_end
+from gateway.key_cache import open_redis
+from ledger.admission import End, Held, Hold
+from ledger.conveyor import Conveyor
+from ledger.flusher import PROVEN_CHANNEL
+from ledger.frames import OpenCall
+from ledger.functions import Entry, Partition, WalletState, install
+from ledger.journal import Journal
+from ledger.money import Nanos
+from ledger.record import EndKind, Outcome, Record, decode, encode
+from tests.gateway.proxy.gatehouse import CREDIT, WALLET, configured, sheet_of
+from tests.vendor import Vendor
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    """A Valkey with one active partition and one wallet."""
+    client = open_redis(redis_url)
+    await install(client)
+    partition = Partition(client, 0)
+    await partition.freeze(1)
+    await partition.load(1, [WalletState(WALLET, CREDIT, 0, 1)])
+    await partition.activate(1, 1)
+    yield client
+    await client.aclose()
+
+
+def call_id(number: int) -> bytes:
+    return number.to_bytes(16, "big")
+
+
+def ticket(number: int, *, input_tokens: int = 100) -> bytes:
+    return encode(
+        Record(
+            call_id=call_id(number),
+            organization_id=WALLET,
+            project_id="p",
+            key_id="k",
+            member_id="",
+            admitted_us=1_700_000_000_000_000,
+            operation="chat/completions",
+            provider="vendor",
+            model_requested="m",
+            model_target="m",
+            price_version="",
+            held=1_000_000,
+            usage={"input": input_tokens},
+        )
+    )
+
+
+def opened(number: int) -> OpenCall:
+    return OpenCall(call_id(number), 0, WALLET, 1_000_000, (), ticket(number))
+
+
+def ended(number: int, charge: int = 5) -> End:
+    record = ticket(number)
+    return End(call_id(number), 0, WALLET, EndKind.SETTLED, Nanos(charge), record)
+
+
+@asynccontextmanager
+async def working(
+    redis: Redis, redis_url: str, folder: Path, vendor: Vendor
+) -> AsyncIterator[tuple[Journals, Conveyor, Journal]]:
+    """The journals of a worker with a conveyor that runs."""
+    sheet = sheet_of(configured(vendor))
+    journal = Journal.create(folder, worker="here")
+    journals = Journals(journal, folder, prices=lambda: sheet)
+    conveyor = Conveyor(
+        redis_url,
+        partitions=1,
+        on_settled=journals.on_settled,
+        on_generation=journals.on_generation,
+    )
+    journals.attach(conveyor)
+    async with asyncio.TaskGroup() as group:
+        tasks = [
+            group.create_task(conveyor.run(), name="conveyor"),
+            group.create_task(journals.hear_proofs(redis), name="proofs"),
+            group.create_task(journals.adopt_orphans(), name="orphans"),
+        ]
+        yield journals, conveyor, journal
+        for task in tasks:
+            task.cancel()
+    journals.release()
+    journal.close()
+
+
+async def entries(redis: Redis, count: int) -> list[Entry]:
+    """The ends in the stream, once there are so many."""
+    async with asyncio.timeout(10):
+        while True:
+            found = await Partition(redis, 0).peek(1, "0-0", 100)
+            ends = [entry for entry in found if entry.fields[b"k"] != b"base"]
+            if len(ends) >= count:
+                return ends
+            await asyncio.sleep(0.02)
+
+
+async def test_what_a_dead_process_left_is_sent_and_its_open_calls_end_as_lost(
+    redis: Redis, redis_url: str, tmp_path: Path, vendor: Vendor
+) -> None:
+    dead = Journal.create(tmp_path, worker="dead")
+    for number in (1, 2):
+        dead.dispatched(opened(number))
+    dead.finished(ended(1))
+    dead.close()
+
+    async with working(redis, redis_url, tmp_path, vendor):
+        ends = await entries(redis, 2)
+
+    kinds = {entry.fields[b"i"]: entry.fields[b"k"] for entry in ends}
+    assert kinds == {call_id(1): b"settled", call_id(2): b"lost"}
+    assert {entry.fields[b"m"] for entry in ends} == {b"0"}, "their holds are unknown: late"
+
+
+async def test_an_adopted_journal_goes_once_postgres_has_all_of_it(
+    redis: Redis, redis_url: str, tmp_path: Path, vendor: Vendor
+) -> None:
+    dead = Journal.create(tmp_path, worker="dead")
+    dead.dispatched(opened(1))
+    dead.close()
+
+    async with working(redis, redis_url, tmp_path, vendor) as (journals, _, _):
+        (end,) = await entries(redis, 1)
+        async with asyncio.timeout(15):
+            while journals.unproven_count or list(tmp_path.glob("dead*")):
+                await redis.publish(PROVEN_CHANNEL, f"0 1 {end.id}")
+                await asyncio.sleep(0.05)
+
+
+async def test_an_end_awaited_is_told_when_a_stream_has_it(
+    redis: Redis, redis_url: str, tmp_path: Path, vendor: Vendor
+) -> None:
+    async with working(redis, redis_url, tmp_path, vendor) as (journals, conveyor, _):
+        held = await conveyor.hold(Hold(call_id(1), 0, WALLET, Nanos(10), ticket=ticket(1)))
+        assert isinstance(held, Held)
+        conveyor.settle(ended(1))
+        placed = journals.placed(call_id(1))
+
+        async with asyncio.timeout(5):
+            await placed
+
+
+async def test_what_only_an_older_stream_had_is_sent_again(
+    redis: Redis, redis_url: str, tmp_path: Path, vendor: Vendor
+) -> None:
+    async with working(redis, redis_url, tmp_path, vendor) as (_, conveyor, journal):
+        journal.dispatched(opened(1))
+        journal.finished(ended(1))
+        conveyor.settle(ended(1))
+        await entries(redis, 1)
+        await redis.flushall()
+        partition = Partition(redis, 0)
+        await partition.freeze(2)
+        await partition.load(2, [WalletState(WALLET, CREDIT, 0, 2)])
+        await partition.activate(2, 2)
+
+        async with asyncio.timeout(10):
+            while not (found := await partition.peek(2, "0-0", 10)):
+                await asyncio.sleep(0.02)
+
+    assert found[0].fields[b"i"] == call_id(1)
+
+
+def test_a_lost_call_costs_its_estimated_input_and_never_more_than_its_hold(
+    vendor: Vendor,
+) -> None:
+    sheet = sheet_of(configured(vendor))
+
+    usual = lost_end(opened(1), sheet)
+    small = lost_end(opened(1)._replace(held=1_000), sheet)
+
+    record = decode(usual.record)
+    assert (usual.kind, usual.charge) == (EndKind.LOST, 100 * 3_000)
+    assert (record.outcome, record.usage_source) == (Outcome.UNKNOWN, "estimated")
+    assert small.charge == 1_000

@@ -1,0 +1,76 @@
+"""The supervisor: what it starts lives as long as it should, and no longer."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from tests.scenarios.deployment import Deployment
+from tests.vendor import Vendor
+
+
+@pytest.fixture
+async def tollgate(tmp_path: Path, vendor_apart: Vendor) -> AsyncIterator[Deployment]:
+    async with Deployment.started(tmp_path, vendor_port=vendor_apart.port) as deployment:
+        yield deployment
+
+
+async def until(happens: Callable[[], bool], within_s: float = 20) -> None:
+    async with asyncio.timeout(within_s):
+        while not happens():
+            await asyncio.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+async def test_a_child_that_dies_is_started_again_and_serves(tollgate: Deployment) -> None:
+    (before,) = tollgate.pids("worker")
+    os.kill(before, signal.SIGKILL)
+
+    await until(lambda: tollgate.pids("worker") not in ([], [before]))
+    await tollgate.until_ready()
+
+    key = await tollgate.new_key()
+    async with tollgate.openai(key) as client:
+        assert [model async for model in client.models.list()] == []
+
+
+async def test_sigterm_ends_everything_in_good_order(tollgate: Deployment) -> None:
+    children = tollgate.pids("worker") + tollgate.pids("control")
+
+    assert await tollgate.stop() == 0
+
+    assert not any(map(is_alive, children))
+    assert not list((tollgate.data / "journal").glob("worker-*")), "nothing was left to prove"
+
+
+async def test_children_do_not_outlive_a_killed_supervisor_and_the_next_start_recovers(
+    tollgate: Deployment,
+) -> None:
+    key = await tollgate.new_key()
+    children = tollgate.pids("worker") + tollgate.pids("control")
+    tollgate.kill()
+
+    await until(lambda: not any(map(is_alive, children)))
+    await tollgate.start()
+
+    async with tollgate.openai(key) as client:
+        answer = await client.chat.completions.create(
+            model="m", messages=[{"role": "user", "content": "still here?"}]
+        )
+    assert answer.usage is not None
+    assert "No difference." in tollgate.run("verify")
+
+
+async def test_a_second_start_on_the_same_folder_is_refused_in_one_line(
+    tollgate: Deployment,
+) -> None:
+    said = tollgate.run_failing("serve")
+
+    assert len(said.strip().splitlines()) == 1
+    assert "in use by process" in said

@@ -1,0 +1,55 @@
+"""What a worker says of itself once a second."""
+
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from gateway.readiness import Readiness
+from gateway.snapshots import Publisher
+from gateway.vitals import Vitals
+from tests.gateway.proxy.gatehouse import Gatehouse, request
+from tests.vendor import Vendor
+
+
+@pytest.fixture
+async def gate(redis_url: str, vendor: Vendor, tmp_path: Path) -> AsyncIterator[Gatehouse]:
+    async with Gatehouse.opened(redis_url, vendor, tmp_path) as opened:
+        yield opened
+
+
+def vitals(gate: Gatehouse, folder: Path) -> Vitals:
+    readiness = Readiness(time.monotonic)
+    for check in ("serving", "redis", "journal"):
+        readiness.expect(check)
+    readiness.good("serving")
+    return Vitals(
+        calls=gate.calls,
+        conveyor=gate.parts.conveyor,
+        journal=gate.parts.journal,
+        journals=gate.parts.journals,
+        upstream=gate.parts.upstream,
+        authenticator=gate.parts.authenticator,
+        dropped=lambda: 0,
+        metrics=gate.metrics,
+        readiness=readiness,
+        publisher=Publisher(folder, process="test", metrics=gate.metrics, readiness=readiness),
+    )
+
+
+async def test_open_calls_and_connections_are_shown(
+    gate: Gatehouse, vendor: Vendor, tmp_path: Path
+) -> None:
+    model = await vendor.script("h", hold_at=-1)
+    line = await gate.line()
+    line.writer.write(request({"model": model, "messages": []}))
+    await vendor.held(1)
+    one = vitals(gate, tmp_path)
+
+    one.look()
+
+    assert gate.metrics.calls_open.series == {(): 1}
+    assert gate.metrics.upstream_connections.series[("vendor", "busy")] == 1
+    assert one.readiness.state().ready
+    await vendor.release()
