@@ -110,7 +110,7 @@ class Child:
             async with asyncio.timeout(within_s):
                 await process.wait()
         except TimeoutError:
-            log.error("child did not stop in time", extra={"child": self.role.name})  # noqa: TRY400
+            log.warning("child did not stop in time", extra={"child": self.role.name})
             process.kill()
             await process.wait()
 

@@ -127,46 +127,22 @@ class Gatehouse:
         config = configured(vendor, changes)
         metrics, lines = Metrics(), list[dict[str, Any]]()
         metrics.configure(providers=config.providers, models=config.models, process="test")
+        log = Lines(
+            lambda line: lines.append(orjson.loads(line)),
+            process="test",
+            wall_s=time.time,  # noqa: TID251 - a root
+        )
         async with AsyncExitStack() as stack:
             group = await stack.enter_async_context(asyncio.TaskGroup())
             redis = open_redis(redis_url)
             stack.push_async_callback(redis.aclose)
             await _activate(redis, credit)
-            journal = Journal.create(folder / "journal", worker="test")
             sheet = sheet_of(config)
-            journals = Journals(journal, folder / "journal", prices=lambda: sheet)
-            conveyor = Conveyor(
-                redis_url,
-                partitions=1,
-                on_settled=journals.on_settled,
-                on_generation=journals.on_generation,
-            )
-            journals.attach(conveyor)
-            upstream = Upstream()
-            pool = asyncpg.create_pool("postgresql://nobody@127.0.0.1:1/none", min_size=0)
-            log = Lines(
-                lambda line: lines.append(orjson.loads(line)),
-                process="test",
-                wall_s=time.time,  # noqa: TID251 - a root
-            )
-            parts = Parts(
-                authenticator=_authenticator(redis, principal),
-                conveyor=conveyor,
-                wallets=Wallets(pool, redis, on_lost=lambda _: None),
-                closed=Closed(redis),
-                clients=Clients(PEPPER),
-                journal=journal,
-                journals=journals,
-                upstream=upstream,
-                adapter=OpenAI(),
-                teller=Teller(metrics, log),
-                monotonic_s=time.monotonic,
-                wall_s=time.time,  # noqa: TID251 - a root
-            )
+            parts = _parts(redis_url, redis, folder, principal, sheet, Teller(metrics, log))
             calls = Calls(parts, Terms(config, sheet))
             table = Table(calls, parts.authenticator, probe=lambda: (True, b"{}"))
             tasks = [
-                group.create_task(conveyor.run(), name="conveyor"),
+                group.create_task(parts.conveyor.run(), name="conveyor"),
                 group.create_task(parts.authenticator.run(), name="auth"),
             ]
             door = await stack.enter_async_context(Door.opened(table.handle))
@@ -176,11 +152,11 @@ class Gatehouse:
                 yield gate
             finally:
                 await calls.all_ended()
-                await conveyor.drain(5)
-                await upstream.close()
+                await parts.conveyor.drain(5)
+                await parts.upstream.close()
                 for task in tasks:
                     task.cancel()
-                journal.close()
+                parts.journal.close()
 
     async def line(self) -> Line:
         """A connection to it."""
@@ -225,6 +201,40 @@ async def _activate(redis: Redis, credit: int) -> None:
     await partition.freeze(1)
     await partition.load(1, [WalletState(WALLET, credit, 0, 1)])
     await partition.activate(1, 1)
+
+
+def _parts(
+    redis_url: str,
+    redis: Redis,
+    folder: Path,
+    principal: Principal,
+    sheet: PriceSheet,
+    teller: Teller,
+) -> Parts:
+    journal = Journal.create(folder / "journal", worker="test")
+    journals = Journals(journal, folder / "journal", prices=lambda: sheet)
+    conveyor = Conveyor(
+        redis_url,
+        partitions=1,
+        on_settled=journals.on_settled,
+        on_generation=journals.on_generation,
+    )
+    journals.attach(conveyor)
+    pool = asyncpg.create_pool("postgresql://nobody@127.0.0.1:1/none", min_size=0)
+    return Parts(
+        authenticator=_authenticator(redis, principal),
+        conveyor=conveyor,
+        wallets=Wallets(pool, redis, on_lost=lambda _: None),
+        closed=Closed(redis),
+        clients=Clients(PEPPER),
+        journal=journal,
+        journals=journals,
+        upstream=Upstream(),
+        adapter=OpenAI(),
+        teller=teller,
+        monotonic_s=time.monotonic,
+        wall_s=time.time,  # noqa: TID251 - a root
+    )
 
 
 def _authenticator(redis: Redis, principal: Principal) -> Authenticator:
