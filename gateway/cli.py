@@ -16,7 +16,12 @@ from gateway.errors import GatewayError
 
 _EXIT_FAILED, _EXIT_INTERRUPTED = 1, 130
 # Their own text says what is wrong and what to do. Named, because importing them all is slow.
-_CLEAR = frozenset({"ConfigErrors", "EmbeddedFailed", "MigrationFailed", "StoresUnreachable"})
+_CLEAR = frozenset(
+    {
+        *("ConfigErrors", "EmbeddedFailed", "MigrationFailed", "PortTaken", "StoresUnreachable"),
+        *("CallFailed", "DemoMissing", "UpFailed"),
+    }
+)
 
 
 class Subcommand(NamedTuple):
@@ -28,6 +33,7 @@ class Subcommand(NamedTuple):
 
 
 _SUBCOMMANDS = {
+    "up": Subcommand("up", "up", "Try it: everything here, and a model to call."),
     "serve": Subcommand("service", "serve", "Serve calls until stopped."),
     "migrate": Subcommand("service", "migrate", "Bring the database to this release's schema."),
     "check-config": Subcommand("service", "check_config", "Say OK, or list every mistake."),

@@ -74,7 +74,7 @@ def run(config_path: str, work: Callable[[Stores], Awaitable[Result]]) -> Result
     """Do this with the stores that the configuration names; raises `StoresUnreachable`."""
 
     async def with_stores() -> Result:
-        async with _opened(load(Path(config_path))) as stores:
+        async with opened(load(Path(config_path))) as stores:
             return await work(stores)
 
     return asyncio.run(with_stores())
@@ -94,7 +94,8 @@ def explained(config: Config, url: str) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def _opened(config: Config) -> AsyncIterator[Stores]:
+async def opened(config: Config) -> AsyncIterator[Stores]:
+    """Connections to the stores of this configuration, closed in the end."""
     where = store_urls(config)
     redis = open_redis(where.redis)
     try:
