@@ -3,12 +3,16 @@
 The functions themselves, with their contracts, are `lua/tollgate.lua`.
 """
 
-from typing import Any, NamedTuple
+import asyncio
+from collections.abc import Awaitable
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from redis.asyncio import Redis
 
 from ledger.admission import End, Held, Hold, Refused
+
+Answer = TypeVar("Answer")
 
 KEY_COUNT = 11
 _NAMES = ("meta", "free", "base", "spent", "held", "ver", "holds", "due", "rates", "slots")
@@ -122,4 +126,18 @@ def refusal(message: str, partition: int) -> Epoch | ValueError | None:
 
 async def execute(client: Redis, *arguments: Any) -> Any:
     """One command, its answer as Redis gave it."""
-    return await client.execute_command(*arguments)  # type: ignore[no-untyped-call]  # redis-py's
+    return await obeyed(client.execute_command(*arguments))  # type: ignore[no-untyped-call]  # redis-py's
+
+
+async def obeyed(work: Awaitable[Answer]) -> Answer:
+    """Await a step of redis-py, and obey a cancellation that it swallowed.
+
+    It sends by `asyncio.wait_for`, which in Python 3.11 loses a cancellation that arrives when the
+    send is just done: a job would then never stop.
+    """
+    task = asyncio.current_task()
+    asked = 0 if task is None else task.cancelling()
+    answer = await work
+    if task is not None and task.cancelling() > asked:
+        raise asyncio.CancelledError
+    return answer

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 
 from ledger.commit import Position, Superseded
 from ledger.drain import BATCH_MAX, Drain, acknowledge
-from ledger.fcall import PartitionState, execute
+from ledger.fcall import PartitionState, execute, obeyed
 from ledger.functions import Epoch, Partition, WalletState
 from ledger.postgres import AWAY, Connection, one_row, open_pool
 
@@ -254,7 +254,7 @@ class Recovery:
 
     async def _hear(self) -> None:
         async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
-            await pubsub.subscribe(EPOCH_CHANNEL)
+            await obeyed(pubsub.subscribe(EPOCH_CHANNEL))
             async for message in pubsub.listen():
                 if message["data"].isdigit():
                     self.request(int(message["data"]))
@@ -296,7 +296,7 @@ class Recovery:
         Each signs when it has. One that does not is not waited for longer than `ROLL_CALL_S`: what
         it still has comes as late, and what it holds is held afterwards.
         """
-        await self._redis.publish(GENERATION_CHANNEL, f"{number} {generation}")
+        await execute(self._redis, "PUBLISH", GENERATION_CHANNEL, f"{number} {generation}")
         loop = asyncio.get_running_loop()
         until_s = loop.time() + ROLL_CALL_S
         while loop.time() < until_s:

@@ -1,0 +1,184 @@
+"""Rules of the flusher as it runs."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from ledger.admission import Cap
+from ledger.commit import Position
+from ledger.flusher import PROVEN_CHANNEL, Flusher, proof_lines, read_proof, watermarks
+from ledger.money import Nanos
+from tests.ledger.deployment import Deployment, until
+
+CAP = Cap("key-1", Nanos(5_000), (0,))
+
+
+def flusher_of(deployment: Deployment, on_epoch: Callable[[int], None]) -> Flusher:
+    return Flusher(
+        deployment.url,
+        deployment.redis,
+        partitions=range(16),
+        clock=time.time,  # noqa: TID251 - a test is its own root
+        on_epoch=on_epoch,
+    )
+
+
+@asynccontextmanager
+async def running(
+    deployment: Deployment, on_epoch: Callable[[int], None] = lambda _: None
+) -> AsyncIterator[Flusher]:
+    flusher = flusher_of(deployment, on_epoch)
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(flusher.run(), name="flusher")
+        yield flusher
+        task.cancel()
+
+
+async def test_what_calls_cost_arrives_by_itself(deployment: Deployment) -> None:
+    acme = await deployment.active()
+    async with running(deployment) as flusher:
+        for _ in range(20):
+            await deployment.call(acme, 10, (CAP,))
+
+        async def arrived() -> bool:
+            return await deployment.balance(acme) == 1_000_000 - 200
+
+        await until(arrived)
+    assert flusher.tallies.records == 20
+    assert await deployment.differences() == []
+    assert await deployment.free(acme) == 1_000_000 - 200
+
+
+async def test_a_credit_nobody_pushed_is_usable_within_half_a_second(
+    deployment: Deployment,
+) -> None:
+    acme = await deployment.active(credit=100)
+    async with running(deployment):
+
+        async def has(amount: int) -> bool:
+            return await deployment.free(acme) == amount
+
+        await deployment.credit(acme, 50)
+        await until(lambda: has(150))
+        began_s = time.monotonic()
+        await deployment.credit(acme, 50)
+        await until(lambda: has(200))
+        assert time.monotonic() - began_s < 0.5 * 4  # four times: these machines are busy
+
+
+async def test_overdue_holds_are_ended_and_a_late_end_corrects_them(
+    deployment: Deployment,
+) -> None:
+    acme = await deployment.active()
+    call_id = await deployment.hold(acme)
+    await deployment.redis.zadd(f"tg:{{p{acme.partition:02d}}}:due", {call_id: 1})
+    async with running(deployment) as flusher:
+
+        async def swept() -> bool:
+            return await deployment.count("usage_record") == 1
+
+        await until(swept)
+        assert flusher.tallies.swept == 1
+        assert await deployment.late(acme, call_id, 70) == "late"
+
+        async def corrected() -> bool:
+            return await deployment.free(acme) == 1_000_000 - 70
+
+        await until(corrected)
+    assert flusher.tallies.corrections == 1
+    assert await deployment.balance(acme) == 1_000_000 - 70
+    assert await deployment.differences() == []
+
+
+async def test_it_survives_that_its_connections_are_cut_again_and_again(
+    deployment: Deployment,
+) -> None:
+    acme = await deployment.active()
+    async with running(deployment) as flusher, deployment.connected() as killer:
+        for _ in range(8):
+            for _ in range(5):
+                await deployment.call(acme, 1)
+            await killer.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND application_name = 'tollgate flusher'"
+            )
+
+        async def arrived() -> bool:
+            return await deployment.balance(acme) == 1_000_000 - 40
+
+        await until(arrived)
+    assert flusher.tallies.failures > 0
+    assert await deployment.differences() == []
+
+
+async def test_two_of_them_do_the_work_once(deployment: Deployment) -> None:
+    acme = await deployment.active()
+    async with running(deployment) as one, running(deployment) as two:
+        for _ in range(40):
+            await deployment.call(acme, 3)
+
+        async def arrived() -> bool:
+            return await deployment.balance(acme) == 1_000_000 - 120
+
+        await until(arrived)
+    assert one.tallies.records + two.tallies.records == 40
+    assert await deployment.differences() == []
+
+
+async def test_a_partition_that_lost_its_data_is_reported(deployment: Deployment) -> None:
+    acme = await deployment.active()
+    reported = asyncio.Event()
+    ill: set[int] = set()
+
+    def report(partition: int) -> None:
+        ill.add(partition)
+        if partition == acme.partition:
+            reported.set()
+
+    await deployment.redis.flushall()
+    async with running(deployment, report), asyncio.timeout(10):
+        await reported.wait()
+    assert acme.partition in ill
+
+
+async def test_a_redis_ahead_of_postgres_is_reported(deployment: Deployment) -> None:
+    acme = await deployment.active()
+    await deployment.pool.execute("UPDATE part SET version = version - 1")
+    reported = asyncio.Event()
+
+    def report(partition: int) -> None:
+        if partition == acme.partition:
+            reported.set()
+
+    async with running(deployment, report), asyncio.timeout(10):
+        await reported.wait()
+
+
+async def test_the_proof_is_published_as_postgres_has_it(deployment: Deployment) -> None:
+    acme = await deployment.active()
+    async with deployment.redis.pubsub(ignore_subscribe_messages=True) as pubsub:
+        await pubsub.subscribe(PROVEN_CHANNEL)
+        proven = None
+        async with running(deployment), asyncio.timeout(10):
+            await deployment.call(acme, 5)
+            async for message in pubsub.listen():
+                proven = read_proof(message["data"]).get(acme.partition)
+                if proven is not None and proven.stream_id != "0-0":
+                    break
+    assert proven == await deployment.watermark(acme)
+    async with deployment.connected() as connection:
+        assert (await watermarks(connection))[acme.partition] == proven
+
+
+def test_a_proof_is_read_as_it_was_written() -> None:
+    proven = {3: Position(2, "17-0"), 4: Position(9, "0-0")}
+    assert read_proof(proof_lines(proven).encode()) == proven
+
+
+async def test_one_batch_can_be_flushed_by_hand(deployment: Deployment) -> None:
+    acme = await deployment.active()
+    await deployment.call(acme, 5)
+    flusher = flusher_of(deployment, lambda _: None)
+    assert await flusher.flush_once(acme.partition) == 1
+    assert await flusher.flush_once(acme.partition) == 0

@@ -1,0 +1,31 @@
+"""Rules of what Postgres knows of a call that ended before."""
+
+from ledger.known import known_calls, windows_of
+from ledger.record import EndKind
+from ledger.stream import Window
+from tests.ledger.deployment import Deployment, Line, new_call_id
+
+EARLY, LATE = Window("key-1", 0, 500), Window("key-1", 3_600_000, 500)
+
+
+async def test_a_call_is_known_as_its_last_correction_left_it(deployment: Deployment) -> None:
+    acme = await deployment.active()
+    call, other = new_call_id(), new_call_id()
+    await deployment.write(acme, [Line(call, acme, EndKind.EXPIRED, 0)])
+    await deployment.write(acme, [Line(call, acme, EndKind.LOST, 40, windows=(EARLY,))])
+    await deployment.write(acme, [Line(call, acme, EndKind.SETTLED, 30, windows=(LATE,))])
+    await deployment.write(acme, [Line(call, acme, EndKind.SETTLED, 30, windows=(LATE,))])
+    async with deployment.connected() as connection:
+        known = await known_calls(connection, [call, other])
+    assert set(known) == {call}
+    assert (known[call].kind, known[call].charge) == ("settled", 30)
+    assert [window.id for window in known[call].windows] == [LATE.id]
+    assert known[call].corrections == 3
+    assert known[call].figures.charge == 30
+    assert await deployment.differences() == []
+
+
+def test_windows_are_told_by_their_names() -> None:
+    (window,) = windows_of(["a@cap@86400000"])
+    assert (window.cap_id, window.starts_ms) == ("a@cap", 86_400_000)
+    assert windows_of(None) == ()
