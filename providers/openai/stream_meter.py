@@ -204,6 +204,7 @@ class StreamMeter:
 
     def _count_chunk(self, chunk: _Chunk) -> bool:
         tally = self._tally
+        told = tally.deltas
         self.started = True
         if chunk.model is not None:
             tally.say_model(chunk.model)
@@ -217,7 +218,7 @@ class StreamMeter:
         if chunk.cost is not None:
             tally.say_beside("cost", chunk.cost)
         if chunk.usage is not None:
-            tally.report(chunk.usage)
+            tally.report(chunk.usage, amid_text=tally.deltas > told)
             return not chunk.choices and not chunk.error and isinstance(chunk.usage, dict)
         if isinstance(chunk.x_groq, dict):
             self._read_groq(chunk.x_groq)

@@ -76,6 +76,7 @@ class Tally:
     """Adds up one answer. The meters feed it."""
 
     __slots__ = (
+        "_amid_text",
         "_beside",
         "_call",
         "_deltas_at_report",
@@ -98,6 +99,7 @@ class Tally:
         self._beside: dict[str, Any] = {}
         self._items: dict[tuple[Unit, Any], None] = {}
         self._deltas_at_report = 0
+        self._amid_text = False
         self.deltas = 0  # events that carried content
         self.text_bytes = 0  # of the content, as text
         self.model: str | None = None
@@ -123,12 +125,12 @@ class Tally:
         """Something outside the usage object that tells of cost."""
         self._beside[name] = value
 
-    def report(self, usage: Any) -> None:
-        """A usage object came, or what stands in its place."""
+    def report(self, usage: Any, *, amid_text: bool = False) -> None:
+        """A usage object came, or what stands in its place. `amid_text`: with text beside it."""
         if not isinstance(usage, dict):
             self.flag("bad_usage:usage")
             return
-        self._deltas_at_report = self.deltas
+        self._deltas_at_report, self._amid_text = self.deltas, amid_text
         if self._report is None:
             self._report = usage
         else:
@@ -175,7 +177,7 @@ class Tally:
         if reading is None or (reading.prompt is None and reading.completion is None):
             if not (started and self._may_have_cost(over=over, finished=finished)):
                 return NOTHING._replace(model=self.model, flags=tuple(self.flags))
-        elif self._is_exact(reading):
+        elif self._is_exact(reading, finished=finished):
             return self._made(reading.counts, Source.REPORTED, reading)
         return self._made(self._estimated(reading), Source.ESTIMATED, reading)
 
@@ -187,13 +189,18 @@ class Tally:
             return True
         return self.failure is None and (finished or not over)
 
-    def _is_exact(self, reading: Reading) -> bool:
-        """Whether the report covers all that was sent; a cut stream may have sent more since."""
+    def _is_exact(self, reading: Reading, *, finished: bool) -> bool:
+        """Whether the report covers all that was sent; a cut stream may have sent more since.
+
+        A vendor that reports with every piece of text may say one until the last of them.
+        """
         if reading.prompt is None:
             return False
         if self._call.operation in _OUTPUTLESS:
             return True
-        return reading.completion is not None and self.deltas <= self._deltas_at_report
+        if reading.completion is None or self.deltas > self._deltas_at_report:
+            return False
+        return finished or not self._amid_text or reading.completion >= self.deltas
 
     def _estimated(self, reading: Reading | None) -> dict[str, int]:
         counts = dict(reading.counts) if reading else {}

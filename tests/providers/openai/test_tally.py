@@ -59,6 +59,15 @@ def test_asking_twice_gives_the_same_answer() -> None:
     assert usage(of).counts == {"input": 10, "cache_read": 2, "output": 5}
 
 
+def test_a_report_amid_text_and_below_it_is_believed_only_at_the_end() -> None:
+    of = tally()
+    of.deltas, of.text_bytes = 806, 4 * 806
+    of.report({**USAGE, "completion_tokens": 1}, amid_text=True)
+
+    assert of.usage(started=True, over=True, finished=False).counts["output"] == 806
+    assert of.usage(started=True, over=True, finished=True).counts["output"] == 1
+
+
 def test_a_nested_report_is_merged_field_by_field() -> None:
     of = tally()
     of.report({**USAGE, "prompt_tokens_details": {"cached_tokens": 2, "audio_tokens": 3}})
