@@ -63,7 +63,8 @@ class ConfigFile:
         """Applies changes for as long as it runs."""
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._asked.wait(), _POLL_S)
+                async with asyncio.timeout(_POLL_S):
+                    await self._asked.wait()
             if self._asked.is_set():
                 self._asked.clear()
                 await self.reload()

@@ -78,7 +78,7 @@ class End(NamedTuple):
 
 
 class LedgerUnavailable(Exception):
-    """Redis is silent, full or recovering: nothing was admitted. `retry_after_s` is for the client."""
+    """Redis is silent, full or recovering: nothing was admitted. Clients wait `retry_after_s`."""
 
     def __init__(self, reason: str, retry_after_s: int = 1) -> None:
         super().__init__(reason)

@@ -32,7 +32,7 @@ def nanos(usd: str | int | Decimal) -> Nanos:
 
 
 def usd_text(amount: int) -> str:
-    """The amount as dollars, with every digit that is not a trailing zero and at least two of them."""
+    """The amount in dollars, with every digit that is no trailing zero, and at least two."""
     sign = "-" if amount < 0 else ""
     dollars, rest = divmod(abs(amount), NANOS_PER_USD)
     digits = f"{rest:09d}".rstrip("0").ljust(2, "0")

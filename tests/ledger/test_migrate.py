@@ -81,7 +81,8 @@ async def test_a_process_killed_in_mid_migration_leaves_nothing_half_done(
     await victim.execute(migrations()[0].sql)
     waiting = asyncio.gather(migrate(postgres_empty_url))
     victim.terminate()  # as by kill -9: nothing is said to the server
-    (applied,) = await asyncio.wait_for(waiting, 20)
+    async with asyncio.timeout(20):
+        (applied,) = await waiting
     assert applied == len(migrations())
 
 
