@@ -115,9 +115,9 @@ class Wire(asyncio.Protocol):
 
     def send(self, commands: bytes, count: int, done: Callable[[Answers], None]) -> None:
         """Write `count` packed commands; `done` gets all their answers, or is never called."""
-        assert not self._due, "one batch at a time"
         if self._transport is None or self.closed.done():
             return
+        assert not self._due, "one batch at a time"
         self._due, self._done = count, done
         self._transport.write(commands)
 

@@ -1,0 +1,54 @@
+"""A conveyor at work, and the words its tests are told in."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from ledger.admission import End
+from ledger.conveyor import Conveyor
+from ledger.functions import Partition
+from tests.ledger.partitions import NUMBER, images
+
+
+class Line:
+    """A conveyor, and what it told."""
+
+    partitions = NUMBER + 1
+
+    def __init__(self, url: str) -> None:
+        self.epochs: list[int] = []
+        self.generations: list[tuple[int, int]] = []
+        self.settled: list[tuple[End, int, str]] = []
+        self.batches: list[int] = []
+        self.conveyor = Conveyor(
+            url,
+            partitions=self.partitions,
+            on_epoch=self.epochs.append,
+            on_settled=lambda *told: self.settled.append(told),
+            on_generation=lambda *told: self.generations.append(told),
+            on_batch=lambda steps, _: self.batches.append(steps),
+        )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Conveyor]:
+        async with asyncio.TaskGroup() as tasks:
+            owner = tasks.create_task(self.conveyor.run())
+            try:
+                yield self.conveyor
+            finally:
+                owner.cancel()
+
+
+async def until(fact: Callable[[], bool], *, within_s: float = 5.0) -> None:
+    """Wait for a fact."""
+    async with asyncio.timeout(within_s):
+        while not fact():
+            await asyncio.sleep(0.002)
+
+
+async def nothing_is_held(partition: Partition, generation: int = 1) -> None:
+    """Every hold is given back, and each wallet adds up."""
+    async with asyncio.timeout(5.0):
+        while await partition.open_holds(generation):
+            await asyncio.sleep(0.002)
+    assert {there.held for there in (await images(partition, generation)).values()} == {0}

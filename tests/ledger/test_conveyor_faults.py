@@ -1,0 +1,215 @@
+"""What callers may rely on while Redis is silent, dead, full, cut off or recovering."""
+
+import asyncio
+import logging
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from ledger.admission import Held, LedgerUnavailable, Slot
+from ledger.conveyor import Conveyor
+from ledger.functions import Partition
+from ledger.lane import QUEUE_MAX
+from tests.ledger.cutter import Cutter
+from tests.ledger.line import Line, nothing_is_held, until
+from tests.ledger.own_valkey import OwnValkey
+from tests.ledger.partitions import NUMBER, WALLET, cap, end_of, hold, images, recovered
+
+
+class TestRedisAway:
+    async def test_a_silent_one_is_told_in_time_and_holds_nothing_in_the_end(
+        self, server: OwnValkey, apart: Partition
+    ) -> None:
+        async with Line(server.url).running() as conveyor:
+            await conveyor.hold(hold(0, lease_ms=0))
+            loop = asyncio.get_running_loop()
+            server.pause()
+            began_s = loop.time()
+            with pytest.raises(LedgerUnavailable, match="does not answer"):
+                await conveyor.hold(hold(300))
+            took_s = loop.time() - began_s
+            server.resume()
+
+            assert 0.2 < took_s < 0.4
+            await conveyor.hold(hold(0, lease_ms=0))
+            await conveyor.drain(5.0)
+            await apart.sweep(1, 9)
+            await nothing_is_held(apart)
+
+    async def test_one_that_stays_silent_is_connected_anew(
+        self, server: OwnValkey, apart: Partition
+    ) -> None:
+        async with Line(server.url).running() as conveyor:
+            await conveyor.hold(one := hold(300))
+            server.pause()
+            conveyor.settle(end_of(one, 120))
+            await until(lambda: not conveyor.is_connected)
+            server.resume()
+
+            assert await conveyor.drain(5.0) == 0
+            there = (await images(apart))[WALLET]
+            assert (there.held, there.spent) == (0, 120)
+
+    async def test_an_end_survives_it_and_is_logged_once(
+        self, server: OwnValkey, apart: Partition
+    ) -> None:
+        line = Line(server.url)
+        async with line.running() as conveyor:
+            await conveyor.hold(one := hold(300))
+            server.kill()
+            conveyor.settle(end_of(one, 120))
+            with pytest.raises(LedgerUnavailable):
+                await conveyor.hold(hold(1))
+            await server.start()
+            await recovered(apart, 2)
+
+            assert await conveyor.drain(5.0) == 0
+            await until(lambda: bool(line.settled))
+            (entry,) = await apart.peek(2, "0", 9)
+            assert line.settled == [(end_of(one, 120), 2, entry.id)]
+
+    async def test_a_refusal_for_lack_of_memory_is_told_and_ends_pass(
+        self, client: Redis, conveyor: Conveyor, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.CRITICAL)
+        await conveyor.hold(one := hold(300))
+        await client.config_set("maxmemory", "1")
+        try:
+            with pytest.raises(LedgerUnavailable, match="OOM"):
+                await conveyor.hold(hold(1))
+            conveyor.settle(end_of(one, 120))
+            left = await conveyor.drain(5.0)
+        finally:
+            await client.config_set("maxmemory", "0")
+
+        assert left == 0
+
+    async def test_what_is_wrong_is_said_once_a_second(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with Line(f"unix://{tmp_path}/nobody.sock").running() as conveyor:
+            with pytest.raises(LedgerUnavailable, match="does not answer"):
+                await conveyor.hold(hold(1), deadline_s=0.9)
+
+        assert [record.message for record in caplog.records] == ["Redis is away"]
+
+    async def test_a_wrong_password_admits_nobody(
+        self, server: OwnValkey, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with Line(f"unix://app:wrong@{server.socket}").running() as conveyor:
+            with pytest.raises(LedgerUnavailable):
+                await conveyor.hold(hold(1))
+            assert not conveyor.is_connected
+        assert "WRONGPASS" in str(caplog.records[0].__dict__["reason"])
+
+    async def test_stopping_tells_everyone_who_waits(self, tmp_path: Path) -> None:
+        async with Line(f"unix://{tmp_path}/nobody.sock").running() as conveyor:
+            asked = asyncio.ensure_future(conveyor.hold(hold(1)))
+            await asyncio.sleep(0)
+        with pytest.raises(LedgerUnavailable, match="stopping"):
+            await asked
+
+    async def test_the_queue_is_bounded(self, line: Line) -> None:
+        asked = [
+            asyncio.ensure_future(line.conveyor.hold(hold(1), deadline_s=60.0))
+            for _ in range(QUEUE_MAX)
+        ]
+        await asyncio.sleep(0)
+        with pytest.raises(LedgerUnavailable, match="too many"):
+            await line.conveyor.hold(hold(1))
+        for each in asked:
+            each.cancel()
+        await asyncio.wait(asked)
+
+    @pytest.mark.parametrize("seed", [1, 2])
+    async def test_replies_that_never_come_lose_nothing_and_double_nothing(
+        self,
+        server: OwnValkey,
+        apart: Partition,
+        tmp_path: Path,
+        seed: int,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        caplog.set_level(logging.CRITICAL)
+        await apart.set_base(1, WALLET, base=10**9, version=2, cause="grant")
+        cutter = Cutter(str(server.socket), seed=seed)
+        unavailable, charged = 0, 0
+
+        async def calls(conveyor: Conveyor, count: int) -> None:
+            nonlocal unavailable, charged
+            for charge in range(count):
+                try:
+                    await conveyor.hold(one := hold(100, caps=(cap("c", 10**9),)))
+                except LedgerUnavailable:
+                    unavailable += 1
+                    continue
+                charged += charge
+                conveyor.settle(end_of(one, charge))
+
+        async with cutter.listening(tmp_path) as path:
+            line = Line(f"unix://{path}")
+            async with line.running() as conveyor:
+                await conveyor.hold(hold(0))
+                cutter.cut_share = 0.2
+                await asyncio.gather(*(calls(conveyor, 60) for _ in range(10)))
+                cutter.cut_share = 0.0
+                assert await conveyor.drain(5.0) == 0
+
+        there = await images(apart)
+        assert cutter.cuts > 5
+        assert unavailable < 300  # a cut is mended within the time of a hold
+        assert [(i.spent, i.held) for i in there.values()] == [(charged, 0), (charged, 0)]
+
+
+class TestRecovery:
+    async def test_a_hold_waits_for_it(self, line: Line, conveyor: Conveyor, client: Redis) -> None:
+        await conveyor.hold(hold(0))
+        await client.flushall()
+        asked = asyncio.ensure_future(conveyor.hold(hold(300)))
+        await until(lambda: NUMBER in line.epochs)
+        await asyncio.sleep(0.5)  # longer than a hold waits for a server that is silent
+        await recovered(Partition(client, NUMBER), 2)
+
+        assert await asked == Held(2, 700)
+        assert conveyor.generation(NUMBER) == 2
+
+    async def test_that_takes_too_long_is_told(self, conveyor: Conveyor, client: Redis) -> None:
+        await conveyor.hold(hold(0))
+        await client.flushall()
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+
+        with pytest.raises(LedgerUnavailable, match="recovering"):
+            await conveyor.hold(hold(1))
+        assert 1.9 < loop.time() - began_s < 2.2
+        assert NUMBER in conveyor.inactive
+
+    async def test_calls_under_way_are_held_again_and_ends_told_before_it_is_over(
+        self, line: Line, conveyor: Conveyor, client: Redis, partition: Partition
+    ) -> None:
+        stays, ends = hold(300, slots=(Slot("key", 1),)), hold(50)
+        await conveyor.hold(stays)
+        await conveyor.hold(ends)
+        await client.flushall()
+        await partition.freeze(2)
+        conveyor.settle(end_of(ends, 20))
+        await until(lambda: bool(line.settled))
+        async with asyncio.timeout(5.0):
+            while [there.amount for there in await partition.open_holds(2)] != [300]:
+                await asyncio.sleep(0.002)
+
+        (entry,) = await partition.peek(2, "0", 9)
+        assert (entry.fields[b"m"], entry.fields[b"c"]) == (b"0", b"20")
+        assert line.generations == [(NUMBER, 1), (NUMBER, 2)]
+
+    async def test_a_call_without_traffic_is_held_again_too(
+        self, line: Line, conveyor: Conveyor, client: Redis, partition: Partition
+    ) -> None:
+        await conveyor.hold(hold(300))
+        await client.flushall()
+        await until(lambda: NUMBER in line.epochs, within_s=1.5)
+        await recovered(partition, 2)
+        async with asyncio.timeout(1.5):
+            while (await images(partition, 2))[WALLET].held != 300:
+                await asyncio.sleep(0.002)
