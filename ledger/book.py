@@ -5,7 +5,6 @@ caller then pushes the new base with `ledger.bases.push_bases`; if it dies befor
 """
 
 import uuid
-from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -62,25 +61,6 @@ _BOOK = """
     )
     UPDATE part SET version = $12, transaction_number = $2, transaction_hash = $9 WHERE number = $1
 """
-_ORGANIZATIONS = """
-    SELECT o.id::text, o.name, o.kind, o.partition, p.id::text AS project_id, w.base, w.spent
-    FROM organization AS o
-    JOIN project AS p ON p.organization_id = o.id AND p.is_default
-    JOIN wallet AS w ON w.id = o.id
-    WHERE $1::uuid IS NULL OR o.id = $1
-    ORDER BY o.created_at, o.id
-    LIMIT $2
-"""
-_USAGE = """
-    SELECT provider, model, sum(calls)::bigint AS calls, sum(successes)::bigint AS successes,
-           sum(input + cache_read + cache_write)::bigint AS input_tokens,
-           sum(cache_read)::bigint AS cached_tokens, sum(output)::bigint AS output_tokens,
-           sum(charge)::bigint AS charge
-    FROM usage_hourly
-    WHERE organization_id = $1 AND hour >= $2 AND hour < $3
-    GROUP BY provider, model
-    ORDER BY sum(charge) DESC, provider, model
-"""
 
 
 class CreditKind(StrEnum):
@@ -127,19 +107,6 @@ class Credited(NamedTuple):
 
     wallet: Wallet
     is_new: bool  # False: this reference was booked before, and nothing was done now
-
-
-class UsageLine(NamedTuple):
-    """What one model cost an organization."""
-
-    provider: str
-    model: str
-    calls: int
-    successes: int
-    input_tokens: int
-    cached_tokens: int
-    output_tokens: int
-    charge: int
 
 
 class Book:
@@ -201,30 +168,6 @@ class Book:
         """One wallet; None if there is none."""
         row = await self._pool.fetchrow(_WALLET, wallet_id)
         return None if row is None else Wallet(*row)
-
-    async def organizations(
-        self, organization_id: str | None = None, *, limit: int = 1000
-    ) -> list[Organization]:
-        """All organizations, or one, oldest first."""
-        rows = await self._pool.fetch(_ORGANIZATIONS, organization_id, limit)
-        return [
-            Organization(
-                row["id"],
-                row["name"],
-                row["kind"],
-                row["partition"],
-                row["project_id"],
-                Nanos(row["base"] - row["spent"]),
-            )
-            for row in rows
-        ]
-
-    async def usage(
-        self, organization_id: str, *, since: datetime, until: datetime
-    ) -> list[UsageLine]:
-        """What was consumed, by model, in the hours from `since` until before `until`."""
-        rows = await self._pool.fetch(_USAGE, organization_id, since, until)
-        return [UsageLine(*row) for row in rows]
 
 
 class _Credit(NamedTuple):

@@ -1,7 +1,6 @@
 """Rules of the book."""
 
 import asyncio
-from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
@@ -23,7 +22,6 @@ async def test_a_new_organization_has_an_empty_wallet_and_a_project(
     deployment: Deployment,
 ) -> None:
     acme = await deployment.organization(credit=0)
-    assert await deployment.book.organizations(acme.id) == [acme]
     wallet = await deployment.book.wallet(acme.id)
     assert wallet is not None
     assert (wallet.balance, wallet.partition) == (0, acme.partition)
@@ -89,16 +87,6 @@ async def test_an_unknown_organization_gets_no_credit(
         await deployment.book.credit(
             organization_id, Nanos(5), kind=CreditKind.GRANT, reference="r", actor=ACTOR
         )
-
-
-async def test_usage_is_told_by_model(deployment: Deployment) -> None:
-    acme = await deployment.active()
-    await deployment.write(acme, [Line(new_call_id(), acme, EndKind.SETTLED, 9) for _ in range(3)])
-    now = datetime.now(UTC)  # noqa: TID251 - the calls of this test are of this hour
-    day = timedelta(days=1)
-    (line,) = await deployment.book.usage(acme.id, since=now - day, until=now + day)
-    assert (line.model, line.calls, line.charge, line.input_tokens) == ("small-1", 3, 27, 39)
-    assert await deployment.book.usage(acme.id, since=now + day, until=now + 2 * day) == []
 
 
 async def test_credits_and_flushes_of_a_partition_do_not_deadlock(deployment: Deployment) -> None:
