@@ -9,7 +9,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from gateway.auth import Authenticator, AuthLimits, Clock
+from gateway.closed import Closed
 from gateway.config import load, pepper, secrets_in
 from gateway.journals import Journals
 from gateway.key_cache import KeyCache, open_redis
@@ -39,7 +40,7 @@ from gateway.reload import ConfigFile
 from gateway.settings import Config, Durability
 from gateway.sheets import SheetFile
 from gateway.snapshots import Publisher
-from gateway.upstream import Limits, Upstream
+from gateway.upstream import Upstream
 from gateway.vitals import Vitals
 from gateway.wallets import Wallets
 from ledger.conveyor import Conveyor
@@ -53,20 +54,36 @@ log = logging.getLogger(__name__)
 
 _BACKLOG = 4_096  # connections the kernel may hold for us while we are busy
 _POOL_MAX = 2  # Postgres connections of a worker: unknown keys and unknown wallets only
+_KEY_QUERIES_PER_S = 8.0  # for unknown keys, of all workers together
 _LAST_ENDS_S = 5.0  # for the ends of the last calls to reach Redis
 
 
 async def run_worker(
-    config_path: Path, *, number: int, stop: asyncio.Event, reload: asyncio.Event, lines: Lines
+    config_path: Path,
+    *,
+    number: int,
+    workers: int,
+    stop: asyncio.Event,
+    reload: asyncio.Event,
+    lines: Lines,
+    dropped: Callable[[], int],
 ) -> None:
-    """Serve calls until `stop`; then drain."""
+    """Serve calls until `stop`; then drain. `dropped`: how many lines of the log nobody took."""
     config = load(config_path)
     sheets = SheetFile(config.run_dir)
     sheet = await sheets.until_there(stop)
     if sheet is None:
         return
     async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
-        worker = await Worker.built(config, sheets, stack, name=f"worker-{number}", lines=lines)
+        worker = await Worker.built(
+            config,
+            sheets,
+            stack,
+            name=f"worker-{number}",
+            workers=workers,
+            lines=lines,
+            dropped=dropped,
+        )
         file = ConfigFile(config_path, None, config=config, metrics=worker.vitals.metrics)
         file.subscribe(worker.configure)
         worker.configure(config)
@@ -101,7 +118,15 @@ class Worker:
 
     @classmethod
     async def built(
-        cls, config: Config, sheets: SheetFile, stack: AsyncExitStack, *, name: str, lines: Lines
+        cls,
+        config: Config,
+        sheets: SheetFile,
+        stack: AsyncExitStack,
+        *,
+        name: str,
+        workers: int,
+        lines: Lines,
+        dropped: Callable[[], int],
     ) -> "Worker":
         """Every part, in the order of who needs whom; `stack` closes them in reverse."""
         metrics, readiness = Metrics(), Readiness(time.monotonic)
@@ -122,17 +147,19 @@ class Worker:
         conveyor = Conveyor(
             _url(config.redis.url),
             partitions=config.ledger.partitions,
+            renew_s=config.ledger.hold_renew_s,
             on_epoch=notices.put_nowait,
             on_settled=journals.on_settled,
             on_generation=journals.on_generation,
             on_batch=partial(_count_batch, metrics),
         )
         journals.attach(conveyor)
-        upstream = Upstream(Limits())
+        upstream = Upstream()
         stack.push_async_callback(upstream.close)
         parts = Parts(
-            authenticator=_authenticator(config, redis, pool),
+            authenticator=_authenticator(config, redis, pool, workers=workers),
             conveyor=conveyor,
+            closed=Closed(redis),
             wallets=Wallets(pool, redis, on_lost=notices.put_nowait),
             clients=Clients(_pepper(config)),
             journal=journal,
@@ -159,6 +186,8 @@ class Worker:
             journal=journal,
             journals=journals,
             upstream=upstream,
+            authenticator=parts.authenticator,
+            dropped=dropped,
             metrics=metrics,
             readiness=readiness,
             publisher=publisher,
@@ -176,6 +205,7 @@ class Worker:
     def configure(self, config: Config) -> None:
         """Take a new configuration; calls in flight keep the one they started with."""
         self.calls.terms = self.calls.terms._replace(config=config)
+        self.parts.upstream.limit(_connections_max(config))
         self.vitals.metrics.configure(
             providers=config.providers.keys(),
             models=config.models.keys(),
@@ -192,6 +222,7 @@ class Worker:
         """What runs beside the calls for as long as the worker does."""
         yield "conveyor", self.parts.conveyor.run()
         yield "auth", self.parts.authenticator.run()
+        yield "backlog", self.parts.closed.hear()
         yield "journal", self.parts.journal.sync_loop()
         yield "proofs", self.vitals.journals.hear_proofs(self.redis)
         yield "orphans", self.vitals.journals.adopt_orphans()
@@ -262,6 +293,7 @@ def _journal(config: Config, name: str, stack: AsyncExitStack) -> Journal:
         config.journal_dir,
         worker=f"{name}-{os.getpid()}",
         fsync="group" if config.ledger.durability is Durability.JOURNAL_GROUP else "interval",
+        sync_interval_s=config.ledger.journal.fsync_interval_s,
         segment_bytes=config.ledger.journal.segment_bytes,
         bytes_max=config.ledger.journal.bytes_max,
     )
@@ -269,14 +301,30 @@ def _journal(config: Config, name: str, stack: AsyncExitStack) -> Journal:
     return journal
 
 
-def _authenticator(config: Config, redis: Redis, pool: asyncpg.Pool) -> Authenticator:
+def _connections_max(config: Config) -> dict[tuple[str, str, int], int]:
+    """By origin; of providers at the same one, which share its connections, the highest."""
+    most: dict[tuple[str, str, int], int] = {}
+    for provider in config.providers.values():
+        scheme, host, port, _ = provider.base_url
+        known = most.get((scheme, host, port), 0)
+        most[scheme, host, port] = max(known, provider.connections_max)
+    return most
+
+
+def _authenticator(
+    config: Config, redis: Redis, pool: asyncpg.Pool, *, workers: int
+) -> Authenticator:
     auth = config.auth
     return Authenticator(
         digest=key_digester(_pepper(config)),
         cache=KeyCache(redis, time.time),
         find=partial(api_keys.find, pool),
         clock=Clock(time.time, time.monotonic),
-        limits=AuthLimits(stale_s=auth.key_cache_s, entries_max=auth.key_cache_entries),
+        limits=AuthLimits(
+            stale_s=auth.key_cache_s,
+            entries_max=auth.key_cache_entries,
+            queries_per_s=_KEY_QUERIES_PER_S / workers,
+        ),
     )
 
 

@@ -96,7 +96,9 @@ class Authenticator:
         self._redis_wanted, self._postgres_wanted = asyncio.Event(), asyncio.Event()
         self._postgres_away_until = 0.0
         self._tokens, self._tokens_at = float(self._limits.queries_burst), clock.monotonic_s()
-        self.queries = 0  # of Postgres, for the metrics
+        # For the metrics: the queries of Postgres, and where keys were found.
+        self.queries = 0
+        self.found = {"process": 0, "redis": 0, "postgres": 0, "unknown": 0}
 
     def cached(self, header: str | None) -> Principal | None:
         """The principal, if this process knows it; `None`: ask `lookup`. `AuthError` if refused.
@@ -108,6 +110,7 @@ class Authenticator:
         entry = self._known.get(digest)
         now = self._monotonic()
         if entry is not None and now < entry.fresh_until:
+            self.found["process"] += 1
             return entry.principal
         refused = self._refused.get(digest)
         if refused is not None and now < refused[1]:
@@ -184,6 +187,7 @@ class Authenticator:
             flight = self._flights[digest]
             flight.cached = found.get(digest)
             if flight.cached is not None and flight.cached.read_ms >= young_ms:
+                self.found["redis"] += 1
                 self._land(digest, self._verdict(flight.cached))
             elif self._monotonic() < self._postgres_away_until:
                 self._land_without_postgres([digest])
@@ -230,7 +234,9 @@ class Authenticator:
         except (CacheAway, TimeoutError):
             log.warning("keys cannot be written to Redis")
         for digest in digests:
-            self._land(digest, self._verdict(newer.get(digest) or found.get(digest)))
+            key = newer.get(digest) or found.get(digest)
+            self.found["unknown" if key is None else "postgres"] += 1
+            self._land(digest, self._verdict(key))
 
     async def _wait_for_token(self) -> None:
         limits, now = self._limits, self._monotonic()
@@ -253,6 +259,7 @@ class Authenticator:
         for digest in digests:
             cached = self._flights[digest].cached
             if cached is not None:
+                self.found["redis"] += 1
                 self._land(digest, self._verdict(cached))
             else:
                 self._answer(digest, None)

@@ -18,11 +18,13 @@ from gateway.document import Mistake, overridden, parse
 from gateway.priced import PRICED
 from gateway.settings import (
     Config,
+    Durability,
     Listener,
     Model,
     ModelTarget,
     PriceOverride,
     Provider,
+    ProviderKind,
     Route,
     Timeouts,
 )
@@ -146,6 +148,8 @@ class _Checks:
                 (*steps, "base_url"),
                 "http:// sends key and prompts unencrypted; set allow_http: true if that is meant",
             )
+        if provider.kind is ProviderKind.OPENAI and provider.quirks != "openai":
+            self._wrong((*steps, "quirks"), "belongs to kind: custom, a vendor that is not OpenAI")
         if provider.quirks not in QUIRKS:
             near = meant(provider.quirks, QUIRKS)
             self._wrong((*steps, "quirks"), f"must be one of {', '.join(sorted(QUIRKS))}{near}")
@@ -186,7 +190,7 @@ class _Checks:
                 f"is needed where others can reach the metrics: {metrics.host} is not loopback",
             )
         taken: dict[int, str] = {}
-        for field in ("data", "control", "metrics"):
+        for field in ("data", "metrics"):
             listener: Listener = getattr(config.listeners, field)
             if listener.port and listener.port in taken:
                 other = taken[listener.port]
@@ -195,6 +199,12 @@ class _Checks:
 
     def _ledger(self, config: Config) -> None:
         ledger = config.ledger
+        if ledger.durability is Durability.REPLICA:
+            self._wrong(
+                ("ledger", "durability"),
+                "replica is not in this release: the last byte cannot wait for a Redis replica yet."
+                " Use journal or journal-group, which keep every end on this machine's disk",
+            )
         if ledger.hold_renew_s * 2 > ledger.hold_lease_s:
             self._wrong(
                 ("ledger", "hold_renew_s"),

@@ -9,7 +9,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -22,12 +22,14 @@ from gateway.config import load, secrets_in
 from gateway.logs import Lines, set_level
 from gateway.metrics import Metrics
 from gateway.observe import observed
-from gateway.readiness import Readiness
+from gateway.readiness import OK, Readiness
 from gateway.reload import ConfigFile
 from gateway.settings import Config
 from gateway.sheets import write_sheet
 from gateway.snapshots import Collector, Publisher
-from ledger.flusher import Flusher, FlusherTallies
+from ledger.audit import Audit, Drift
+from ledger.backlog import Backlog
+from ledger.flusher import Flusher, FlusherTallies, Pace
 from ledger.functions import Epoch, install
 from ledger.migrate import MigrationFailed, make_days, migrate
 from ledger.postgres import AWAY, connect, open_pool
@@ -46,14 +48,20 @@ _STORE_SHEET = """
 
 
 async def run_control(
-    config_path: Path, *, workers: int, stop: asyncio.Event, reload: asyncio.Event, lines: Lines
+    config_path: Path,
+    *,
+    workers: int,
+    stop: asyncio.Event,
+    reload: asyncio.Event,
+    lines: Lines,
+    dropped: Callable[[], int],
 ) -> None:
-    """Do every job until `stop`."""
+    """Do every job until `stop`. `dropped`: how many lines of the log nobody took."""
     config = load(config_path)
     set_level(config.logging.level)
     lines.know_secrets([*secrets_in(config)])
     async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
-        control = Control.built(config, stack)
+        control = Control.built(config, stack, dropped=dropped)
         await stack.enter_async_context(
             observed(
                 config.listeners.metrics,
@@ -92,18 +100,24 @@ class Control:
     publisher: Publisher
     redis: Redis
     flusher: Flusher
+    backlog: Backlog
     recovery: Recovery
+    audit: Audit
     postgres_url: str
     told: FlusherTallies  # what the metrics were told already
+    dropped: Callable[[], int]
     changed: asyncio.Queue[Config]  # configurations whose prices the workers wait for
 
     @classmethod
-    def built(cls, config: Config, stack: AsyncExitStack) -> "Control":
+    def built(
+        cls, config: Config, stack: AsyncExitStack, *, dropped: Callable[[], int]
+    ) -> "Control":
         """Every part; nothing is connected yet."""
         metrics, readiness = Metrics(), Readiness(time.monotonic)
         for check in ("postgres", "redis", "prices"):
             readiness.expect(check)
         readiness.expect("flusher", is_required=False)
+        readiness.expect("ledger", is_required=False, said=OK)
         publisher = stack.enter_context(
             Publisher(
                 config.run_dir,
@@ -127,13 +141,28 @@ class Control:
             owner=f"{NAME}-{os.getpid()}-{secrets.token_hex(4)}",
             on_recovered=lambda recovered: _count_recovery(metrics, recovered),
         )
+        ledger, partitions = config.ledger, range(config.ledger.partitions)
+        backlog = Backlog(redis, partitions=partitions, entries_max=ledger.backlog_entries_max)
         flusher = Flusher(
             postgres_url,
             redis,
-            partitions=range(config.ledger.partitions),
+            partitions=partitions,
             clock=time.time,
             on_epoch=recovery.request,
-            keep_bytes=config.ledger.stream_keep_bytes,
+            on_flush=lambda seconds: metrics.flush_seconds.observe(int(seconds * 1e6)),
+            backlog=backlog,
+            pace=Pace(
+                batch_max=ledger.flush_batch,
+                interval_s=ledger.flush_interval_s,
+                keep_bytes=ledger.stream_keep_bytes,
+            ),
+        )
+        audit = Audit(
+            postgres_url,
+            redis,
+            partitions=partitions,
+            on_drift=lambda drift: readiness.bad("ledger", _drift_text(drift)),
+            every_s=ledger.audit_interval_s,
         )
         return cls(
             config=config,
@@ -142,9 +171,12 @@ class Control:
             publisher=publisher,
             redis=redis,
             flusher=flusher,
+            backlog=backlog,
             recovery=recovery,
+            audit=audit,
             postgres_url=postgres_url,
             told=FlusherTallies(),
+            dropped=dropped,
             changed=asyncio.Queue(),
         )
 
@@ -183,6 +215,8 @@ class Control:
         """What runs for as long as the process does."""
         yield "flusher", self.flusher.run()
         yield "recovery", self.recovery.run()
+        yield "backlog", self.backlog.watch()
+        yield "audit", self.audit.run()
         yield "days", self._make_days()
         yield "prices", self._reprice()
         yield "vitals", self.publisher.run(time.time, look=self._look)
@@ -234,6 +268,12 @@ class Control:
         """Metrics out of the tallies, and whether the flusher gets its work done."""
         told, now = self.told, self.flusher.tallies
         _count_flushes(self.metrics, told, now)
+        self.metrics.log_lines_dropped.reach(self.dropped())
+        for partition, count in self.backlog.counts.items():
+            self.metrics.stream_backlog.set(count.unflushed, (str(partition),))
+            self.metrics.holds_open.set(count.open_holds, (str(partition),))
+        for partition, nanos in self.audit.tallies.drift_nanos.items():
+            self.metrics.drift.set(nanos, (str(partition),))
         self._check(told, now)
         for field in fields(FlusherTallies):
             setattr(told, field.name, getattr(now, field.name))
@@ -248,6 +288,11 @@ class Control:
 def _compiled(config: Config) -> bytes:
     providers = {name: one.prices for name, one in config.providers.items() if one.prices}
     return compile_sheet(providers, config.prices)
+
+
+def _drift_text(drift: Drift) -> str:
+    """Stays until a restart: money that did not agree once is looked into, not waited away."""
+    return f"drift of {drift.nanos} nano-USD in partition {drift.partition}, wallet {drift.wallet}"
 
 
 def _count_recovery(metrics: Metrics, recovered: Recovered) -> None:

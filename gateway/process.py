@@ -9,6 +9,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import uvloop
@@ -30,11 +32,20 @@ def main(arguments: list[str]) -> int:
         lines = Lines(writer.write, process=name, wall_s=time.time)  # noqa: TID251 - a root
         install(lines, level=config.logging.level)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_run(role, Path(config_path), [int(n) for n in numbers], lines))
+            dropped = partial(getattr, writer, "dropped")
+            children = [int(number) for number in numbers]
+            runner.run(_run(role, Path(config_path), children, lines=lines, dropped=dropped))
     return 0
 
 
-async def _run(role: str, config_path: Path, numbers: list[int], lines: Lines) -> None:
+async def _run(
+    role: str,
+    config_path: Path,
+    numbers: list[int],
+    *,
+    lines: Lines,
+    dropped: Callable[[], int],
+) -> None:
     stop, reload = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, _ending, stop)
@@ -44,11 +55,26 @@ async def _run(role: str, config_path: Path, numbers: list[int], lines: Lines) -
     if role == "control":
         from gateway.control import run_control  # noqa: PLC0415 - the workers need none of it
 
-        await run_control(config_path, workers=numbers[0], stop=stop, reload=reload, lines=lines)
+        await run_control(
+            config_path,
+            workers=numbers[0],
+            stop=stop,
+            reload=reload,
+            lines=lines,
+            dropped=dropped,
+        )
     else:
         from gateway.app import run_worker  # noqa: PLC0415 - the control process needs none of it
 
-        await run_worker(config_path, number=numbers[0], stop=stop, reload=reload, lines=lines)
+        await run_worker(
+            config_path,
+            number=numbers[0],
+            workers=numbers[1],
+            stop=stop,
+            reload=reload,
+            lines=lines,
+            dropped=dropped,
+        )
 
 
 def _ending(stop: asyncio.Event) -> None:

@@ -66,7 +66,6 @@ class Listener:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listeners:
     data: Listener = Listener(host="0.0.0.0", port=8080)  # noqa: S104 - apps on other machines call it
-    control: Listener = Listener(port=8081)
     metrics: Listener = Listener(port=9090)
     workers: Annotated[int, Between(1, 256)] = 1
 
@@ -89,7 +88,7 @@ class Postgres:
 class Durability(StrEnum):
     JOURNAL = "journal"  # the journal is synced once a second
     JOURNAL_GROUP = "journal-group"  # the last byte of an answer waits for the journal's fsync
-    REPLICA = "replica"  # no local disk: the last byte waits for a Redis replica
+    REPLICA = "replica"  # refused until it is built
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,8 +213,8 @@ class PriceTier:
 class PriceOverride:
     """Prices that stand above the base table; of several that match, the last in the file holds.
 
-    It holds for calls admitted at or after `from_s` and before `until_s`, and is the whole price: no
-    unit keeps one from the base table.
+    It holds for calls admitted at or after `from_s` and before `until_s`, and is the whole price:
+    no unit keeps one from the base table.
     """
 
     provider: Name

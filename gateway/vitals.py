@@ -1,7 +1,9 @@
 """A worker's own state, looked at once a second: gauges and readiness."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from gateway.auth import Authenticator
 from gateway.journals import Journals
 from gateway.metrics import Metrics
 from gateway.proxy.calls import Calls
@@ -21,6 +23,8 @@ class Vitals:
     journal: Journal
     journals: Journals
     upstream: Upstream
+    authenticator: Authenticator
+    dropped: Callable[[], int]  # lines of the log that nobody took
     metrics: Metrics
     readiness: Readiness
     publisher: Publisher
@@ -33,6 +37,10 @@ class Vitals:
         metrics.journal_unproven.set(self.journals.unproven_count)
         metrics.journal_oldest_seconds.set(journal.unproven_oldest_s)
         metrics.journal_bytes.set(journal.disk_bytes)
+        metrics.log_lines_dropped.reach(self.dropped())
+        metrics.key_queries.reach(self.authenticator.queries)
+        for source, count in self.authenticator.found.items():
+            metrics.key_lookups.reach(count, (source,))
         providers = {
             one.base_url[:3]: name for name, one in self.calls.terms.config.providers.items()
         }

@@ -15,19 +15,18 @@ import asyncpg
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from ledger.backlog import Backlog
 from ledger.bases import push_bases
 from ledger.commit import Committed, Position
-from ledger.drain import BATCH_MAX, Drain, acknowledge
+from ledger.drain import BATCH_MAX, Drain, Step, acknowledge
 from ledger.functions import Epoch, Partition
 from ledger.postgres import AWAY, connect
 from ledger.recovery import ailment
 from ledger.trim import trim
 
 PROVEN_CHANNEL = "tg:proven"  # lines "<partition> <generation> <stream id>", as Postgres has them
-KEEP_BYTES_DEFAULT = 1 << 30
 
-_TICK_S = 0.1  # between rounds while entries come
-_IDLE_S = 0.2  # between rounds while none come: a credit is usable within half a second
+_COUNT_EVERY_S = 1.0
 _SWEEP_EVERY_S = 1.0
 _SWEEP_MAX = 500
 _PROVE_EVERY_S = 1.0
@@ -56,6 +55,15 @@ class _Part(NamedTuple):
     watermark: Position
     version: int
     activated_version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How a flusher works."""
+
+    batch_max: int = BATCH_MAX  # entries in a transaction
+    interval_s: float = 0.1  # between rounds: a credit is usable within half a second
+    keep_bytes: int = 1 << 30  # of entries that are in Postgres, in all streams together
 
 
 @dataclass(slots=True)
@@ -90,11 +98,15 @@ def read_proof(message: bytes) -> dict[int, Position]:
     return {int(number): Position(int(gen), stream_id) for number, gen, stream_id in lines}
 
 
+def _nothing(*_: object) -> None:
+    """Nobody listens."""
+
+
 class Flusher:
     """Drains some partitions over one connection of its own.
 
     `clock` is unix seconds, for the lag alone. `on_epoch` is told of every partition that needs a
-    recovery, again and again until it had one.
+    recovery, again and again until it had one. `on_flush`: how many seconds a batch took.
     """
 
     def __init__(
@@ -105,11 +117,15 @@ class Flusher:
         partitions: Sequence[int],
         clock: Callable[[], float],
         on_epoch: Callable[[int], None],
-        keep_bytes: int = KEEP_BYTES_DEFAULT,
+        on_flush: Callable[[float], None] = _nothing,
+        backlog: Backlog | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self._url, self._redis, self._clock, self._on_epoch = url, redis, clock, on_epoch
+        self._on_flush, self._backlog = on_flush, backlog
+        self._pace = pace or Pace()
         self._partitions = {number: Partition(redis, number) for number in partitions}
-        self._keep_bytes = keep_bytes // max(1, len(partitions))
+        self._keep_bytes = self._pace.keep_bytes // max(1, len(partitions))
         self._pushed: dict[int, tuple[int, int]] = {}  # partition -> (generation, version)
         self._done_at: dict[tuple[str, int], float] = {}  # (chore, partition) -> loop time
         self._proven: dict[int, Position] = {}
@@ -156,8 +172,8 @@ class Flusher:
             for part in await _read_parts(connection, list(self._partitions)):
                 most = max(most, await self._tend_safely(connection, drain, part))
             await self._prove()
-            if most < BATCH_MAX:
-                await asyncio.sleep(_TICK_S if most else _IDLE_S)
+            if most < self._pace.batch_max:
+                await asyncio.sleep(self._pace.interval_s)
 
     async def _tend_safely(self, connection: asyncpg.Connection, drain: Drain, part: _Part) -> int:
         """One round of one partition, whose trouble must not keep the others waiting."""
@@ -194,12 +210,14 @@ class Flusher:
             return 0
         partition, after = self._partitions[part.number], part.watermark
         self._proven[part.number] = after
-        step = await drain.step(partition, after)
+        began_s = asyncio.get_running_loop().time()
+        step = await self._step(drain, part, after)
         if step.oldest_ms is None:
             self.tallies.lag_s[part.number] = 0.0
             if after.generation < part.generation:
                 await connection.execute(_NEXT_STREAM, part.number, *after)
             return 0
+        self._on_flush(asyncio.get_running_loop().time() - began_s)
         self.tallies.lag_s[part.number] = max(0.0, self._clock() - step.oldest_ms / 1000)
         for committed in step.committed:
             self._tally(committed)
@@ -208,6 +226,22 @@ class Flusher:
         # Only what is committed is acknowledged; a crash here leaves rows that harm nobody.
         await acknowledge(partition, part.generation, step.committed)
         return sum(committed.entries for committed in step.committed)
+
+    async def _step(self, drain: Drain, part: _Part, after: Position) -> Step:
+        """One batch, counted."""
+        number, generation, added = part.number, after.generation, None
+        if self._backlog is not None and self._is_due("count", number, _COUNT_EVERY_S):
+            added = await self._backlog.added(number, generation)
+        step = await drain.step(self._partitions[number], after, limit=self._pace.batch_max)
+        if self._backlog is not None:
+            self._backlog.took(
+                number,
+                generation,
+                read=step.read,
+                wrote=sum(committed.entries for committed in step.committed),
+                added=added if step.read < self._pace.batch_max else None,
+            )
+        return step
 
     async def _push(self, connection: asyncpg.Connection, part: _Part) -> None:
         """Push what is above what was pushed or loaded: a push lost in a crash heals here."""

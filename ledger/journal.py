@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 SEGMENT_BYTES = 64 << 20
 JOURNAL_BYTES_MAX = 1 << 30
 SYNC_INTERVAL_S = 1.0
+TIDY_EVERY_S = 1.0
 SPAN_BYTES = 64 << 10  # about a hundred calls: what is read again to send one of them again
 SPAN_S = 1.0  # the precision of `unproven_oldest_s`
 CARRY_SPANS_MAX = 32  # 2 MiB read a second: some milliseconds of the event loop
@@ -37,9 +38,16 @@ class Journal:
     """One process's journal. Only waiting for the disk is asynchronous."""
 
     def __init__(
-        self, folder: Folder, appender: Appender, *, bytes_max: int, is_group: bool
+        self,
+        folder: Folder,
+        appender: Appender,
+        *,
+        bytes_max: int,
+        is_group: bool,
+        sync_interval_s: float,
     ) -> None:
         self._folder, self._appender = folder, appender
+        self._sync_interval_s = sync_interval_s
         self._clock = appender.system.clock
         self._bytes_max = bytes_max
         self._calls_bytes_max = bytes_max - bytes_max // ENDS_SHARE
@@ -61,6 +69,7 @@ class Journal:
         *,
         worker: str,
         fsync: Literal["interval", "group"] = "interval",
+        sync_interval_s: float = SYNC_INTERVAL_S,
         segment_bytes: int = SEGMENT_BYTES,
         bytes_max: int = JOURNAL_BYTES_MAX,
         system: System | None = None,
@@ -68,7 +77,13 @@ class Journal:
         """A new journal below this directory, held by this process until `close`."""
         folder = Folder.create(directory, worker=worker)
         appender = Appender(folder, segment_bytes=segment_bytes, system=system or System())
-        return cls(folder, appender, bytes_max=bytes_max, is_group=fsync == "group")
+        return cls(
+            folder,
+            appender,
+            bytes_max=bytes_max,
+            is_group=fsync == "group",
+            sync_interval_s=sync_interval_s,
+        )
 
     def dispatched(self, call: OpenCall) -> None:
         """Write that the call goes to its vendor now; `JournalFull` if it must not."""
@@ -155,12 +170,12 @@ class Journal:
         return 0.0 if since_s is None else max(0.0, self._clock() - since_s)
 
     async def sync_loop(self) -> None:
-        """Sync every second, and in group mode also whenever somebody waits; until cancelled."""
+        """Sync at every interval, in group mode also when somebody waits; until cancelled."""
         self._is_looping = True
         try:
             while True:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(SYNC_INTERVAL_S):
+                    async with asyncio.timeout(self._sync_interval_s):
                         await self._wake.wait()
                 self._wake.clear()
                 with suppress(JournalFull):  # logged, and told to those who waited
@@ -225,7 +240,7 @@ class Journal:
     def _tidy(self) -> None:
         """Once a second: carry stragglers out of old segments, and mark how far all is proven."""
         now_s = self._clock()
-        if now_s - self._tidied_s >= SYNC_INTERVAL_S:
+        if now_s - self._tidied_s >= TIDY_EVERY_S:
             self._tidied_s = now_s
             with suppress(JournalFull):
                 self._carry_stragglers()

@@ -106,8 +106,9 @@ def output_bound(live: LiveCall) -> int:
         each = model.default_output_tokens or model.max_output_tokens
     if each is None:
         each = limits.default_output_tokens
-    if model.max_output_tokens is not None:
-        each = min(each, model.max_output_tokens)
+    for most in (model.max_output_tokens, model.context_tokens):
+        if most is not None:
+            each = min(each, most)
     return each * call.choices
 
 

@@ -20,8 +20,9 @@ import uuid_utils
 
 from gateway import errors
 from gateway.auth import Authenticator
+from gateway.closed import Closed
 from gateway.credential import presented
-from gateway.journals import Journals
+from gateway.journals import Journals, lost_end
 from gateway.principal import Principal
 from gateway.proxy import admit, finish, forward, relay
 from gateway.proxy.answer import refuse
@@ -33,12 +34,12 @@ from gateway.proxy.tell import Teller
 from gateway.settings import OnDisconnect
 from gateway.upstream import HOP, Upstream
 from gateway.wallets import Wallets, WalletsUnavailable
-from ledger.admission import Held, Hold, LedgerUnavailable, Refused
+from ledger.admission import Held, LedgerUnavailable, Refused
 from ledger.appender import JournalFull
 from ledger.conveyor import Conveyor
 from ledger.frames import OpenCall
 from ledger.journal import Journal
-from ledger.record import Outcome
+from ledger.record import Outcome, decode
 from providers.adapter import Adapter, BadCall, Operation
 from providers.openai.calls import read_call
 
@@ -54,6 +55,7 @@ class Parts:
     authenticator: Authenticator
     conveyor: Conveyor
     wallets: Wallets
+    closed: Closed
     clients: Clients
     journal: Journal
     journals: Journals
@@ -125,20 +127,27 @@ class Calls:
         live.candidates = admit.find_candidates(live, now_s)
         live.hold = admit.build_hold(live, now_ms=now_ms)
         live.asked_s = live.clock()
-        live.held = await self._held(live.hold)
+        live.held = await self._held(live)
         live.admitted_s = live.clock()
         live.record.client = parts.clients.id_of(live)
 
-    async def _held(self, hold: Hold) -> Held:
-        conveyor, wallets = self._parts.conveyor, self._parts.wallets
+    async def _held(self, live: LiveCall) -> Held:
+        conveyor, wallets, hold = self._parts.conveyor, self._parts.wallets, live.hold
+        if hold.partition in self._parts.closed.partitions:
+            raise errors.Unavailable(
+                "The ledger is behind with its books and admits no calls until it has caught up;"
+                " nothing was charged.",
+                code="ledger_backlog",
+            )
+        deadline_s = live.terms.config.ledger.admission_timeout_s
         try:
-            answer = await conveyor.hold(hold)
+            answer = await conveyor.hold(hold, deadline_s=deadline_s)
             if (
                 isinstance(answer, Refused)
                 and answer.code == "no_wallet"
                 and await wallets.load(hold.partition, hold.wallet)
             ):
-                answer = await conveyor.hold(hold)
+                answer = await conveyor.hold(hold, deadline_s=deadline_s)
         except (LedgerUnavailable, WalletsUnavailable) as error:
             self._parts.teller.ledger_away(str(error))
             raise errors.Unavailable(
@@ -187,14 +196,20 @@ class Calls:
             task.uncancel()
             outcome = Outcome.CLIENT_DISCONNECT
             return CLOSE
+        except Exception:  # the request's edge: whatever it was, the call is ended below, and seen
+            self._parts.teller.unmetered("internal_error")
+            raise
         finally:
-            live.exchange.on_gone = None
-            if not live.is_ended:
-                self._end(live, outcome)
-            if live.answer is not None:
-                live.answer.abort()  # does nothing to one that was released
-            if live.is_draining:
-                self.draining -= 1
+            self._close(live, outcome)
+
+    def _close(self, live: LiveCall, outcome: Outcome) -> None:
+        live.exchange.on_gone = None
+        if not live.is_ended:
+            self._end(live, outcome)
+        if live.answer is not None:
+            live.answer.abort()  # does nothing to one that was released
+        if live.is_draining:
+            self.draining -= 1
 
     async def _answer(self, live: LiveCall) -> Answered:
         if live.client_gone:
@@ -213,19 +228,10 @@ class Calls:
         return await relay.relay_body(live, opened, end)
 
     def _dispatch(self, live: LiveCall) -> None:
-        hold = live.hold
         try:
-            self._parts.journal.dispatched(
-                OpenCall(
-                    call_id=live.call_id,
-                    partition=hold.partition,
-                    wallet=hold.wallet,
-                    held=hold.amount,
-                    caps=hold.caps,
-                    ticket=hold.ticket,
-                )
-            )
+            self._parts.journal.dispatched(_open_call(live))
         except JournalFull as error:
+            self._parts.teller.journal_full()
             raise errors.Unavailable(
                 "The gateway's journal is full; nothing was charged.", code="journal_full"
             ) from error
@@ -278,12 +284,19 @@ class Calls:
         parts = self._parts
         live.ended_s = live.clock()
         live.upstream_done_s = live.upstream_done_s or live.ended_s
-        made = finish.end_of(live, outcome, finished_us=int(parts.wall_s() * 1e6))
+        try:
+            made = finish.end_of(live, outcome, finished_us=int(parts.wall_s() * 1e6))
+        except Exception:  # the request's edge: a meter's bug must not keep the hold for ever
+            log.exception("a call cannot be metered", extra={"call": live.id_text})
+            parts.teller.unmetered("meter_failed")
+            made = lost_end(_open_call(live), live.terms.prices)
+            live.record = decode(made.record)
         try:
             parts.journal.finished(made)
         except JournalFull:
             # The disk is full: then the client waits for Redis to have it (`_ended_safely`).
             live.is_unjournaled = True
+            parts.teller.journal_full()
         parts.conveyor.settle(made)
         parts.teller.ended(live, made)
 
@@ -293,3 +306,16 @@ class Calls:
             return refuse(live.exchange, error, live.id_text)
         except ClientGone:
             return CLOSE
+
+
+def _open_call(live: LiveCall) -> OpenCall:
+    """The call as the journal has it until it ends."""
+    hold = live.hold
+    return OpenCall(
+        call_id=live.call_id,
+        partition=hold.partition,
+        wallet=hold.wallet,
+        held=hold.amount,
+        caps=hold.caps,
+        ticket=hold.ticket,
+    )

@@ -84,9 +84,11 @@ async def _attempt(
     try:
         answer = await upstream.send(request, candidate.target, deadlines=deadlines)
     except UpstreamError as error:
+        live.failed(error.phase)
         return _unreachable(error)
     live.answer = answer
     if answer.status >= _ERROR_STATUS_MIN:
+        live.failed("status")
         return await _refused(answer, adapter)
     return await _begin(live, answer, adapter)
 
@@ -115,9 +117,11 @@ async def _begin(live: LiveCall, answer: Answer, adapter: Adapter) -> Opened | F
                 live.upstream_done_s = live.clock()
                 shown.append(meter.end())
     except UpstreamError as error:
+        live.failed(error.phase)
         return _unreachable(error)
     if meter.failure is not None and meter.usage().source is Source.NONE:
         answer.abort()
+        live.failed("answer")
         return _failed(meter.failure, None)
     return Opened(answer, meter, streamed, b"".join(shown), is_over)
 

@@ -45,8 +45,8 @@ class LiveCall:
         "clock",
         "ended_s",
         "exchange",
+        "failures",
         "first_byte_s",
-        "flags",
         "held",
         "hold",
         "id_text",
@@ -96,12 +96,16 @@ class LiveCall:
         self.attempts = 0
         self.status = 0
         self.relayed = 0  # bytes of the answer given to the client
-        self.flags: list[str] = []
+        self.failures: list[tuple[str, str]] = []  # attempts that failed: provider, phase
         self.client_gone = False
         self.is_draining = False  # read to its end although the client has left
         self.is_ended = False
         self.is_unjournaled = False  # the journal could not take its end
         self.leave: Callable[[], None] = self._gone  # what happens when the client has left
+
+    def failed(self, phase: str) -> None:
+        """Note that the attempt under way came to nothing, and where."""
+        self.failures.append((self.candidate.target.provider, phase))
 
     def _gone(self) -> None:
         self.client_gone = True

@@ -94,6 +94,7 @@ def _outcome(live: LiveCall) -> Outcome:
 
 async def _broken(live: LiveCall, error: UpstreamError, end: End) -> Answered:
     """The vendor broke off: what came is charged, and the client is told within its stream."""
+    live.failed(error.phase)
     if not live.is_ended:
         if live.client_gone:
             await end(Outcome.CLIENT_DISCONNECT)

@@ -26,6 +26,14 @@ class Teller:
         """The ledger gave no answer to a hold."""
         self._metrics.ledger_unavailable.add((why,))
 
+    def journal_full(self) -> None:
+        """The journal had no room for a call or its end."""
+        self._metrics.journal_full.add()
+
+    def unmetered(self, cause: str) -> None:
+        """A bug of ours cut the call short: its charge may be an estimate."""
+        self._metrics.unmetered.add((cause,))
+
     def refused(self, error: errors.GatewayError, id_text: str, status: int) -> None:
         """A call was turned away, or ended in an error before its answer began."""
         self._metrics.refusals.add((error.code,))
@@ -52,9 +60,18 @@ class Teller:
         if live.first_byte_s:
             waited_s = live.first_byte_s - live.admitted_s
             metrics.first_token_seconds.observe(_microseconds(waited_s), (provider,))
+        self._count_oddities(live)
+        self._lines.outcome("call ended", _ours(live, end), {"model": record.model_requested})
+
+    def _count_oddities(self, live: LiveCall) -> None:
+        """What a good call has none of."""
+        metrics, record = self._metrics, live.record
+        provider = record.provider
         if record.charge > record.held:
             metrics.over_hold.add((provider,))
             metrics.over_hold_nanousd.add((provider,), record.charge - record.held)
+        for failure in live.failures:
+            metrics.upstream_errors.add(failure)
         if live.attempts > 1:
             metrics.upstream_retries.add((provider,), live.attempts - 1)
         if record.usage_source == Source.ESTIMATED:
@@ -63,7 +80,6 @@ class Teller:
                 metrics.usage_missing.add((provider,))
         if any(flag.startswith(_UNKNOWN_FIELD) for flag in record.flags):
             metrics.usage_unknown_fields.add((provider,))
-        self._lines.outcome("call ended", _ours(live, end), {"model": record.model_requested})
 
 
 def _ours(live: LiveCall, end: End) -> dict[str, object]:

@@ -6,7 +6,9 @@ is retried: an error says what the vendor may have seen, and the caller decides.
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 from gateway.upstream.answer import Answer
 from gateway.upstream.connection import Connection, Deadlines
@@ -15,6 +17,8 @@ from gateway.upstream.errors import UpstreamRefused
 from gateway.upstream.head import authority, head, length_line
 from gateway.upstream.pool import Limits, Pool
 from providers.adapter import Target, UpstreamRequest
+
+_Place: TypeAlias = tuple[str, str, int]  # an `Origin`, or one made in passing
 
 _HEADS_MAX = 1_024  # request heads kept in their written form
 _POOLS_MAX = 1_024  # origins; those without a connection are forgotten above it
@@ -26,8 +30,9 @@ class Upstream:
     def __init__(self, limits: Limits | None = None, *, extra_ca: Path | None = None) -> None:
         """`extra_ca`: a PEM file of authorities trusted beside the system's."""
         self._limits = limits or Limits()
+        self._connections_max: Mapping[_Place, int] = {}
         self._dialer = Dialer(tls_context(extra_ca))
-        self._pools: dict[tuple[str, str, int], Pool] = {}
+        self._pools: dict[_Place, Pool] = {}
         self._heads: dict[tuple[str, str, object, str, str, int], bytes] = {}
         self._loop = asyncio.get_running_loop()
 
@@ -57,8 +62,17 @@ class Upstream:
             is_bodyless=request.method == "HEAD",
         )
 
+    def limit(self, connections_max: Mapping[_Place, int]) -> None:
+        """From now on at most so many connections to these origins; to others as many as before.
+
+        Those that stand above a smaller number are not cut; no new ones are made.
+        """
+        self._connections_max = dict(connections_max)
+        for origin, pool in self._pools.items():
+            pool.limits = self._limits_of(origin)
+
     @property
-    def pools(self) -> Mapping[tuple[str, str, int], Pool]:
+    def pools(self) -> Mapping[_Place, Pool]:
         """By scheme, host and port; for the metrics."""
         return self._pools
 
@@ -72,6 +86,10 @@ class Upstream:
         pool = self._pools.get((target.scheme, target.host, target.port))
         return pool if pool is not None else self._new_pool(target)
 
+    def _limits_of(self, origin: _Place) -> Limits:
+        most = self._connections_max.get(origin)
+        return self._limits if most is None else replace(self._limits, connections_max=most)
+
     def _new_pool(self, target: Target) -> Pool:
         if target.scheme not in ("http", "https"):
             raise UpstreamRefused(f"the scheme {target.scheme[:20]!r} is not spoken here")
@@ -84,7 +102,7 @@ class Upstream:
                 origin, lambda: Connection(self._loop, pool), deadline_s=deadline_s
             )
 
-        pool = self._pools[origin] = Pool(dial, limits=self._limits)
+        pool = self._pools[origin] = Pool(dial, limits=self._limits_of(origin))
         return pool
 
     def _head(self, request: UpstreamRequest, target: Target) -> bytes:

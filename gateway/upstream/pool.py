@@ -44,7 +44,7 @@ class Pool:
     def __init__(
         self, dial: Callable[["Pool", float], Awaitable[Connection]], *, limits: Limits
     ) -> None:
-        self._dial, self._limits = dial, limits
+        self._dial, self.limits = dial, limits
         self._idle: list[Connection] = []  # the one used last is at the end, and used first
         self._busy: set[Connection] = set()
         self._waiting: deque[asyncio.Future[Connection | None]] = deque()
@@ -91,7 +91,7 @@ class Pool:
         deadline_s = asyncio.get_running_loop().time() + connect_s
         if self._is_closed:
             raise UpstreamBusy("the gateway is shutting down")
-        while self._slots >= self._limits.connections_max:
+        while self._slots >= self.limits.connections_max:
             connection = await self._turn(deadline_s)
             if connection is None:
                 break  # our turn to make one: the slot is ours already
@@ -117,9 +117,9 @@ class Pool:
     def freed(self, connection: Connection) -> None:
         """A connection can carry another request: the next in the queue gets it, else it rests."""
         now_s = asyncio.get_running_loop().time()
-        aged_at_s = connection.opened_at_s + self._limits.age_s
+        aged_at_s = connection.opened_at_s + self.limits.age_s
         until_s = min(
-            now_s + self._limits.idle_s,
+            now_s + self.limits.idle_s,
             now_s + connection.keep_alive_s - _KEEP_ALIVE_MARGIN_S,
             aged_at_s,
         )
@@ -153,7 +153,7 @@ class Pool:
 
     async def _turn(self, deadline_s: float) -> Connection | None:
         """Queue for a connection, or for the slot of one that was closed (None)."""
-        if len(self._waiting) >= self._limits.waiting_max:
+        if len(self._waiting) >= self.limits.waiting_max:
             self.tallies.refused += 1
             raise UpstreamBusy("too many calls wait for a connection to this vendor")
         loop = asyncio.get_running_loop()
