@@ -19,7 +19,7 @@ FROM python:3.13-slim-bookworm
 RUN useradd --uid 10001 --home-dir /var/lib/tollgate --create-home --shell /usr/sbin/nologin tollgate
 COPY --from=build /opt/tollgate /opt/tollgate
 COPY config.yaml /etc/tollgate/config.yaml
-ENV PATH=/opt/tollgate/bin:$PATH PYTHONUNBUFFERED=1
+ENV PATH=/opt/tollgate/bin:$PATH PYTHONUNBUFFERED=1 TOLLGATE_CONFIG=/etc/tollgate/config.yaml
 USER tollgate
 WORKDIR /var/lib/tollgate
 VOLUME /var/lib/tollgate
@@ -29,4 +29,4 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=20s \
   CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:9090/healthz', timeout=2)"]
 # SIGTERM drains; give it longer than the longest stream you let end: docker stop --time.
 ENTRYPOINT ["tollgate"]
-CMD ["serve", "--config", "/etc/tollgate/config.yaml"]
+CMD ["serve"]

@@ -64,7 +64,7 @@ _VALKEY_SETTINGS = {
     "appendonly": "yes",
     "appendfsync": "everysec",
     "save": '""',  # the append-only file is the only persistent form
-    "maxmemory": "2gb",
+    "maxmemory": "3gb",  # the largest backlog, what is kept of flushed ends, the wallets
     "maxmemory-policy": "noeviction",  # evicting a wallet would lose money
     "daemonize": "no",
 }
