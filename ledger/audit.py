@@ -46,6 +46,10 @@ _DAMAGED = """
     UPDATE part SET state = 'damaged' WHERE number = $1 AND generation = $2 AND state = 'active'
 """
 
+# Redis has lost a wallet, or has a base that is not this Postgres': only a recovery helps. Other
+# drift stays as it is, for somebody to look at: it is an error of ours.
+_DAMAGE = frozenset({"missing", "ahead", "base"})
+
 _log = logging.getLogger(__name__)
 
 
@@ -135,7 +139,7 @@ class Audit:
         for drift in drifts:
             _log.error("ledger drift", extra=drift._asdict())
             self._on_drift(drift)
-        if any(drift.cause == "missing" for drift in drifts):
+        if any(drift.cause in _DAMAGE for drift in drifts):
             await connection.execute(_DAMAGED, partition.number, generation)
         return drifts
 

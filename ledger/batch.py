@@ -11,7 +11,7 @@ Pure. The rules of money are here and nowhere else:
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from ledger.record import EndKind, encode
+from ledger.record import EndKind
 from ledger.row import (
     Figures,
     RollupKey,
@@ -63,6 +63,16 @@ class Correction(NamedTuple):
     base_delta: int
     windows: list[str] | None
     record: bytes
+    outcome: str
+    provider: str
+    model_target: str
+    usage_source: str
+    list_price: int
+    input: int
+    cache_read: int
+    cache_write: int
+    output: int
+    reasoning: int
 
 
 class DeadLetter(NamedTuple):
@@ -126,8 +136,8 @@ def firsts_of(entries: Iterable[Parsed]) -> dict[bytes, First]:
     return firsts
 
 
-def known_of(ended: Ended, row: Row, corrections: int = 0) -> Known:
-    """The end as what is known of its call from now on."""
+def known_of(ended: Ended, row: Row) -> Known:
+    """The first end of a call as what is known of it from now on."""
     return Known(
         ended.kind,
         ended.charge,
@@ -136,7 +146,22 @@ def known_of(ended: Ended, row: Row, corrections: int = 0) -> Known:
         ended.record.admitted_us,
         rollup_key(row),
         figures_of(row),
-        corrections,
+        0,
+    )
+
+
+def replaced(before: Known, ended: Ended, row: Row) -> Known:
+    """What is known of a call after an end that knows more. Whose call it is stays what it was."""
+    key = before.key._replace(provider=row.provider, model=row.model_target)
+    return Known(
+        ended.kind,
+        ended.charge,
+        before.wallet,
+        ended.windows,
+        before.admitted_us,
+        key,
+        figures_of(row),
+        before.corrections + 1,
     )
 
 
@@ -212,7 +237,7 @@ def _count_again(judgement: Judgement, ended: Ended, before: Known, arrived_us: 
     row = row_of(ended)
     after = before._replace(corrections=before.corrections + 1)
     if replaces:
-        after = known_of(ended, row, after.corrections)
+        after = replaced(before, ended, row)
         hour_us = report_hour_us(before.admitted_us, arrived_us)
         _roll(judgement, hour_us, before.key, Figures(*(-one for one in before.figures)))
         _roll(judgement, hour_us, after.key, after.figures)
@@ -231,7 +256,17 @@ def _count_again(judgement: Judgement, ended: Ended, before: Known, arrived_us: 
             spent_delta=taken,
             base_delta=base_delta,
             windows=row.windows,
-            record=encode(ended.record) if ended.error else ended.packed,
+            record=ended.packed,
+            outcome=row.outcome,
+            provider=row.provider,
+            model_target=row.model_target,
+            usage_source=row.usage_source,
+            list_price=row.list_price,
+            input=row.input,
+            cache_read=row.cache_read,
+            cache_write=row.cache_write,
+            output=row.output,
+            reasoning=row.reasoning,
         )
     )
     return after

@@ -25,6 +25,7 @@ from ledger.sums import (
 
 _LOCK = """
     SELECT generation, state, owner, watermark_generation, watermark_id, version,
+           CASE state WHEN 'recovering' THEN claimed_version ELSE version END AS base_version,
            transaction_number, transaction_hash,
            (extract(epoch FROM now()) * 1000000)::bigint AS now_us,
            (SELECT (extract(epoch FROM records_from) * 1000)::bigint FROM installation)
@@ -100,6 +101,7 @@ class _Part(NamedTuple):
     number: int
     generation: int
     version: int
+    base_version: int  # a base above it is not from this Postgres
     transaction_number: int
     transaction_hash: bytes
     now_us: int
@@ -177,6 +179,7 @@ async def commit_batch(
             partition,
             after.generation,
             row["version"],
+            row["base_version"],
             row["transaction_number"],
             row["transaction_hash"],
             row["now_us"],
@@ -264,7 +267,7 @@ def _admissible(source: Source, part: _Part) -> Parsed:
         spent = entry.charge if entry.moved else 0
         error = "the call is older than the oldest record that is kept"
         return Poison(entry.stream_id, source.fields, error, entry.wallet, spent, entry.windows)
-    if isinstance(entry, Based) and entry.version > part.version:
+    if isinstance(entry, Based) and entry.version > part.base_version:
         error = "Redis has a base that Postgres does not know: Postgres went back in time"
         return Poison(entry.stream_id, source.fields, error)
     return entry

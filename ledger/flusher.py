@@ -19,6 +19,7 @@ from ledger.backlog import Backlog
 from ledger.bases import push_bases
 from ledger.commit import Committed, Position
 from ledger.drain import BATCH_MAX, Drain, Step, acknowledge
+from ledger.fcall import execute
 from ledger.functions import Epoch, Partition
 from ledger.postgres import AWAY, connect
 from ledger.recovery import ailment
@@ -27,6 +28,7 @@ from ledger.trim import trim
 PROVEN_CHANNEL = "tg:proven"  # lines "<partition> <generation> <stream id>", as Postgres has them
 
 _COUNT_EVERY_S = 1.0
+_IDLE_S = 0.4  # between looks at a stream that had nothing: sixteen idle ones must cost nothing
 _SWEEP_EVERY_S = 1.0
 _SWEEP_MAX = 500
 _PROVE_EVERY_S = 1.0
@@ -37,13 +39,6 @@ _PARTS = """
            watermark_id, version, activated_version
     FROM part WHERE number = ANY ($1::smallint[]) ORDER BY number
 """
-# Only an active partition: until its new generation is frozen, the older stream may still grow.
-_NEXT_STREAM = """
-    UPDATE part SET watermark_generation = watermark_generation + 1, watermark_id = '0-0'
-    WHERE number = $1 AND state = 'active' AND watermark_generation = $2
-      AND watermark_id = $3 AND watermark_generation < generation
-"""
-
 _log = logging.getLogger(__name__)
 
 
@@ -131,6 +126,8 @@ class Flusher:
         self._proven: dict[int, Position] = {}
         self._moved: set[int] = set()  # partitions whose proof is not published yet
         self._failed_at = float("-inf")
+        self._idle: set[int] = set()  # partitions whose stream had nothing when last looked at
+        self._trouble: Exception | None = None  # of this round, told when it is over
         self.tallies = FlusherTallies()
 
     async def run(self) -> None:
@@ -163,15 +160,18 @@ class Flusher:
             finally:
                 await own.close()
         (part,) = await _read_parts(connection, [number])
-        return await self._flush(connection, Drain(connection), part)
+        return await self._flush(Drain(connection), part)
 
     async def _rounds(self, connection: asyncpg.Connection) -> None:
         drain = Drain(connection)
         while True:
             most = 0
+            self._trouble = None
             for part in await _read_parts(connection, list(self._partitions)):
                 most = max(most, await self._tend_safely(connection, drain, part))
             await self._prove()
+            if self._trouble is not None:
+                raise self._trouble  # a server that became read-only needs another connection
             if most < self._pace.batch_max:
                 await asyncio.sleep(self._pace.interval_s)
 
@@ -184,7 +184,7 @@ class Flusher:
         except (asyncpg.PostgresError, RedisError, ValueError) as error:
             if connection.is_closed():
                 raise
-            self._note_failure(error)
+            self._trouble = error
         return 0
 
     async def _tend(self, connection: asyncpg.Connection, drain: Drain, part: _Part) -> int:
@@ -193,7 +193,10 @@ class Flusher:
             if part.state != "recovering" or part.lapsed:
                 self._on_epoch(part.number)
             return 0
-        flushed = await self._flush(connection, drain, part)
+        flushed = 0
+        if part.number not in self._idle or self._is_due("look", part.number, _IDLE_S):
+            flushed = await self._flush(drain, part)
+            (self._idle.discard if flushed else self._idle.add)(part.number)
         await self._push(connection, part)
         partition = self._partitions[part.number]
         if self._is_due("sweep", part.number, _SWEEP_EVERY_S):
@@ -205,7 +208,7 @@ class Flusher:
             await trim(connection, partition, watermark=part.watermark, keep_bytes=self._keep_bytes)
         return flushed
 
-    async def _flush(self, connection: asyncpg.Connection, drain: Drain, part: _Part) -> int:
+    async def _flush(self, drain: Drain, part: _Part) -> int:
         if part.state != "active":
             return 0
         partition, after = self._partitions[part.number], part.watermark
@@ -214,8 +217,6 @@ class Flusher:
         step = await self._step(drain, part, after)
         if step.oldest_ms is None:
             self.tallies.lag_s[part.number] = 0.0
-            if after.generation < part.generation:
-                await connection.execute(_NEXT_STREAM, part.number, *after)
             return 0
         self._on_flush(asyncio.get_running_loop().time() - began_s)
         self.tallies.lag_s[part.number] = max(0.0, self._clock() - step.oldest_ms / 1000)
@@ -265,7 +266,7 @@ class Flusher:
         else:
             news = {number: self._proven[number] for number in self._moved}
         if news:
-            await self._redis.publish(PROVEN_CHANNEL, proof_lines(news))
+            await execute(self._redis, "PUBLISH", PROVEN_CHANNEL, proof_lines(news))
         self._moved.clear()
 
     def _is_due(self, chore: str, number: int, every_s: float) -> bool:

@@ -6,13 +6,11 @@ Asked only for the few calls of a batch whose record was there already.
 from collections.abc import Sequence
 
 import asyncpg
-import msgspec
 
-from ledger.batch import Known, known_of
+from ledger.batch import Known
 from ledger.postgres import Connection
-from ledger.record import decode
-from ledger.row import Figures, RollupKey, row_of
-from ledger.stream import Ended, Window, unknown_record
+from ledger.row import Figures, RollupKey
+from ledger.stream import Window
 
 _RECORDS = """
     SELECT call_id, kind, charge, wallet_id::text, windows,
@@ -24,7 +22,8 @@ _RECORDS = """
     WHERE call_id = ANY ($1::uuid[])
 """
 _CORRECTIONS = """
-    SELECT call_id, number, old_kind, kind, charge, windows, record
+    SELECT call_id, number, old_kind, kind, charge, windows, outcome, provider, model_target,
+           usage_source, input, cache_read, cache_write, output, reasoning, list_price
     FROM correction WHERE call_id = ANY ($1::uuid[]) ORDER BY call_id, number
 """
 
@@ -36,31 +35,24 @@ async def known_calls(connection: Connection, call_ids: Sequence[bytes]) -> dict
     known = {row["call_id"].bytes: known_of_row(row) for row in rows}
     for row in await connection.fetch(_CORRECTIONS, [call_id.hex() for call_id in known]):
         call_id = row["call_id"].bytes
-        known[call_id] = corrected(known[call_id], call_id, row)
+        known[call_id] = corrected(known[call_id], row)
     return known
 
 
-def corrected(before: Known, call_id: bytes, correction: asyncpg.Record) -> Known:
+def corrected(before: Known, correction: asyncpg.Record) -> Known:
     """What is known of the call after one more of its corrections."""
     if correction["old_kind"] == correction["kind"]:
         return before._replace(corrections=correction["number"])  # it only paid money back
-    try:
-        record = decode(correction["record"])
-    except msgspec.MsgspecError:
-        record = unknown_record(call_id, before.wallet)
-    ended = Ended(
-        "",
-        call_id,
+    return Known(
         correction["kind"],
-        moved=False,
-        wallet=before.wallet,
-        charge=correction["charge"],
-        windows=windows_of(correction["windows"]),
-        record=record,
-        packed=b"",
+        correction["charge"],
+        before.wallet,
+        windows_of(correction["windows"]),
+        before.admitted_us,
+        before.key._replace(provider=correction["provider"], model=correction["model_target"]),
+        _figures(correction),
+        correction["number"],
     )
-    after = known_of(ended, row_of(ended), correction["number"])
-    return after._replace(admitted_us=before.admitted_us)
 
 
 def windows_of(ids: Sequence[str] | None) -> tuple[Window, ...]:
@@ -82,7 +74,20 @@ def known_of_row(row: asyncpg.Record) -> Known:
         row["provider"],
         row["model_target"],
     )
-    figures = Figures(
+    return Known(
+        row["kind"],
+        row["charge"],
+        row["wallet_id"],
+        windows_of(row["windows"]),
+        row["admitted_us"],
+        key,
+        _figures(row),
+        0,
+    )
+
+
+def _figures(row: asyncpg.Record) -> Figures:
+    return Figures(
         1,
         int(row["outcome"] == "success"),
         int(row["usage_source"] == "estimated"),
@@ -93,14 +98,4 @@ def known_of_row(row: asyncpg.Record) -> Known:
         row["reasoning"],
         row["charge"],
         row["list_price"],
-    )
-    return Known(
-        row["kind"],
-        row["charge"],
-        row["wallet_id"],
-        windows_of(row["windows"]),
-        row["admitted_us"],
-        key,
-        figures,
-        0,
     )

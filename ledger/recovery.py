@@ -40,7 +40,9 @@ _LOCK = """
 """
 _CLAIM = """
     UPDATE part SET state = 'recovering', owner = $2, generation = $3,
-        version = greatest(version, $4), lease_until = now() + interval '5 seconds'
+        version = greatest(version, $4),
+        claimed_version = CASE WHEN state = 'recovering' THEN claimed_version ELSE version END,
+        lease_until = now() + interval '5 seconds'
     WHERE number = $1
     RETURNING watermark_generation, watermark_id, (SELECT id::text FROM installation) AS install
 """

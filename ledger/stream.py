@@ -15,7 +15,7 @@ from ledger.money import NANOS_MAX
 from ledger.record import EndKind, Record, decode
 
 _INT64_MAX = 2**63 - 1
-_TIME_US_MAX = 2**53  # the year 2255
+_TIME_US_MAX = 2**32 * 1_000_000  # the year 2106: until then a double tells microseconds apart
 _CALL_ID_BYTES = 16
 _MS_OF_ID = 1 << 80  # a UUIDv7 is 48 bits of unix milliseconds above 80 others
 

@@ -168,7 +168,7 @@ async def _follow_corrections(connection: asyncpg.Connection, reports: _Reports)
                 continue  # reported by its own query
             known, current = known_of_row(record), call_id
         before = known
-        known = corrected(before, call_id, row)
+        known = corrected(before, row)
         replaces = row["old_kind"] != row["kind"]
         taken = row["spent_delta"]
         for window in windows_of(row["windows"]):

@@ -121,8 +121,9 @@ AUDIT_LINES = """
     FROM audit_log ORDER BY organization_id, number
 """
 CORRECTIONS = """
-    SELECT call_id, number, old_kind, old_charge, kind, charge, spent_delta, windows, record,
-           (extract(epoch FROM arrived_at) * 1000000)::bigint AS arrived_us
+    SELECT call_id, number, old_kind, old_charge, kind, charge, spent_delta, windows, outcome,
+           provider, model_target, usage_source, input, cache_read, cache_write, output, reasoning,
+           list_price, (extract(epoch FROM arrived_at) * 1000000)::bigint AS arrived_us
     FROM correction ORDER BY call_id, number
 """
 RECORD = """

@@ -29,6 +29,9 @@ CREATE TABLE part (
     flushed_at           timestamptz,
     version              bigint NOT NULL DEFAULT 0,  -- of the newest base; one counter for all wallets
     activated_version    bigint NOT NULL DEFAULT 0,  -- wallets created up to it were loaded then
+    -- What `version` was when the recovery under way began: an older stream that tells of a base
+    -- above it tells of one that this Postgres has lost.
+    claimed_version      bigint NOT NULL DEFAULT 0,
     transaction_number   bigint NOT NULL DEFAULT 0,  -- of the newest ledger transaction
     transaction_hash     bytea NOT NULL DEFAULT '\x' -- end of the partition's hash chain
 ) WITH (fillfactor = 50);
@@ -226,10 +229,43 @@ CREATE TABLE correction (
     base_delta         bigint NOT NULL,       -- what Postgres puts right: spent_delta - (charge - old_charge)
     windows            text[],                -- of the entry
     record             bytea,                 -- the entry's usage record
+    -- Of that record, as in usage_record. They hold for the call if kind is not old_kind.
+    outcome            text NOT NULL,
+    provider           text NOT NULL,
+    model_target       text NOT NULL,
+    usage_source       text NOT NULL,
+    list_price         bigint NOT NULL,
+    input              bigint NOT NULL,
+    cache_read         bigint NOT NULL,
+    cache_write        bigint NOT NULL,
+    output             bigint NOT NULL,
+    reasoning          bigint NOT NULL,
     partition          smallint NOT NULL,
     transaction_number bigint NOT NULL,
     PRIMARY KEY (call_id, number)
 );
+
+-- One row per call: its record as its corrections leave it. What to show; never what to sum.
+CREATE VIEW usage_call AS
+    SELECT r.call_id, r.organization_id, r.project_id, r.key_id, r.member_id, r.wallet_id,
+           r.admitted_at, r.operation, r.model_requested, r.model_served, r.tier, r.price_version,
+           c.call_id IS NOT NULL AS is_corrected,
+           coalesce(c.kind, r.kind) AS kind, coalesce(c.outcome, r.outcome) AS outcome,
+           coalesce(c.provider, r.provider) AS provider,
+           coalesce(c.model_target, r.model_target) AS model_target,
+           coalesce(c.usage_source, r.usage_source) AS usage_source,
+           coalesce(c.charge, r.charge) AS charge,
+           coalesce(c.list_price, r.list_price) AS list_price,
+           coalesce(c.input, r.input) AS input,
+           coalesce(c.cache_read, r.cache_read) AS cache_read,
+           coalesce(c.cache_write, r.cache_write) AS cache_write,
+           coalesce(c.output, r.output) AS output,
+           coalesce(c.reasoning, r.reasoning) AS reasoning
+    FROM usage_record AS r LEFT JOIN LATERAL (
+        SELECT * FROM correction
+        WHERE correction.call_id = r.call_id AND correction.old_kind <> correction.kind
+        ORDER BY number DESC LIMIT 1
+    ) AS c ON true;
 
 -- One row per call: how it went. Dropped by retention class and day, never summed for money.
 CREATE TABLE call_log (

@@ -82,6 +82,8 @@ async def test_a_base_that_postgres_does_not_have_is_told(deployment: Deployment
     await partition.set_base(generation, acme.id, base=1_000_007, version=99, cause="forged")
     (drift,) = await Auditor(deployment, acme).look() or []
     assert (drift.nanos, drift.cause) == (7, "ahead")
+    assert await deployment.recover(acme) is not None
+    assert await deployment.free(acme) == 1_000_000
 
 
 async def test_a_wallet_that_redis_lost_makes_the_partition_damaged(

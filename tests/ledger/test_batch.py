@@ -6,7 +6,7 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ledger.batch import Judgement, Known, firsts_of, judge, known_of
+from ledger.batch import Judgement, Known, firsts_of, judge, known_of, replaced
 from ledger.book import Organization
 from ledger.money import Nanos
 from ledger.record import EndKind, decode
@@ -58,7 +58,7 @@ class Books:
             ended = next(
                 e for e in entries if isinstance(e, Ended) and (e.call_id, e.kind) == (call, kind)
             )
-            before = known_of(ended, row_of(ended))
+            before = replaced(before, ended, row_of(ended))
         self.known[call] = before._replace(corrections=number)
 
 

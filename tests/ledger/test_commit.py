@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from ledger.commit import Source, Superseded, commit_all, commit_batch
+from ledger.postgres import AWAY
 from ledger.record import EndKind, Record, encode
 from ledger.stream import Window, parse
 from tests.ledger.deployment import Deployment, Line, entry_fields, new_call_id, record_of
@@ -85,7 +86,7 @@ async def test_a_connection_killed_at_any_statement_leaves_a_batch_undone_or_don
             connection.dies_at, connection.dies_before = point, dies_before
             try:
                 await commit_all(connection, acme.partition, sources=batch, after=after)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError):
+            except (asyncpg.PostgresError, *AWAY):
                 died = True
             finally:
                 connection.terminate()
@@ -233,7 +234,7 @@ async def test_a_base_that_postgres_never_decided_is_told(deployment: Deployment
 
 
 @settings(
-    max_examples=25,
+    max_examples=15,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

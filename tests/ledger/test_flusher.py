@@ -112,6 +112,26 @@ async def test_it_survives_that_its_connections_are_cut_again_and_again(
     assert await deployment.differences() == []
 
 
+async def test_a_partition_in_trouble_does_not_keep_the_others_waiting(
+    deployment: Deployment,
+) -> None:
+    ill, well = await deployment.active(), await deployment.active()
+    assert ill.partition < well.partition
+    await deployment.redis.set(f"tg:{{p{ill.partition:02d}}}:log:1", "no stream")
+    async with running(deployment) as flusher:
+        await deployment.call(well, 10)
+
+        async def arrived() -> bool:
+            return await deployment.balance(well) == 1_000_000 - 10
+
+        await until(arrived)
+
+        async def told() -> bool:
+            return flusher.tallies.failures > 0
+
+        await until(told)
+
+
 async def test_two_of_them_do_the_work_once(deployment: Deployment) -> None:
     acme = await deployment.active()
     async with running(deployment) as one, running(deployment) as two:

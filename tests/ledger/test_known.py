@@ -25,6 +25,22 @@ async def test_a_call_is_known_as_its_last_correction_left_it(deployment: Deploy
     assert await deployment.differences() == []
 
 
+async def test_what_is_shown_of_a_call_is_what_its_corrections_left(
+    deployment: Deployment,
+) -> None:
+    acme = await deployment.active()
+    call, plain = new_call_id(), new_call_id()
+    await deployment.write(
+        acme, [Line(call, acme, EndKind.EXPIRED, 0), Line(plain, acme, EndKind.SETTLED, 5)]
+    )
+    await deployment.write(acme, [Line(call, acme, EndKind.SETTLED, 30, moved=False)])
+    await deployment.write(acme, [Line(call, acme, EndKind.SETTLED, 30)])
+    rows = await deployment.pool.fetch(
+        "SELECT kind, charge, input, is_corrected FROM usage_call ORDER BY charge"
+    )
+    assert [tuple(row) for row in rows] == [("settled", 5, 10, False), ("settled", 30, 10, True)]
+
+
 def test_windows_are_told_by_their_names() -> None:
     (window,) = windows_of(["a@cap@86400000"])
     assert (window.cap_id, window.starts_ms) == ("a@cap", 86_400_000)

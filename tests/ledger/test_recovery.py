@@ -124,6 +124,24 @@ async def test_a_postgres_that_went_back_is_followed(deployment: Deployment) -> 
     assert await deployment.recover(acme) is None
 
 
+async def test_a_credit_that_postgres_lost_is_told_from_the_stream(deployment: Deployment) -> None:
+    acme = await deployment.active(credit=500)
+    generation = await deployment.generation(acme)
+    version = await deployment.pool.fetchval("SELECT max(version) FROM part")
+    partition = deployment.partition(acme)
+    # Pushed by a Postgres that was then restored from before it.
+    for lost in (version + 1, version + 2):
+        await partition.set_base(generation, acme.id, base=900, version=lost, cause="postgres")
+    assert await deployment.late(acme, await deployment.hold(acme, 10), 7) == "open"
+    recovered = await deployment.recover(acme)
+    assert recovered is not None
+    assert recovered.cause == "postgres went back"
+    letters = await deployment.pool.fetch("SELECT error FROM dead_letter")
+    assert len(letters) == 2
+    assert all("went back" in letter["error"] for letter in letters)
+    assert await deployment.balance(acme) == 500
+
+
 async def test_two_recoveries_at_once_make_one_generation(deployment: Deployment) -> None:
     acme = await deployment.organization()
     other = Recovery(deployment.url, deployment.redis, owner="another")
