@@ -82,8 +82,8 @@ class Deployment:
         """A deployment whose only provider is the scripted vendor, with every price from P1."""
         deployment = cls(folder, _config(folder, vendor_port, changes or {}), workers=workers)
         deployment.write_config()
-        await deployment.start()
         try:
+            await deployment.start()
             yield deployment
         finally:
             await deployment.stop()
