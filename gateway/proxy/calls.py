@@ -204,6 +204,9 @@ class Calls:
 
     def _close(self, live: LiveCall, outcome: Outcome) -> None:
         live.exchange.on_gone = None
+        # Or the call and this function keep each other, and all that the call holds, until garbage
+        # is collected, which was a tenth of our CPU time.
+        del live.leave
         if not live.is_ended:
             self._end(live, outcome)
         if live.answer is not None:

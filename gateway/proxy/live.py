@@ -101,11 +101,8 @@ class LiveCall:
         self.is_draining = False  # read to its end although the client has left
         self.is_ended = False
         self.is_unjournaled = False  # the journal could not take its end
-        self.leave: Callable[[], None] = self._gone  # what happens when the client has left
+        self.leave: Callable[[], None]  # what happens when the client has left
 
     def failed(self, phase: str) -> None:
         """Note that the attempt under way came to nothing, and where."""
         self.failures.append((self.candidate.target.provider, phase))
-
-    def _gone(self) -> None:
-        self.client_gone = True

@@ -1,9 +1,11 @@
 """One call through all its phases: it is charged exactly, once, whatever happens on the way."""
 
+import gc
 from pathlib import Path
 
 import orjson
 
+from gateway.proxy.live import LiveCall
 from ledger.record import Outcome
 from tests.gateway.proxy.gatehouse import CREDIT, Gatehouse, events, request
 from tests.vendor import Vendor
@@ -50,6 +52,21 @@ async def test_the_end_is_in_the_journal_before_the_client_has_its_last_byte(
     await line.reader.readuntil(b"data: [DONE]\n\n")
 
     assert gate.parts.journal.open_count == 0
+
+
+async def test_a_call_that_is_over_leaves_nothing_for_the_garbage_collector(
+    gate: Gatehouse, vendor: Vendor
+) -> None:
+    model = await vendor.script("a")
+    gc.disable()
+    try:
+        await gate.post({**ASK, "model": model})
+        await gate.settled()
+        left = [each for each in gc.get_objects() if isinstance(each, LiveCall)]
+    finally:
+        gc.enable()
+
+    assert left == []
 
 
 async def test_a_client_that_leaves_is_charged_what_the_vendor_charges(
