@@ -257,7 +257,8 @@ class Conveyor:
             return
         self._flight, self._flight_since_s = flight, now_s
         wire.send(b"".join([step.command for _, step in flight]), len(flight), self._answered)
-        self._on_batch(sum(len(step.items) for _, step in flight), int(waited_s * 1e6))
+        if items := sum(len(step.items) for _, step in flight):
+            self._on_batch(items, int(waited_s * 1e6))
 
     def _answered(self, answers: Answers) -> None:
         flight, self._flight = self._flight, []
@@ -281,13 +282,15 @@ class Conveyor:
         """Keep deadlines while anything waits, and notice a server that has fallen silent."""
         loop = asyncio.get_running_loop()
         now_s = loop.time()
+        silent_s = now_s - self._flight_since_s if self._flight else 0.0
+        answers = self._is_connected and silent_s < HOLD_S
         for lane, step in self._flight:
             if step.function in _ASKED:
                 for asked in step.items:
-                    lane.has_expired(asked, now_s + TICK_S, is_connected=self._is_connected)
+                    lane.has_expired(asked, now_s + TICK_S, is_answering=answers)
         for lane in self._lanes:
-            lane.expire(now_s + TICK_S, is_connected=self._is_connected)
-        if self._wire and self._flight and now_s > self._flight_since_s + SILENT_S:
+            lane.expire(now_s + TICK_S, is_answering=answers)
+        if self._wire and silent_s > SILENT_S:
             self._say("Redis is silent", f"for {SILENT_S} s")
             self._break()
         self._flush()

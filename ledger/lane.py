@@ -33,6 +33,7 @@ from ledger.wire import packed
 
 ITEMS_MAX = 128  # per step: a function runs about 15 us an item, and Redis does nothing else then
 QUEUE_MAX = 8_192  # holds waiting in one partition; more would only wait to be refused
+RENEWALS_MAX = 65_536  # in an outage; the oldest go first, the next round renews again
 RECOVERY_WAIT_S = 2.0  # a recovery is over by then, or a client is better off asking again
 ASK_EVERY_S = 0.02  # while work waits for a generation
 TELL_EVERY_S = 1.0  # that a partition needs a recovery, should the first word of it be lost
@@ -58,7 +59,7 @@ class Lane:
         self._ends: deque[End] = deque()
         self._lates: deque[End] = deque()
         self._reholds: deque[Hold] = deque()
-        self._renewals: deque[Renewal] = deque()
+        self._renewals: deque[Renewal] = deque(maxlen=RENEWALS_MAX)
         self._unseen: set[bytes] = set()  # released unasked: if unknown, they never were
         self._ask_at_s = self._tell_at_s = self._resume_at_s = 0.0
         self._prefixes: dict[str, tuple[bytes | str | int, ...]] = {}
@@ -130,10 +131,10 @@ class Lane:
             or self._renewals
         )
 
-    def expire(self, now_s: float, *, is_connected: bool) -> None:
+    def expire(self, now_s: float, *, is_answering: bool) -> None:
         """Answer those who have waited long enough, and forget those who left."""
         for queue in (self._holds, self._extensions):
-            gone = [a for a in queue if self.has_expired(a, now_s, is_connected=is_connected)]
+            gone = [a for a in queue if self.has_expired(a, now_s, is_answering=is_answering)]
             if gone:
                 kept = [asked for asked in queue if not asked.future.done()]
                 queue.clear()
@@ -141,10 +142,10 @@ class Lane:
             for asked in gone:
                 self._forget(asked)
 
-    def has_expired(self, asked: Asked, now_s: float, *, is_connected: bool) -> bool:
+    def has_expired(self, asked: Asked, now_s: float, *, is_answering: bool) -> bool:
         """Whether nobody waits for this any more; fails it when its time is up."""
         deadline_s, reason = asked.deadline_s, "Redis does not answer"
-        if is_connected and self.phase is not Phase.ACTIVE:
+        if is_answering and self.phase is not Phase.ACTIVE:
             deadline_s = max(deadline_s, asked.born_s + RECOVERY_WAIT_S)
             reason = "the partition is recovering"
         if now_s >= deadline_s:

