@@ -68,12 +68,13 @@ async def test_a_connection_killed_at_any_statement_leaves_a_batch_undone_or_don
 ) -> None:
     acme = await deployment.active()
     caps = (WINDOW,)
+    expired = [Line(new_call_id(), acme, EndKind.EXPIRED, 0) for _ in range(60)]
+    await deployment.write(acme, expired)
     expected, point, died = 0, 0, True
     while died:
         point, died = point + 1, False
         for dies_before in (True, False):
-            old = new_call_id()
-            await deployment.write(acme, [Line(old, acme, EndKind.EXPIRED, 0)])
+            old = expired.pop().call_id
             after = await deployment.watermark(acme)
             entries = [
                 Line(new_call_id(), acme, EndKind.SETTLED, 10, windows=caps).fields(),
@@ -234,7 +235,7 @@ async def test_a_base_that_postgres_never_decided_is_told(deployment: Deployment
 
 
 @settings(
-    max_examples=15,
+    max_examples=10,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
