@@ -11,6 +11,7 @@ from gateway.management import organizations
 from gateway.management import usage as usage_
 from gateway.management.credits import Grant, Granted
 from gateway.management.usage import RECENT_MAX, Call, Grouping, Line
+from gateway.settings import Credits
 from ledger.money import Nanos, usd_text
 
 
@@ -89,15 +90,17 @@ def usage(
     end = until or now + timedelta(hours=1)
     start = since or (until or now) - timedelta(days=days)
 
-    async def rows(stores: Stores) -> list[Row]:
+    async def rows(stores: Stores) -> tuple[list[Row], Credits]:
         found = await organizations.resolve(stores.pool, organization)
         if recent is not None:
-            return [_call(one) for one in await usage_.recent(stores.pool, found.id, limit=recent)]
+            calls = await usage_.recent(stores.pool, found.id, limit=recent)
+            return [_call(one) for one in calls], stores.config.credits
         by = Grouping(grouping)
         lines = await usage_.report(stores.pool, found.id, by=by, since=start, until=end)
-        return [_line(one, by) for one in lines]
+        return [_line(one, by) for one in lines], stores.config.credits
 
-    print_rows(run(config_path, rows), as_json=as_json)
+    found, credits_shown = run(config_path, rows)
+    print_rows(found, as_json=as_json, credits_=credits_shown)
 
 
 def _line(one: Line, by: Grouping) -> Row:

@@ -6,6 +6,7 @@ from gateway.commands.stores import Stores, run
 from gateway.commands.texts import Row, print_rows, when
 from gateway.management import organizations
 from gateway.management.organizations import Organization, OrganizationKind
+from gateway.settings import Credits
 
 
 @click.group()
@@ -52,8 +53,12 @@ def create(
 @click.pass_obj
 def list_(config_path: str, *, as_json: bool) -> None:
     """List the organizations with their balances."""
-    found = run(config_path, lambda stores: organizations.listed(stores.pool))
-    print_rows([_fields(one) for one in found], as_json=as_json)
+
+    async def listed(stores: Stores) -> tuple[list[Organization], Credits]:
+        return await organizations.listed(stores.pool), stores.config.credits
+
+    found, credits_ = run(config_path, listed)
+    print_rows([_fields(one) for one in found], as_json=as_json, credits_=credits_)
 
 
 def _fields(one: Organization) -> Row:

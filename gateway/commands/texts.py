@@ -1,17 +1,20 @@
 """What commands read and write: amounts in USD, moments, and rows as a table or as JSON.
 
 In rows, an amount is an integer under a name that ends in `_nanos`: JSON has it as it is, a table
-as dollars with every digit.
+as dollars with every digit, and beside them as customers see it where that is told.
 """
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
+from functools import partial
 
 import click
 
-from ledger.money import Nanos, nanos, usd_text
+from gateway.settings import Credits
+from ledger.money import NANOS_PER_USD, Nanos, nanos, usd_text
 
 _PIPE_COLUMNS = 1_000  # of a table that no terminal shows: nothing is cut or wrapped
 _NANOS = "_nanos"
@@ -62,17 +65,25 @@ def when(moment: datetime | None) -> str | None:
     return None if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
-def print_rows(rows: Sequence[Row], *, as_json: bool) -> None:
-    """Print rows with the same columns."""
+def money_text(amount: int, credits_: Credits) -> str:
+    """The amount in dollars and, exactly, in the unit in which customers see it."""
+    scaled = Decimal(amount) * credits_.per_usd / NANOS_PER_USD
+    digits = f"{scaled:,f}"
+    shown = digits.rstrip("0").rstrip(".") if "." in digits else digits
+    return f"{usd_text(amount)} ({shown} {credits_.unit})"
+
+
+def print_rows(rows: Sequence[Row], *, as_json: bool, credits_: Credits | None = None) -> None:
+    """Print rows with the same columns; a table shows amounts in `credits_`, too."""
     if as_json:
         click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
     elif rows:
-        _print_table(rows)
+        _print_table(rows, usd_text if credits_ is None else partial(money_text, credits_=credits_))
     else:
         click.echo("None.", err=True)
 
 
-def _print_table(rows: Sequence[Row]) -> None:
+def _print_table(rows: Sequence[Row], money: Callable[[int], str]) -> None:
     from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - slow to import; most output needs no table
     from rich.console import Console  # noqa: PLC0415 - slow to import; most output needs no table
     from rich.table import Table  # noqa: PLC0415 - slow to import; most output needs no table
@@ -85,19 +96,19 @@ def _print_table(rows: Sequence[Row]) -> None:
         table.add_column(title, justify="right" if is_number else "left", overflow="fold")
     for row in rows:
         # As `Text`: a name in square brackets is no markup.
-        table.add_row(*[Text(_cell(column, value)) for column, value in row.items()])
+        table.add_row(*[Text(_cell(column, value, money)) for column, value in row.items()])
     width = None if sys.stdout.isatty() else _PIPE_COLUMNS
     Console(width=width, highlight=False).print(table)
 
 
-def _cell(column: str, value: object) -> str:
+def _cell(column: str, value: object, money: Callable[[int], str]) -> str:
     match value:
         case None:
             return ""
         case bool():
             return "yes" if value else ""
         case int() if column.endswith(_NANOS):
-            return usd_text(value)
+            return money(value)
         case int():
             return f"{value:,}"
         case list():

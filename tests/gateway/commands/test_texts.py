@@ -7,6 +7,7 @@ import click
 import pytest
 
 from gateway.commands.texts import Moment, Usd, print_rows, when
+from gateway.settings import Credits
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,22 @@ def test_a_table_shows_dollars_and_leaves_names_alone(capsys: pytest.CaptureFixt
     for cell in ("[red]x[/red]", "n" * 300, "spent ", "$12.50", "1,234", "a, b", "yes"):
         assert cell in out
     assert "nanos" not in out
+
+
+@pytest.mark.parametrize(
+    ("amount", "shown"),
+    [
+        (12_500_000_000, "$12.50 (12,500 GP)"),
+        (1, "$0.000000001 (0.000001 GP)"),
+        (-(10**9), "-$1.00 (-1,000 GP)"),
+        (0, "$0.00 (0 GP)"),
+    ],
+)
+def test_a_table_shows_what_customers_see_beside_the_dollars(
+    capsys: pytest.CaptureFixture[str], amount: int, shown: str
+) -> None:
+    print_rows([{"charge_nanos": amount}], as_json=False, credits_=Credits())
+    assert shown in capsys.readouterr().out
 
 
 def test_json_keeps_every_value(capsys: pytest.CaptureFixture[str]) -> None:
