@@ -10,9 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from redis.asyncio import Redis
-from redis.asyncio.client import PubSub
-from redis.exceptions import RedisError
 
+from gateway.channel import hear
 from ledger.admission import End
 from ledger.adoption import AdoptedJournal, adopt
 from ledger.conveyor import Conveyor
@@ -27,7 +26,6 @@ from ledger.usage import Source, Usage
 log = logging.getLogger(__name__)
 
 ADOPT_EVERY_S = 2.0
-_RETRY_S = 0.5
 _SLICE = 500  # ends sent at once; the event loop serves calls in between
 
 
@@ -71,19 +69,7 @@ class Journals:
 
     async def hear_proofs(self, redis: Redis) -> None:
         """Learn from the flusher how far Postgres is; for ever."""
-        while True:
-            try:
-                async with redis.pubsub() as subscription:
-                    await subscription.subscribe(PROVEN_CHANNEL)
-                    await self._hear(subscription)
-            except (RedisError, OSError) as error:
-                log.warning("proofs are not heard", extra={"reason": str(error)})
-            await asyncio.sleep(_RETRY_S)
-
-    async def _hear(self, subscription: PubSub) -> None:
-        async for message in subscription.listen():
-            if message["type"] == "message":
-                self._prove(message["data"])
+        await hear(redis, PROVEN_CHANNEL, self._prove)
 
     def _prove(self, message: bytes) -> None:
         for partition, at in read_proof(message).items():

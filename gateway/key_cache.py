@@ -17,6 +17,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from gateway.principal import KnownKey, Principal, pack, unpack
+from ledger.fcall import obeyed
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ class KeyCache:
             async with self._redis.pipeline(transaction=False) as pipeline:
                 for digest in digests:
                     _ = pipeline.get(_name(digest))
-                found = await pipeline.execute()
+                found = await obeyed(pipeline.execute())
         except (RedisError, OSError) as error:
             raise CacheAway(str(error)) from error
         entries = zip(digests, map(_cached, found), strict=True)
@@ -102,7 +103,7 @@ class KeyCache:
                     # The stubs know only text, the protocol knows bytes.
                     arguments = (name, version, payload, str(KEEP_MS))
                     _ = pipeline.execute_command("FCALL", "tg_key_put", 1, *arguments)
-                stored = await pipeline.execute()
+                stored = await obeyed(pipeline.execute())
         except (RedisError, OSError) as error:
             raise CacheAway(str(error)) from error
         return {digest for digest, done in zip(keys, stored, strict=True) if not done}
@@ -113,7 +114,7 @@ class KeyCache:
             async with self._redis.pipeline(transaction=False) as pipeline:
                 for change in changes:
                     _ = pipeline.publish(CHANNEL, _message(change))
-                await pipeline.execute()
+                await obeyed(pipeline.execute())
         except (RedisError, OSError) as error:
             raise CacheAway(str(error)) from error
 
@@ -122,7 +123,7 @@ class KeyCache:
         while True:
             try:
                 async with self._redis.pubsub() as subscription:
-                    await subscription.subscribe(CHANNEL)
+                    await obeyed(subscription.subscribe(CHANNEL))
                     async for change in _heard(subscription):
                         yield change
             except (RedisError, OSError) as error:
