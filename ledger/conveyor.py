@@ -67,6 +67,7 @@ class Conveyor:
         self._flight: list[tuple[Lane, Step]] = []
         self._flight_since_s = 0.0
         self._is_scheduled = self._is_ticking = False
+        self._tick_at_s = 0.0
         self._say_at_s, self._unsaid = 0.0, 0
         self._drained = asyncio.Event()
         self._drained.set()
@@ -236,7 +237,7 @@ class Conveyor:
             asyncio.get_running_loop().call_soon(self._scheduled)
         if not self._is_ticking:
             self._is_ticking = True
-            asyncio.get_running_loop().call_later(TICK_S, self._tick)
+            self._tick_later()
 
     def _scheduled(self) -> None:
         self._is_scheduled = False
@@ -280,8 +281,9 @@ class Conveyor:
 
     def _tick(self) -> None:
         """Keep deadlines while anything waits, and notice a server that has fallen silent."""
-        loop = asyncio.get_running_loop()
-        now_s = loop.time()
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._tick_at_s > TICK_S:
+            self._excuse(now_s - self._tick_at_s)
         silent_s = now_s - self._flight_since_s if self._flight else 0.0
         answers = self._is_connected and silent_s < HOLD_S
         for lane, step in self._flight:
@@ -295,9 +297,27 @@ class Conveyor:
             self._break()
         self._flush()
         if self._flight or any(lane.is_waiting for lane in self._lanes):
-            loop.call_later(TICK_S, self._tick)
+            self._tick_later()
         else:
             self._is_ticking = False
+
+    def _tick_later(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._tick_at_s = loop.time() + TICK_S
+        loop.call_at(self._tick_at_s, self._tick)
+
+    def _excuse(self, late_s: float) -> None:
+        """This process was busy for so long itself, with large bodies perhaps, and not Redis.
+
+        What it answered meanwhile is read before the next tick.
+        """
+        self._flight_since_s += late_s
+        for _, step in self._flight:
+            if step.function in _ASKED:
+                for asked in step.items:
+                    asked.deadline_s += late_s
+        for lane in self._lanes:
+            lane.postpone(late_s)
 
     # What the lanes tell -------------------------------------------------------------------------
 

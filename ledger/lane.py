@@ -142,6 +142,12 @@ class Lane:
             for asked in gone:
                 self._forget(asked)
 
+    def postpone(self, by_s: float) -> None:
+        """Give everyone who waits more time."""
+        for queue in (self._holds, self._extensions):
+            for asked in queue:
+                asked.deadline_s += by_s
+
     def has_expired(self, asked: Asked, now_s: float, *, is_answering: bool) -> bool:
         """Whether nobody waits for this any more; fails it when its time is up."""
         deadline_s, reason = asked.deadline_s, "Redis does not answer"

@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
+import time
 from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
 from ledger.admission import Held, LedgerUnavailable, Slot
-from ledger.conveyor import Conveyor
+from ledger.conveyor import HOLD_S, Conveyor
 from ledger.functions import Partition
 from ledger.lane import QUEUE_MAX
 from tests.ledger.cutter import Cutter
@@ -36,6 +37,20 @@ class TestRedisAway:
             await conveyor.drain(5.0)
             await apart.sweep(1, 9)
             await nothing_is_held(apart)
+
+    async def test_it_is_not_blamed_for_a_process_that_was_busy_itself(
+        self, server: OwnValkey, apart: Partition
+    ) -> None:
+        async with Line(server.url).running() as conveyor:
+            await conveyor.hold(hold(0, lease_ms=0))
+            first, second = asyncio.ensure_future(conveyor.hold(hold(300))), hold(100)
+            await asyncio.sleep(0)
+            asyncio.get_running_loop().call_soon(time.sleep, 2 * HOLD_S)
+            later = asyncio.ensure_future(conveyor.hold(second))
+
+            assert isinstance(await first, Held)
+            assert isinstance(await later, Held)
+            assert (await images(apart))[WALLET].held == 400
 
     async def test_one_that_stays_silent_is_connected_anew(
         self, server: OwnValkey, apart: Partition
