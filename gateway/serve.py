@@ -30,6 +30,10 @@ RESTART_S_MIN, RESTART_S_MAX = 0.1, 5.0
 STEADY_S = 10.0  # a child that ran this long starts again without a pause
 _LATE_S = 5.0  # beyond its own limits, what a child may take to stop
 
+# The C library learns to keep freed blocks as large as it has seen; a worker that has met a few
+# bodies of 20 MiB would stay three times as large as they were.
+_MALLOC_MMAP = ("MALLOC_MMAP_THRESHOLD_", str(1024 * 1024))
+
 
 class PortTaken(Exception):
     """Another program listens where we would; the message says where, and what to do."""
@@ -148,6 +152,7 @@ async def serve(
         ports = _reserve(config, stack, is_alone=is_alone)
         inherited["TOLLGATE_LISTENERS__DATA__PORT"] = str(ports.data)
         inherited["TOLLGATE_LISTENERS__METRICS__PORT"] = str(ports.metrics)
+        inherited.setdefault(*_MALLOC_MMAP)
         config.run_dir.mkdir(parents=True, exist_ok=True)
         count = workers or config.listeners.workers
         children = [Child(role, inherited, output=output) for role in _roles(config_path, count)]

@@ -17,20 +17,19 @@ async def read_body(exchange: Exchange, limits: Limits) -> bytes:
         return payload.read_nowait(-1)
     if exchange.header("expect") is not None:
         exchange.write(_CONTINUE)
-    parts: list[bytes] = []
-    size = 0
+    # One buffer that grows: parts would stay in memory beside what is made of them.
+    body = bytearray()
     try:
         async with asyncio.timeout(limits.body_timeout_s):
             while part := await payload.readany():
-                size += len(part)
-                if size > limits.body_bytes_max:
+                body += part
+                if len(body) > limits.body_bytes_max:
                     raise _too_large(limits)
-                parts.append(part)
     except TimeoutError as error:
         raise errors.ClientTooSlow(
             f"The body did not arrive within {limits.body_timeout_s:g} s.", code="request_timeout"
         ) from error
-    return b"".join(parts)
+    return bytes(body)
 
 
 def _check_head(exchange: Exchange, limits: Limits) -> None:
