@@ -93,9 +93,9 @@ class TestSettle:
         self, client: Redis, partition: Partition
     ) -> None:
         most = 2**53 - 1
-        calls = [hold(most), hold(most), hold(1)]
+        calls = [hold(most), hold(2), hold(most)]
         await call(client, "tg_rehold", *(p for one in calls for p in hold_arguments(one)))
-        assert (await images(partition))[WALLET].held == 2 * most + 1
+        assert (await images(partition))[WALLET].held == 2 * most + 2
 
         ends = [end_of(one, most) for one in calls]
         await call(client, "tg_settle", *(p for end in ends for p in end_arguments(end)))
