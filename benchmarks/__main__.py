@@ -15,7 +15,16 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import machine, overhead, throughput
+from benchmarks import (
+    flush,
+    journal,
+    ledger,
+    machine,
+    overhead,
+    streaming,
+    throughput,
+    upstream,
+)
 from benchmarks.options import FIGURES, Options, Outcome
 from benchmarks.processes import staying_on
 
@@ -23,6 +32,12 @@ Measure = Callable[[Options, Path], Awaitable[Outcome]]
 BENCHMARKS: dict[str, Measure] = {
     "throughput": throughput.measure,
     "overhead": overhead.measure,
+    "streaming": streaming.measure,
+    "ledger": ledger.measure,
+    "flush": flush.measure,
+    # Parts of the above, for those who work on them.
+    "journal": journal.measure,
+    "upstream": upstream.measure,
 }
 _DEFAULTS = Options()
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024
-_PARENT, _USER_TIME, _SYSTEM_TIME = 1, 11, 12  # in what follows the name in /proc/PID/stat
+# In what follows the name in /proc/PID/stat: of the process, and of its children that have ended.
+_PARENT, _TIMES = 1, slice(11, 15)
 
 
 class Cores(NamedTuple):
@@ -96,7 +97,7 @@ def _stat(pid: int) -> list[str]:
 
 def _cpu_ticks(pid: int) -> int:
     stat = _stat(pid)
-    return int(stat[_USER_TIME]) + int(stat[_SYSTEM_TIME]) if stat else 0
+    return sum(map(int, stat[_TIMES]))
 
 
 def _command(pid: int) -> str:
