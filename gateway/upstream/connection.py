@@ -78,6 +78,7 @@ class Connection(asyncio.Protocol):
         "_timer_at_s",
         "_transport",
         "idle_since_s",
+        "is_after_stream",
         "keep_alive_s",
         "opened_at_s",
         "requests",
@@ -98,6 +99,7 @@ class Connection(asyncio.Protocol):
         self._received_bytes = 0  # for the exchange
         self.opened_at_s = self.idle_since_s = loop.time()
         self.keep_alive_s = math.inf  # how long the vendor says it keeps an idle connection
+        self.is_after_stream = False  # its last answer was an event stream
         self.requests = 0
 
     def __repr__(self) -> str:
@@ -290,11 +292,14 @@ class Connection(asyncio.Protocol):
         if len(exchange.head) > HEADERS_MAX or self._received_bytes > HEAD_BYTES_MAX:
             self._check_head(exchange)
         self._is_reusable = parser.should_keep_alive()
+        self.is_after_stream = False
         for name, value in exchange.head:
             match name.lower():
                 case b"keep-alive":
                     found = _KEEP_ALIVE_TIMEOUT.search(value)
                     self.keep_alive_s = float(found[1]) if found else math.inf
+                case b"content-type":
+                    self.is_after_stream = value.lower().startswith(b"text/event-stream")
                 case b"transfer-encoding" if value.strip().lower() != b"chunked":
                     raise _Interrupt  # a coding that was not asked for and is not undone here
                 case _:

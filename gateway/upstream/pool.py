@@ -14,6 +14,9 @@ from gateway.upstream.errors import UpstreamBusy, UpstreamCut, UpstreamError
 
 # Given up this much before the vendor would: its end must not cross our next request.
 _KEEP_ALIVE_MARGIN_S = 1.0
+# Some vendors (llama.cpp) close after a stream whose head promised to keep the connection. Their
+# end comes a moment behind the last event, and must not meet the next request on its way.
+AFTER_STREAM_S = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,13 +77,12 @@ class Pool:
 
     def take(self, now_s: float) -> Connection | None:
         """The idle connection used last, if one is fit for a request."""
-        while self._idle:
-            connection = self._idle.pop()
-            self._busy.add(connection)
-            if connection.is_fresh(now_s):
-                self.tallies.reused += 1
+        for place in range(len(self._idle) - 1, -1, -1):
+            connection = self._idle[place]
+            if connection.is_after_stream and now_s - connection.idle_since_s < AFTER_STREAM_S:
+                continue
+            if self._is_taken(connection, now_s):
                 return connection
-            connection.close()
         return None
 
     async def connect(self, connect_s: float) -> Connection:
@@ -92,6 +94,11 @@ class Pool:
         if self._is_closed:
             raise UpstreamBusy("the gateway is shutting down")
         while self._slots >= self.limits.connections_max:
+            if self._idle:  # passed over by `take`, but better than to wait
+                doubtful = self._idle[-1]
+                if self._is_taken(doubtful, asyncio.get_running_loop().time()):
+                    return doubtful
+                continue
             connection = await self._turn(deadline_s)
             if connection is None:
                 break  # our turn to make one: the slot is ours already
@@ -150,6 +157,16 @@ class Pool:
             connection.close()
         while (waiter := self._next_waiter()) is not None:
             waiter.set_exception(UpstreamBusy("the gateway is shutting down"))
+
+    def _is_taken(self, connection: Connection, now_s: float) -> bool:
+        """Take this idle connection; False if it was not fit and is closed now."""
+        self._idle.remove(connection)
+        self._busy.add(connection)
+        if connection.is_fresh(now_s):
+            self.tallies.reused += 1
+            return True
+        connection.close()
+        return False
 
     async def _turn(self, deadline_s: float) -> Connection | None:
         """Queue for a connection, or for the slot of one that was closed (None)."""

@@ -7,7 +7,13 @@ import socket
 import pytest
 
 from gateway.upstream import Deadlines, Limits, UpstreamBusy, UpstreamCut, UpstreamError
+from gateway.upstream.pool import AFTER_STREAM_S
 from tests.gateway.upstream.wire import CHUNKED, OK, PATIENCE_S, Wire, gauges, whole, wire
+
+STREAM = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
+)
 
 
 async def settled(ours: Wire) -> tuple[int, int, int, int]:
@@ -41,6 +47,42 @@ async def test_the_connection_is_free_when_the_answer_has_come_even_if_nobody_ha
         second = await call
         assert await whole(second) == b"two"
         assert await whole(first) == b"ok"
+
+
+async def test_a_vendor_may_close_after_a_stream_though_it_promised_to_keep_alive() -> None:
+    async with wire() as ours:
+        call = ours.call()
+        peer = await ours.peer()
+        await peer.answer(STREAM)
+        assert await whole(await call) == b"data: [DONE]\n\n"
+        call = ours.call()
+        peer.close()
+        other = await ours.peer()
+        await other.answer()
+        assert await whole(await call) == b"ok"
+
+
+async def test_a_connection_that_outlives_its_stream_carries_the_next_request() -> None:
+    async with wire() as ours:
+        call = ours.call()
+        peer = await ours.peer()
+        await peer.answer(STREAM)
+        await whole(await call)
+        await asyncio.sleep(AFTER_STREAM_S)  # as long as it is not trusted
+        call = ours.call()
+        await peer.answer()
+        assert (await call).reused
+
+
+async def test_where_no_other_may_be_made_a_connection_just_after_its_stream_is_used() -> None:
+    async with wire(limits=Limits(connections_max=1)) as ours:
+        call = ours.call()
+        peer = await ours.peer()
+        await peer.answer(STREAM)
+        await whole(await call)
+        call = ours.call()
+        await peer.answer()
+        assert (await call).reused
 
 
 async def test_the_connection_used_last_is_used_first() -> None:
