@@ -84,7 +84,7 @@ async def run_worker(
             lines=lines,
             dropped=dropped,
         )
-        file = ConfigFile(config_path, None, config=config, metrics=worker.vitals.metrics)
+        file = ConfigFile(config_path, None, config=config, metrics=worker.vitals.publisher.metrics)
         file.subscribe(worker.configure)
         worker.configure(config)
         tasks = [
@@ -104,7 +104,7 @@ async def _ask(file: ConfigFile, reload: asyncio.Event) -> None:
         file.ask()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Worker:
     """The parts of one data-plane process."""
 
@@ -135,12 +135,6 @@ class Worker:
         notices: asyncio.Queue[int] = asyncio.Queue()
         redis = open_redis(_url(config.redis.url))
         stack.push_async_callback(redis.aclose)
-        # Made without a connection, so that a worker starts while Postgres is away.
-        pool = await stack.enter_async_context(
-            asyncpg.create_pool(
-                _url(config.postgres.url), min_size=0, max_size=_POOL_MAX, command_timeout=2
-            )
-        )
         journal = _journal(config, name, stack)
         journals = Journals(journal, config.journal_dir, prices=lambda: sheets.sheet)
         stack.callback(journals.release)
@@ -156,6 +150,7 @@ class Worker:
         journals.attach(conveyor)
         upstream = Upstream()
         stack.push_async_callback(upstream.close)
+        pool = await stack.enter_async_context(_pool(config))
         parts = Parts(
             authenticator=_authenticator(config, redis, pool, workers=workers),
             conveyor=conveyor,
@@ -173,40 +168,16 @@ class Worker:
         assert sheets.sheet is not None, "there are prices"
         calls = Calls(parts, Terms(config, sheets.sheet))
         publisher = stack.enter_context(
-            Publisher(
-                config.run_dir,
-                process=name,
-                metrics=metrics,
-                readiness=readiness,
-            )
+            Publisher(config.run_dir, process=name, metrics=metrics, readiness=readiness)
         )
-        vitals = Vitals(
-            calls=calls,
-            conveyor=conveyor,
-            journal=journal,
-            journals=journals,
-            upstream=upstream,
-            authenticator=parts.authenticator,
-            dropped=dropped,
-            metrics=metrics,
-            readiness=readiness,
-            publisher=publisher,
-        )
-        return cls(
-            calls=calls,
-            parts=parts,
-            vitals=vitals,
-            sheets=sheets,
-            redis=redis,
-            notices=notices,
-            lines=lines,
-        )
+        vitals = Vitals(calls=calls, parts=parts, dropped=dropped, publisher=publisher)
+        return cls(calls, parts, vitals, sheets, redis, notices, lines)
 
     def configure(self, config: Config) -> None:
         """Take a new configuration; calls in flight keep the one they started with."""
         self.calls.terms = self.calls.terms._replace(config=config)
         self.parts.upstream.limit(_connections_max(config))
-        self.vitals.metrics.configure(
+        self.vitals.publisher.metrics.configure(
             providers=config.providers.keys(),
             models=config.models.keys(),
             process=self.vitals.publisher.process,
@@ -224,15 +195,15 @@ class Worker:
         yield "auth", self.parts.authenticator.run()
         yield "backlog", self.parts.closed.hear()
         yield "journal", self.parts.journal.sync_loop()
-        yield "proofs", self.vitals.journals.hear_proofs(self.redis)
-        yield "orphans", self.vitals.journals.adopt_orphans()
+        yield "proofs", self.parts.journals.hear_proofs(self.redis)
+        yield "orphans", self.parts.journals.adopt_orphans()
         yield "prices", self.sheets.watch(self.price)
         yield "vitals", self.vitals.publisher.run(time.time, look=self.vitals.look)
         yield "notices", self._pass_notices()
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Listen until `stop`, then drain: no call that was let in is cut before its time."""
-        config, readiness = self.calls.terms.config, self.vitals.readiness
+        config, readiness = self.calls.terms.config, self.vitals.publisher.readiness
         limits = config.limits
         wall = Wall(
             header_timeout_s=limits.header_timeout_s,
@@ -260,23 +231,31 @@ class Worker:
                 await self.calls.all_ended()
         except TimeoutError:
             log.warning("calls are cut", extra={"calls": len(self.calls.live)})
+            self.calls.cut()
+            await self.calls.all_ended()
         await server.shutdown(1.0)
         left = await self.parts.conveyor.drain(_LAST_ENDS_S)
         log.info("stopped", extra={"ends_left_to_the_journal": left})
 
     def _probe(self) -> tuple[bool, bytes]:
-        state = self.vitals.readiness.state()
+        state = self.vitals.publisher.readiness.state()
         return state.ready, msgspec.json.encode(state)
 
     async def _pass_notices(self) -> None:
         """Tell whoever recovers that a partition needs it. Redis may be away, then it will ask."""
         while True:
             partition = await self.notices.get()
-            self.vitals.metrics.epochs.add()
+            self.vitals.publisher.metrics.epochs.add()
             try:
                 await self.redis.publish(EPOCH_CHANNEL, str(partition))
             except (RedisError, OSError) as error:
                 log.warning("epoch not told", extra={"reason": str(error)})
+
+
+def _pool(config: Config) -> asyncpg.Pool:
+    """Made without a connection, so that a worker starts while Postgres is away."""
+    url = _url(config.postgres.url)
+    return asyncpg.create_pool(url, min_size=0, max_size=_POOL_MAX, command_timeout=2)
 
 
 def _url(url: Secret | None) -> str:

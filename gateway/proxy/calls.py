@@ -76,6 +76,7 @@ class Calls:
         self._parts = parts
         self.terms = terms  # replaced whole when prices or configuration change
         self.live: dict[bytes, LiveCall] = {}
+        self._tasks: dict[bytes, asyncio.Task[Any]] = {}
         self._idle = asyncio.Event()
         self.draining = 0  # calls read to their end although their client has left
 
@@ -95,11 +96,13 @@ class Calls:
             return self._refused(live, error)
         except (ClientGone, OSError):
             return CLOSE
-        self.live[live.call_id] = live
+        task = asyncio.current_task()
+        assert task is not None
+        self.live[live.call_id], self._tasks[live.call_id] = live, task
         try:
-            return await self._carry(live)
+            return await self._carry(live, task)
         finally:
-            del self.live[live.call_id]
+            del self.live[live.call_id], self._tasks[live.call_id]
             if not self.live:
                 self._idle.set()
 
@@ -108,6 +111,11 @@ class Calls:
         while self.live:
             self._idle.clear()
             await self._idle.wait()
+
+    def cut(self) -> None:
+        """End every open call, whether its client is there or not, with what it has consumed."""
+        for task in self._tasks.values():
+            task.cancel()
 
     async def _admit(self, live: LiveCall, operation: Operation) -> None:
         parts, exchange = self._parts, live.exchange
@@ -166,10 +174,8 @@ class Calls:
         )
         return authenticator.cached(key) or await authenticator.lookup(key)
 
-    async def _carry(self, live: LiveCall) -> Answered:
+    async def _carry(self, live: LiveCall, task: asyncio.Task[Any]) -> Answered:
         """Forward and relay an admitted call; whatever happens, it is ended before this returns."""
-        task = asyncio.current_task()
-        assert task is not None
         live.leave = lambda: self._left(live, task)
         live.exchange.on_gone = live.leave
         if live.exchange.is_gone:

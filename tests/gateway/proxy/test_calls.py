@@ -1,5 +1,6 @@
 """One call through all its phases: it is charged exactly, once, whatever happens on the way."""
 
+import asyncio
 import gc
 from pathlib import Path
 
@@ -52,6 +53,27 @@ async def test_the_end_is_in_the_journal_before_the_client_has_its_last_byte(
     await line.reader.readuntil(b"data: [DONE]\n\n")
 
     assert gate.parts.journal.open_count == 0
+
+
+async def test_a_worker_that_stops_ends_its_calls_with_what_they_have_consumed(
+    gate: Gatehouse, vendor: Vendor
+) -> None:
+    model = await vendor.script("s", input_tokens=100, deltas=8, output_tokens=8, hold_at=4)
+    stays, leaves = await gate.line(), await gate.line()
+    for line in (stays, leaves):
+        line.writer.write(request({**ASK, "model": model, "stream": True}))
+    await vendor.held(2)
+    await stays.reader.readuntil(b"data: ")
+    leaves.writer.transport.abort()
+    while not gate.calls.draining:
+        await asyncio.sleep(0.01)
+
+    gate.calls.cut()
+
+    records = await gate.records()
+    outcomes = {record.outcome for record in records}
+    assert outcomes == {Outcome.FAILED, Outcome.CLIENT_DISCONNECT}
+    assert all(record.charge > 0 for record in records)
 
 
 async def test_a_call_that_is_over_leaves_nothing_for_the_garbage_collector(
