@@ -152,6 +152,17 @@ class TestCallersThatLeave:
         await nothing_is_held(partition)
         assert conveyor.open_count - 2 == 0
 
+    async def test_with_the_answer_already_given_let_go_of_it(self, line: Line) -> None:
+        asked = asyncio.ensure_future(line.conveyor.hold(hold(3)))
+        await asyncio.sleep(0)
+        (waiting,) = line.conveyor._lanes[NUMBER]._holds
+        waiting.future.set_result(Held(1, 5))
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+
+        assert line.conveyor.unanswered_count == 1
+
     async def test_leave_a_record_of_the_hold_that_they_did_not_see(
         self, line: Line, server: OwnValkey, apart: Partition
     ) -> None:
