@@ -5,7 +5,7 @@ import os
 import statistics
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from benchmarks.books import PARTITIONS, Books
@@ -15,37 +15,32 @@ from ledger.admission import Held
 from ledger.conveyor import Conveyor
 
 _HOLD_S_MAX = 2.0
-_WARM_CALLS = 2_000
+_BLOCK = 2_000  # calls between two looks at the clock, of 64 callers
+_CALLERS = 64
 
 
 async def measure(options: Options, folder: Path) -> Outcome:
     """Pairs per second with as many callers as the load has connections, and alone."""
-    async with Books.opened(folder / "books") as books:
-        rounds: list[float] = []
-        with staying_on(options.cores.measured):
-            async with conveying(books) as conveyor:
-                await pairs(books, conveyor, callers=options.connections, calls=_WARM_CALLS)
-                before = _cpu()
-                calls = 0
-                for _ in range(options.repeats):
-                    until_s = time.monotonic() + options.seconds
-                    began_s, done = time.monotonic(), 0
-                    while time.monotonic() < until_s:
-                        done += await pairs(
-                            books, conveyor, callers=options.connections, calls=_WARM_CALLS
-                        )
-                    rounds.append(done / (time.monotonic() - began_s))
-                    calls += done
-                spent = per_call_us(before, _cpu(), calls)
-                alone = await pairs(books, conveyor, callers=1, calls=_WARM_CALLS // 10)
-                alone_s = await _timed(books, conveyor, calls=alone)
+    callers = options.connections
+    async with Books.opened(folder / "books") as books, AsyncExitStack() as stack:
+        stack.enter_context(staying_on(options.cores.measured))
+        conveyor = await stack.enter_async_context(conveying(books))
+        await pairs(books, conveyor, callers=callers, calls=_BLOCK)
+        before = _cpu()
+        rounds = [
+            await _round(books, conveyor, callers=callers, seconds=options.seconds)
+            for _ in range(options.repeats)
+        ]
+        spent = per_call_us(before, _cpu(), sum(calls for calls, _ in rounds))
+        alone, alone_s = await _round(books, conveyor, callers=1, seconds=options.seconds / 4)
+    rates = [calls / took_s for calls, took_s in rounds]
     return Outcome(
-        figures={"pairs_per_s": round(statistics.median(rounds))},
+        figures={"pairs_per_s": round(statistics.median(rates))},
         details={
-            "callers": options.connections,
+            "callers": callers,
             "cpu_us_per_pair_of": spent,
-            "pair_alone_us": round(alone_s * 1e6, 1),
-            "rounds": [round(one) for one in rounds],
+            "pair_alone_us": round(alone_s / alone * 1e6, 1),
+            "rounds": [round(one) for one in rates],
         },
         objections=() if options.cores.are_apart else ("there is one core only",),
     )
@@ -81,10 +76,16 @@ async def pairs(books: Books, conveyor: Conveyor, *, callers: int, calls: int) -
     return each * callers
 
 
-async def _timed(books: Books, conveyor: Conveyor, *, calls: int) -> float:
-    began_s = time.monotonic()
-    done = await pairs(books, conveyor, callers=1, calls=calls)
-    return (time.monotonic() - began_s) / done
+async def _round(
+    books: Books, conveyor: Conveyor, *, callers: int, seconds: float
+) -> tuple[int, float]:
+    """How many pairs were made, and in what time."""
+    began_s, calls = time.monotonic(), 0
+    while time.monotonic() < began_s + seconds:
+        calls += await pairs(
+            books, conveyor, callers=callers, calls=max(1, _BLOCK * callers // _CALLERS)
+        )
+    return calls, time.monotonic() - began_s
 
 
 def _cpu() -> dict[str, float]:
