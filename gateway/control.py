@@ -119,12 +119,7 @@ class Control:
         readiness.expect("flusher", is_required=False)
         readiness.expect("ledger", is_required=False, said=OK)
         publisher = stack.enter_context(
-            Publisher(
-                config.run_dir,
-                process=NAME,
-                metrics=metrics,
-                readiness=readiness,
-            )
+            Publisher(config.run_dir, process=NAME, metrics=metrics, readiness=readiness)
         )
         metrics.configure(
             providers=config.providers.keys(), models=config.models.keys(), process=NAME
@@ -143,20 +138,6 @@ class Control:
         )
         ledger, partitions = config.ledger, range(config.ledger.partitions)
         backlog = Backlog(redis, partitions=partitions, entries_max=ledger.backlog_entries_max)
-        flusher = Flusher(
-            postgres_url,
-            redis,
-            partitions=partitions,
-            clock=time.time,
-            on_epoch=recovery.request,
-            on_flush=lambda seconds: metrics.flush_seconds.observe(int(seconds * 1e6)),
-            backlog=backlog,
-            pace=Pace(
-                batch_max=ledger.flush_batch,
-                interval_s=ledger.flush_interval_s,
-                keep_bytes=ledger.stream_keep_bytes,
-            ),
-        )
         audit = Audit(
             postgres_url,
             redis,
@@ -170,7 +151,7 @@ class Control:
             readiness=readiness,
             publisher=publisher,
             redis=redis,
-            flusher=flusher,
+            flusher=_flusher(config, redis, recovery, backlog, metrics),
             backlog=backlog,
             recovery=recovery,
             audit=audit,
@@ -283,6 +264,27 @@ class Control:
             self.readiness.bad("flusher", "cannot flush; calls go on, see flush_lag_seconds")
         else:
             self.readiness.good("flusher")
+
+
+def _flusher(
+    config: Config, redis: Redis, recovery: Recovery, backlog: Backlog, metrics: Metrics
+) -> Flusher:
+    assert config.postgres.url is not None, "the supervisor has set it"
+    ledger = config.ledger
+    return Flusher(
+        config.postgres.url.reveal(),
+        redis,
+        partitions=range(ledger.partitions),
+        clock=time.time,
+        on_epoch=recovery.request,
+        on_flush=lambda seconds: metrics.flush_seconds.observe(int(seconds * 1e6)),
+        backlog=backlog,
+        pace=Pace(
+            batch_max=ledger.flush_batch,
+            interval_s=ledger.flush_interval_s,
+            keep_bytes=ledger.stream_keep_bytes,
+        ),
+    )
 
 
 def _compiled(config: Config) -> bytes:

@@ -59,7 +59,7 @@ _RECENT = """
     SELECT r.call_id, r.admitted_at, r.key_id, k.name AS key_name, r.operation, r.provider,
            r.model_requested, r.model_target, r.outcome, r.kind, r.input, r.cache_read,
            r.cache_write, r.output, r.reasoning, r.usage_source, r.charge
-    FROM usage_record AS r LEFT JOIN api_key AS k ON k.id = r.key_id
+    FROM usage_call AS r LEFT JOIN api_key AS k ON k.id = r.key_id
     WHERE r.organization_id = $1
     ORDER BY r.call_id DESC
     LIMIT $2

@@ -26,14 +26,8 @@ def vitals(gate: Gatehouse, folder: Path) -> Vitals:
     readiness.good("serving")
     return Vitals(
         calls=gate.calls,
-        conveyor=gate.parts.conveyor,
-        journal=gate.parts.journal,
-        journals=gate.parts.journals,
-        upstream=gate.parts.upstream,
-        authenticator=gate.parts.authenticator,
+        parts=gate.parts,
         dropped=lambda: 0,
-        metrics=gate.metrics,
-        readiness=readiness,
         publisher=Publisher(folder, process="test", metrics=gate.metrics, readiness=readiness),
     )
 
@@ -51,5 +45,5 @@ async def test_open_calls_and_connections_are_shown(
 
     assert gate.metrics.calls_open.series == {(): 1}
     assert gate.metrics.upstream_connections.series[("vendor", "busy")] == 1
-    assert one.readiness.state().ready
+    assert one.publisher.readiness.state().ready
     await vendor.release()
