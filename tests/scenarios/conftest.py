@@ -33,6 +33,28 @@ async def tollgate(shared: Deployment, vendor_apart: Vendor) -> Deployment:
     return shared
 
 
+@pytest.fixture(scope="session")
+def many(tmp_path_factory: pytest.TempPathFactory, vendor_apart: Vendor) -> Iterator[Deployment]:
+    """A running deployment with four workers, whatever is true of all of them at once."""
+    folder = tmp_path_factory.mktemp("many", numbered=True)
+    started = Deployment.started(
+        folder,
+        vendor_port=vendor_apart.port,
+        workers=4,
+        changes=many_names(vendor_apart.port),
+    )
+    with asyncio.Runner() as runner:
+        yield runner.run(started.__aenter__())
+        runner.run(started.__aexit__(None, None, None))
+
+
+@pytest.fixture
+async def fleet(many: Deployment, vendor_apart: Vendor) -> Deployment:
+    """The deployment of four workers, with nothing in the vendor's log."""
+    await vendor_apart.forget()
+    return many
+
+
 @pytest.fixture
 async def key(tollgate: Deployment) -> Key:
     """A key of an organization of its own with $10."""

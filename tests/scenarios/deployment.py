@@ -126,7 +126,12 @@ class Deployment:
         ports = self.ports
         if not ports:
             return False
-        return await asyncio.to_thread(_answers, f"http://127.0.0.1:{ports['metrics']}/readyz")
+        url = f"http://127.0.0.1:{ports['metrics']}/readyz"
+        told = await asyncio.to_thread(_answered, url)
+        said = told.get("processes", {})
+        return bool(told.get("ready")) and all(
+            said.get(f"worker-{number}", {}).get("ready") for number in range(self.workers)
+        )
 
     async def stop(self) -> int:
         """SIGTERM, and its exit code."""
@@ -151,6 +156,11 @@ class Deployment:
         """What an SDK is pointed at."""
         return f"http://127.0.0.1:{self.ports['data']}/v1"
 
+    def tell(self, number: int) -> None:
+        """Send a signal to the supervisor, as an operator would."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def pids(self, role: str) -> list[int]:
         """The processes of this deployment whose command begins so: "control", "worker"."""
         assert self._process is not None
@@ -168,6 +178,13 @@ class Deployment:
         assert self._process is not None
         self._process.kill()
         self._process.wait()
+
+    async def kill_process(self, pid: int) -> None:
+        """kill -9 one of its processes, and wait until it is dead."""
+        os.kill(pid, signal.SIGKILL)
+        async with asyncio.timeout(STOP_S_MAX):
+            while Path(f"/proc/{pid}").exists():
+                await asyncio.sleep(0.005)
 
     def run(self, *arguments: str) -> str:
         """A command of `tollgate`, run to its end; its output."""
@@ -277,12 +294,13 @@ class Deployment:
             return str(page.read().decode())
 
 
-def _answers(url: str) -> bool:
+def _answered(url: str) -> dict[str, Any]:
     try:
         with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - our own listener
-            return bool(answer.status == 200)
+            told: dict[str, Any] = json.loads(answer.read())
+            return told
     except OSError:
-        return False
+        return {}
 
 
 def _config(folder: Path, vendor_port: int, changes: Mapping[str, Any]) -> dict[str, Any]:

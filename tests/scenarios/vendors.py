@@ -32,6 +32,7 @@ def providers(vendor_port: int) -> dict[str, Any]:
         "cancel": {**plain, "on_disconnect": "cancel"},
         "hasty": {**plain, "timeouts": hasty},
         "unpriced": plain,
+        "free": plain,
         "small": plain,
         "odd": plain,
         "dead": {**plain, "base_url": f"http://127.0.0.1:{_DEAD_PORT}/v1"},
@@ -47,11 +48,12 @@ def prices(names: list[str]) -> list[dict[str, Any]]:
         "small": {"input": "0.02"},  # 20 nano-USD a token, as the smallest embeddings cost
         "odd": {"input": "1.5", "output": "2"},
     }
-    return [
+    priced = [
         {"provider": name, "model": "*", "usd_per_million": special.get(name, P1)}
         for name in names
-        if name != "unpriced"
+        if name not in ("unpriced", "free")
     ]
+    return [*priced, {"provider": "free", "model": "*", "free": True}]
 
 
 def many_names(vendor_port: int) -> dict[str, Any]:
