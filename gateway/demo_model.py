@@ -48,6 +48,11 @@ def find_weights(find: Callable[[str], ModuleSpec | None] = find_spec) -> Path:
     )
 
 
+def threads(cores: int) -> int:
+    """Half of the cores: llama.cpp's threads spin, so one too many makes it ten times slower."""
+    return max(1, min(8, cores // 2))
+
+
 def main(arguments: list[str]) -> None:
     """Serve until standard input ends, which it does when the one who started us is gone."""
     # Native code that takes no interrupts: nobody waits for its threads, there is nothing to save.
@@ -65,18 +70,13 @@ def main(arguments: list[str]) -> None:
     params.n_parallel = CALLS_AT_ONCE
     params.n_ctx = CONTEXT_TOKENS * CALLS_AT_ONCE
     params.cache_ram_mib = _PROMPT_CACHE_MIB
-    for threads in (params.cpuparams, params.cpuparams_batch):
-        threads.n_threads = _threads(os.cpu_count() or 1)
+    for work in (params.cpuparams, params.cpuparams_batch):
+        work.n_threads = threads(os.cpu_count() or 1)
     # Kept: it serves for as long as it is referred to.
     server = xllamacpp.Server(params)
     print(f"{NAME} serves at {server.listening_address}", flush=True)  # noqa: T201 - its log
     sys.stdin.buffer.read()
     os._exit(0)
-
-
-def _threads(cores: int) -> int:
-    """Half of the cores: llama.cpp's threads spin, so one too many makes it ten times slower."""
-    return max(1, min(8, cores // 2))
 
 
 if __name__ == "__main__":

@@ -56,12 +56,12 @@ class Running(NamedTuple):
     @property
     def base_url(self) -> str:
         """What an SDK on this machine is pointed at."""
-        return f"http://{_reached(self.config.listeners.data)}:{self.ports.data}/v1"
+        return f"http://{reached(self.config.listeners.data)}:{self.ports.data}/v1"
 
     @property
     def operator_url(self) -> str:
         """Where metrics and health are."""
-        return f"http://{_reached(self.config.listeners.metrics)}:{self.ports.metrics}"
+        return f"http://{reached(self.config.listeners.metrics)}:{self.ports.metrics}"
 
 
 async def up(config_path: Path, *, environ: Mapping[str, str], is_once: bool) -> None:
@@ -77,7 +77,7 @@ async def up(config_path: Path, *, environ: Mapping[str, str], is_once: bool) ->
         logs = stack.enter_context(_Logs(config.data_dir))
         lines = Lines(logs.writer.write, process="supervisor", wall_s=time.time)  # noqa: TID251 - a root
         install(lines, level=config.logging.level)
-        model = _Model(stack, environ, output=logs.model)
+        model = Model(stack, environ, output=logs.model)
         session = await stack.enter_async_context(aiohttp.ClientSession())
         show = _Show(model, session, began_s=began_s, is_once=is_once)
         await _run(
@@ -134,7 +134,7 @@ class _Logs:
         self._stack.close()
 
 
-class _Model:
+class Model:
     """The model's process, and how the gateway gets to know it."""
 
     def __init__(self, stack: AsyncExitStack, environ: Mapping[str, str], *, output: int) -> None:
@@ -177,7 +177,7 @@ class _Show:
     """What a person sees: the call, what it cost, and how to make the next one."""
 
     def __init__(
-        self, model: _Model, session: aiohttp.ClientSession, *, began_s: float, is_once: bool
+        self, model: Model, session: aiohttp.ClientSession, *, began_s: float, is_once: bool
     ) -> None:
         self.model, self._session = model, session
         self._began_s, self._is_once = began_s, is_once
@@ -322,7 +322,7 @@ def _print_directions(running: Running, key: str) -> None:
     )
 
 
-def _reached(listener: Listener) -> str:
+def reached(listener: Listener) -> str:
     """The address at which this machine reaches a listener of its own."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listener.host, listener.host)  # noqa: S104 - compared
     return f"[{host}]" if ":" in host else host
