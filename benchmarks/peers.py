@@ -17,7 +17,7 @@ from benchmarks.load import Headers
 from benchmarks.nginx import Nginx, end, free_port, until_listening
 from benchmarks.processes import Cores, descendants, pin
 
-LITELLM = "litellm[proxy]==1.109.1"
+LITELLM = "litellm[proxy]==1.106.0"
 PORTKEY = "@portkey-ai/gateway@1.15.2"
 _START_S_MAX = 120.0
 _MASTER_KEY = "sk-benchmark-0123456789"
