@@ -22,12 +22,14 @@ from typing import NamedTuple
 
 from gateway.config import load, pepper
 from gateway.embedded import Embedded
-from gateway.settings import Config, Listener
+from gateway.settings import Config, Durability, Listener
 
 log = logging.getLogger(__name__)
 
 RESTART_S_MIN, RESTART_S_MAX = 0.1, 5.0
 STEADY_S = 10.0  # a child that ran this long starts again without a pause
+# A Valkey of our own is as strict with the disk as the journals are.
+_VALKEY = {Durability.JOURNAL_GROUP: {"appendfsync": "always"}}
 _LATE_S = 5.0  # beyond its own limits, what a child may take to stop
 
 # The C library learns to keep freed blocks as large as it has seen; a worker that has met a few
@@ -141,7 +143,9 @@ async def serve(
         inherited = dict(environ)
         servers: Embedded | None = None
         if config.is_embedded:
-            servers = await stack.enter_async_context(Embedded(config.data_dir))
+            servers = await stack.enter_async_context(
+                Embedded(config.data_dir, valkey_settings=_VALKEY.get(config.ledger.durability))
+            )
             for name, url in (
                 ("TOLLGATE_POSTGRES__URL", servers.urls.postgres),
                 ("TOLLGATE_REDIS__URL", servers.urls.redis),

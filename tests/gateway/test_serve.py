@@ -74,3 +74,25 @@ async def test_a_second_start_on_the_same_folder_is_refused_in_one_line(
 
     assert len(said.strip().splitlines()) == 1
     assert "in use by process" in said
+
+
+async def test_a_port_that_another_program_has_is_refused_in_one_line(
+    tmp_path: Path, vendor_apart: Vendor
+) -> None:
+    listeners = {"data": {"port": vendor_apart.port}}
+    with pytest.raises(AssertionError, match=f"cannot listen on 127.0.0.1:{vendor_apart.port}"):
+        async with Deployment.started(
+            tmp_path, vendor_port=vendor_apart.port, changes={"listeners": listeners}
+        ):
+            pass
+
+
+async def test_a_valkey_of_our_own_syncs_as_strictly_as_the_journals(
+    tmp_path: Path, vendor_apart: Vendor
+) -> None:
+    changes = {"ledger": {"durability": "journal-group"}}
+    async with (
+        Deployment.started(tmp_path, vendor_port=vendor_apart.port, changes=changes) as tollgate,
+        tollgate.redis() as redis,
+    ):
+        assert await redis.config_get("appendfsync") == {"appendfsync": "always"}
