@@ -155,17 +155,19 @@ async def bill(stores: Stores, organization_id: UUID, call_id: UUID) -> Bill:
     """What Postgres has of the call, once it has it."""
     try:
         async with asyncio.timeout(_BOOKED_S):
-            while True:
-                calls = await usage.recent(stores.pool, organization_id, limit=_RECENT)
-                for call in calls:
-                    if call.call_id == call_id:
-                        found = await organizations.resolve(stores.pool, str(organization_id))
-                        return Bill(call, found.balance)
+            while not (call := await _booked(stores, organization_id, call_id)):
                 await asyncio.sleep(_LOOK_S)
+            found = await organizations.resolve(stores.pool, str(organization_id))
+            return Bill(call, found.balance)
     except TimeoutError as error:
         raise CallFailed(
             f"the call was answered, but no record of it came within {_BOOKED_S:.0f} s"
         ) from error
+
+
+async def _booked(stores: Stores, organization_id: UUID, call_id: UUID) -> usage.Call | None:
+    recent = await usage.recent(stores.pool, organization_id, limit=_RECENT)
+    return next((call for call in recent if call.call_id == call_id), None)
 
 
 async def overhead(session: aiohttp.ClientSession, metrics_url: str) -> Overhead:

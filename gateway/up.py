@@ -213,11 +213,7 @@ class _Show:
             async with asyncio.timeout(_START_S):
                 for url in (f"{running.operator_url}/readyz", self.model.health_url):
                     while said := await self._unready(url):
-                        if self.model.child.restarts >= _MODEL_DEATHS_MAX:
-                            raise UpFailed(
-                                "the model's process dies as it starts;"
-                                f" {running.config.data_dir / MODEL_LOG_FILE} says why"
-                            )
+                        self._check_model(running)
                         await asyncio.sleep(_LOOK_S)
         except TimeoutError as error:
             raise UpFailed(
@@ -227,6 +223,13 @@ class _Show:
         took_s = time.monotonic() - self._began_s
         folder = _shown(running.config.data_dir)
         click.echo(f"Ready in {took_s:.1f} s. Data and logs are in {folder}/.\n")
+
+    def _check_model(self, running: Running) -> None:
+        if self.model.child.restarts >= _MODEL_DEATHS_MAX:
+            raise UpFailed(
+                "the model's process dies as it starts;"
+                f" {running.config.data_dir / MODEL_LOG_FILE} says why"
+            )
 
     async def _unready(self, url: str) -> str:
         """Why this does not serve yet; empty if it does."""

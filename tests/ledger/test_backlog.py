@@ -1,0 +1,65 @@
+"""What Postgres has not got yet is counted, and too much of it closes partitions."""
+
+from redis.asyncio import Redis
+
+from ledger.admission import Held
+from ledger.backlog import Backlog, Count, read_over
+from ledger.functions import Partition
+from tests.ledger.partitions import NUMBER, end_of, hold
+
+
+async def end_calls(partition: Partition, count: int) -> None:
+    """So many calls, held and ended."""
+    for _ in range(count):
+        held = hold(1)
+        assert isinstance(await partition.hold(1, held), Held)
+        await partition.settle(1, end_of(held, 1))
+
+
+async def test_what_the_flusher_has_not_written_is_counted(
+    client: Redis, partition: Partition
+) -> None:
+    backlog = Backlog(client, partitions=[NUMBER], entries_max=100)
+    await end_calls(partition, 5)
+    added = await backlog.added(NUMBER, 1)
+    backlog.took(NUMBER, 1, read=5, wrote=3, added=added)
+
+    await backlog.count()
+
+    assert backlog.counts == {NUMBER: Count(unflushed=2, open_holds=0)}
+
+
+async def test_until_it_is_known_all_that_the_stream_holds_counts(
+    client: Redis, partition: Partition
+) -> None:
+    backlog = Backlog(client, partitions=[NUMBER], entries_max=100)
+    await end_calls(partition, 4)
+    await partition.hold(1, hold(1))
+
+    await backlog.count()
+
+    assert backlog.counts[NUMBER] == Count(unflushed=4, open_holds=1)
+
+
+async def test_only_partitions_above_their_share_are_closed_and_only_when_all_are_too_many(
+    client: Redis,
+) -> None:
+    backlog = Backlog(client, partitions=[0, 1], entries_max=10)
+    backlog.counts = {0: Count(10, 0), 1: Count(0, 0)}
+    assert backlog.over() == []
+
+    backlog.counts = {0: Count(10, 0), 1: Count(1, 0)}
+    assert backlog.over() == [0]
+
+
+async def test_a_partition_without_a_stream_has_no_backlog(client: Redis) -> None:
+    backlog = Backlog(client, partitions=[0], entries_max=10)
+
+    await backlog.count()
+
+    assert backlog.counts == {0: Count(0, 0)}
+
+
+def test_what_is_told_is_understood() -> None:
+    assert read_over(b"0 7 12") == {0, 7, 12}
+    assert read_over(b"") == frozenset()
