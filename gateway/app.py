@@ -45,6 +45,7 @@ from gateway.upstream import Upstream
 from gateway.vitals import Vitals
 from gateway.wallets import Wallets
 from ledger.conveyor import Conveyor
+from ledger.fcall import obeyed
 from ledger.journal import Journal
 from ledger.pricing import PriceSheet
 from ledger.recovery import EPOCH_CHANNEL
@@ -250,7 +251,7 @@ class Worker:
             partition = await self.notices.get()
             self.vitals.publisher.metrics.epochs.add()
             try:
-                await self.redis.publish(EPOCH_CHANNEL, str(partition))
+                await obeyed(self.redis.publish(EPOCH_CHANNEL, str(partition)))
             except (RedisError, OSError) as error:
                 log.warning("epoch not told", extra={"reason": str(error)})
 

@@ -155,10 +155,12 @@ async def bill(stores: Stores, organization_id: UUID, call_id: UUID) -> Bill:
     """What Postgres has of the call, once it has it."""
     try:
         async with asyncio.timeout(_BOOKED_S):
-            while not (call := await _booked(stores, organization_id, call_id)):
+            while True:
+                call = await _booked(stores, organization_id, call_id)
+                if call is not None:
+                    found = await organizations.resolve(stores.pool, str(organization_id))
+                    return Bill(call, found.balance)
                 await asyncio.sleep(_LOOK_S)
-            found = await organizations.resolve(stores.pool, str(organization_id))
-            return Bill(call, found.balance)
     except TimeoutError as error:
         raise CallFailed(
             f"the call was answered, but no record of it came within {_BOOKED_S:.0f} s"

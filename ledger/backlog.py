@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from ledger.fcall import execute, key_names
+from ledger.fcall import execute, key_names, obeyed
 
 BACKLOG_CHANNEL = "tg:backlog"  # the partitions that are over, once a second: "0 7 12"
 EVERY_S = 1.0
@@ -78,7 +78,8 @@ class Backlog:
         while True:
             try:
                 await self.count()
-                await self._redis.publish(BACKLOG_CHANNEL, " ".join(map(str, self.over())))
+                over = " ".join(map(str, self.over()))
+                await obeyed(self._redis.publish(BACKLOG_CHANNEL, over))
             except (RedisError, OSError) as error:
                 _log.warning("backlog not counted", extra={"reason": str(error)})
             await asyncio.sleep(EVERY_S)
@@ -113,7 +114,7 @@ class Backlog:
         async with self._redis.pipeline(transaction=False) as pipeline:
             for command in commands:
                 _ = pipeline.execute_command(*command)
-            return await pipeline.execute(raise_on_error=False)
+            return await obeyed(pipeline.execute(raise_on_error=False))
 
 
 def _info(partition: int, generation: int) -> tuple[str, ...]:
