@@ -22,12 +22,15 @@ GatewayError                status  code                      raised when
 An error carries its status, its code and what a program may want to know of it (`extra`).
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import orjson
 
 from ledger.money import usd_text
+
+_KEY = re.compile(r"tg_(?:live|test)_\w+")
 
 
 class GatewayError(Exception):
@@ -228,7 +231,8 @@ def body(error: GatewayError) -> bytes:
     return orjson.dumps(
         {
             "error": {
-                "message": error.message,
+                # A path or a model's name may be a key that somebody put in the wrong place.
+                "message": _KEY.sub("[secret]", error.message),
                 "type": kind,
                 "param": error.param,
                 "code": error.code,

@@ -19,6 +19,8 @@ from providers.adapter import Failure
 STALL_S_MAX = 60.0
 """How long a client may leave what it was sent untaken before it counts as gone."""
 
+_SECRET_CHARACTERS_MIN = 8  # shorter ones are found in innocent words
+
 End = Callable[[Outcome], Awaitable[None]]
 """Ends the call in journal and ledger; returns once the journal has it."""
 
@@ -35,7 +37,7 @@ async def relay_body(live: LiveCall, opened: Opened, end: End) -> Answered:
 async def relay_stream(live: LiveCall, opened: Opened, end: End) -> Answered:
     """Answer with a stream, event by event."""
     answer, meter = opened.answer, opened.meter
-    shown, is_over = opened.first, opened.is_over
+    shown, is_over = _without_secrets(live, opened.first), opened.is_over
     try:
         while not is_over:
             if meter.finished and not live.is_ended:
@@ -46,6 +48,7 @@ async def relay_stream(live: LiveCall, opened: Opened, end: End) -> Answered:
                 shown = meter.feed(received)
             else:
                 shown, is_over = meter.end(), True
+            shown = _without_secrets(live, shown)
     except UpstreamError as error:
         return await _broken(live, error, end)
     answer.release()
@@ -73,6 +76,18 @@ async def _show(live: LiveCall, content_type: str, shown: bytes) -> None:
         live.leave()
 
 
+def _without_secrets(live: LiveCall, shown: bytes) -> bytes:
+    """An error event without the key that the vendor was called with: some quote it."""
+    assert live.meter is not None
+    if live.meter.failure is None:
+        return shown
+    target = live.candidate.target
+    for secret in (target.api_key.reveal(), *target.headers.values()):
+        if len(secret) >= _SECRET_CHARACTERS_MIN:
+            shown = shown.replace(secret.encode(), b"[secret]")
+    return shown
+
+
 def _close(live: LiveCall, content_type: str, last: bytes) -> Answered:
     if live.client_gone:
         raise ClientGone
@@ -94,6 +109,9 @@ def _outcome(live: LiveCall) -> Outcome:
 
 async def _broken(live: LiveCall, error: UpstreamError, end: End) -> Answered:
     """The vendor broke off: what came is charged, and the client is told within its stream."""
+    meter = live.meter
+    assert meter is not None
+    meter.end()  # what it still keeps is half an event, worth nothing to anybody
     live.failed(error.phase)
     if not live.is_ended:
         if live.client_gone:

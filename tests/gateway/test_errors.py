@@ -54,3 +54,10 @@ def test_a_limit_always_says_when_to_come_back() -> None:
 def test_the_codes_of_the_tree_can_be_counted() -> None:
     for code in ("insufficient_credit", "budget_exceeded", "loop_detected"):
         assert code in CAUSES, code
+
+
+def test_a_key_in_the_wrong_place_is_not_repeated() -> None:
+    error = errors.NotFound("There is no '/v1/tg_live_Abc_123' here.", code="unknown_url")
+    assert (
+        orjson.loads(errors.body(error))["error"]["message"] == "There is no '/v1/[secret]' here."
+    )

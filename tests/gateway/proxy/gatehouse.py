@@ -48,6 +48,7 @@ from tests.gateway.proxy.door import Door, Line, post
 from tests.vendor import Vendor
 
 PEPPER = Secret("the pepper of the tests, which is no secret")
+API_KEY = "sk-platform-0123456789"
 CREDIT = 10_000_000_000
 WALLET = str(UUID(int=7))
 KEY = issue(bytes(range(32))).secret.reveal()
@@ -78,7 +79,7 @@ def configured(vendor: Vendor, changes: Mapping[str, Any] | None = None) -> Conf
         "kind": "openai",
         "base_url": vendor.url,
         "allow_http": True,
-        "api_key": "sk-platform-0123456789",
+        "api_key": API_KEY,
         "input_overhead_tokens": 0,
     }
     settings = {

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ledger.record import Outcome
-from tests.gateway.proxy.gatehouse import Gatehouse, events, request
+from tests.gateway.proxy.gatehouse import API_KEY, Gatehouse, events, request
 from tests.vendor import Vendor
 
 ASK = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 600, "stream": True}
@@ -46,6 +46,18 @@ async def test_an_error_inside_a_stream_passes_and_its_text_costs_nothing(
     assert events(body)[-1]["error"]["message"].startswith("overloaded")
     (record,) = await gate.records()
     assert (record.outcome, record.usage["output"]) == (Outcome.UPSTREAM_ERROR, 50)
+
+
+async def test_a_key_of_ours_that_a_vendor_quotes_in_its_stream_is_not_shown(
+    gate: Gatehouse, vendor: Vendor
+) -> None:
+    told = {"message": f"Incorrect API key provided: {API_KEY}."}
+    model = await vendor.script("e", deltas=5, error_after=1, error=told)
+
+    _, _, body = await gate.post({**ASK, "model": model, "stream": True})
+
+    assert API_KEY.encode() not in body
+    assert b"Incorrect API key provided: [secret]." in body
 
 
 async def test_a_stream_that_stalls_is_given_up_and_the_client_told(
