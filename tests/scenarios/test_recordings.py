@@ -204,3 +204,28 @@ async def test_every_recorded_answer_is_metered_as_expected_and_passes_unchanged
     print(f"recordings: {len(RECORDINGS)} metered == expected, {len(answers)} replays")
     print(f"recordings by vendor: {dict(sorted(proved.items()))}")
     print(f"recordings left out: {dict(left_out.most_common())}")
+
+
+def told_as(status: int) -> int:
+    """The status that a client sees for the vendor's: a vendor's quarrel with us is ours."""
+    return {401: 502, 402: 502, 500: 502, 501: 502}.get(status, status)
+
+
+async def test_every_recorded_error_is_told_and_costs_nothing(
+    tollgate: Deployment, key: Key, vendor_apart: Vendor
+) -> None:
+    errors = [Recording(name, tree) for name, tree in trees() if why_left_out(tree) == "an error"]
+    for recording in errors:
+        tree = recording.tree
+        script = {"status": tree["status"], "body": tree["response_body"]}
+        await vendor_apart.script(recording.name, **script)
+        async with caller(tollgate) as line:
+            path = PATHS[tree["endpoint"]]
+            answer = await line.post(path, key.secret, recording.call(asks_usage=False))
+        assert answer.status == told_as(tree["status"]), recording.name
+        assert answer.error["message"], recording.name
+
+    records = await assert_books(tollgate, key, records=len(errors), charge=0)
+    assert {record["kind"] for record in records} == {"released"}
+    statuses = Counter(recording.tree["status"] for recording in errors)
+    print(f"recordings of errors: {len(errors)} told, {dict(sorted(statuses.items()))}, 0 nano")
