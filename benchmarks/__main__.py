@@ -7,6 +7,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from benchmarks import (
     upstream,
 )
 from benchmarks.options import FIGURES, Options, Outcome
-from benchmarks.processes import staying_on
+from benchmarks.processes import Others, staying_on
 
 Measure = Callable[[Options, Path], Awaitable[Outcome]]
 BENCHMARKS: dict[str, Measure] = {
@@ -40,6 +41,7 @@ BENCHMARKS: dict[str, Measure] = {
     "upstream": upstream.measure,
 }
 _DEFAULTS = Options()
+_OTHERS_MAX = 0.1  # cores; a machine without anybody else uses less than this for itself
 
 
 @click.command(help=__doc__)
@@ -73,9 +75,20 @@ async def _measured(names: Sequence[str], options: Options) -> dict[str, Outcome
     outcomes = {}
     with staying_on(options.cores.rest):
         for name in names:
+            others = Others()
             with tempfile.TemporaryDirectory(prefix="tollgate-benchmark-") as folder:
-                outcomes[name] = await BENCHMARKS[name](options, Path(folder))
+                outcome = await BENCHMARKS[name](options, Path(folder))
+            outcomes[name] = _judged(outcome, others.cores())
     return outcomes
+
+
+def _judged(outcome: Outcome, others: float) -> Outcome:
+    """The outcome, which does not count if others were at work beside us."""
+    objections = list(outcome.objections)
+    if others > _OTHERS_MAX:
+        objections.append(f"others used {others:.2f} cores of this machine meanwhile")
+    details = {**outcome.details, "others_cores": round(others, 2)}
+    return replace(outcome, details=details, objections=objections)
 
 
 def collected(outcomes: dict[str, Outcome], facts: dict[str, str]) -> dict[str, Any]:

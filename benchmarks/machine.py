@@ -17,8 +17,6 @@ def facts() -> dict[str, str]:
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "system": platform.platform(),
         "python": platform.python_version(),
-        # Of others' work beside ours: above 0.1 a run was disturbed.
-        "load_before": f"{os.getloadavg()[0]:.2f}",
         **{name: version(name) for name in _PACKAGES},
     }
 

@@ -2,6 +2,7 @@
 
 import os
 import statistics
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,6 +73,23 @@ def descendants(pid: int) -> dict[int, str]:
         found[each] = _command(each)
         waiting += children.get(each, ())
     return found
+
+
+class Others:
+    """How much of the machine those used who have nothing to do with us."""
+
+    def __init__(self) -> None:
+        self._began_s, self._theirs_s = time.monotonic(), self._used_s()
+
+    def cores(self) -> float:
+        """Cores that were busy for others since this was made."""
+        used_s = self._used_s() - self._theirs_s
+        return max(0.0, used_s / (time.monotonic() - self._began_s))
+
+    def _used_s(self) -> float:
+        user, nice, system, _, _, *interrupts = Path("/proc/stat").read_text().split()[1:8]
+        busy = sum(map(int, (user, nice, system, *interrupts))) / _TICKS_PER_S
+        return busy - cpu_s((os.getpid(), *descendants(os.getpid())))
 
 
 def per_call_us(
