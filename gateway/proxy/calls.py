@@ -185,8 +185,7 @@ class Calls:
         try:
             return await self._answer(live)
         except errors.GatewayError as error:
-            is_timeout = isinstance(error, errors.GatewayTimeout)
-            outcome = Outcome.TIMEOUT if is_timeout else Outcome.UPSTREAM_ERROR
+            outcome = _outcome_of(live, error)
             live.status = error.status_now
             if not live.is_ended:
                 await self._ended_safely(live, outcome)
@@ -215,7 +214,8 @@ class Calls:
             self._end(live, outcome)
         if live.answer is not None:
             live.answer.abort()  # does nothing to one that was released
-        if live.is_draining:
+        if live.drain_end is not None:
+            live.drain_end.cancel()
             self.draining -= 1
 
     async def _answer(self, live: LiveCall) -> Answered:
@@ -256,9 +256,10 @@ class Calls:
             and self.draining < limits.connections_max * limits.drain_share_max
         )
         if drains:
-            live.is_draining = True
             self.draining += 1
-            asyncio.get_running_loop().call_later(limits.drain_s_max, self._stop, live, task)
+            live.drain_end = asyncio.get_running_loop().call_later(
+                limits.drain_s_max, self._stop, live, task
+            )
         else:
             self._stop(live, task)
 
@@ -313,6 +314,12 @@ class Calls:
             return refuse(live.exchange, error, live.id_text)
         except ClientGone:
             return CLOSE
+
+
+def _outcome_of(live: LiveCall, error: errors.GatewayError) -> Outcome:
+    if not live.attempts:
+        return Outcome.FAILED  # ours: no vendor was asked
+    return Outcome.TIMEOUT if isinstance(error, errors.GatewayTimeout) else Outcome.UPSTREAM_ERROR
 
 
 def _open_call(live: LiveCall) -> OpenCall:

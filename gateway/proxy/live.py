@@ -1,5 +1,6 @@
 """One call on its way through the gateway: what is known of it, from its first byte to its end."""
 
+import asyncio
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -43,6 +44,7 @@ class LiveCall:
         "candidates",
         "client_gone",
         "clock",
+        "drain_end",
         "ended_s",
         "exchange",
         "failures",
@@ -51,7 +53,6 @@ class LiveCall:
         "hold",
         "id_text",
         "input_bound",
-        "is_draining",
         "is_ended",
         "is_unjournaled",
         "leave",
@@ -98,7 +99,8 @@ class LiveCall:
         self.relayed = 0  # bytes of the answer given to the client
         self.failures: list[tuple[str, str]] = []  # attempts that failed: provider, phase
         self.client_gone = False
-        self.is_draining = False  # read to its end although the client has left
+        # When reading on for a client that has left is given up; None: nobody reads on.
+        self.drain_end: asyncio.TimerHandle | None = None
         self.is_ended = False
         self.is_unjournaled = False  # the journal could not take its end
         self.leave: Callable[[], None]  # what happens when the client has left
