@@ -155,21 +155,18 @@ async def bill(stores: Stores, organization_id: UUID, call_id: UUID) -> Bill:
     """What Postgres has of the call, once it has it."""
     try:
         async with asyncio.timeout(_BOOKED_S):
-            while True:
-                call = await _booked(stores, organization_id, call_id)
-                if call is not None:
-                    found = await organizations.resolve(stores.pool, str(organization_id))
-                    return Bill(call, found.balance)
+            while (call := await _record(stores, organization_id, call_id)) is None:  # noqa: ASYNC110 - Postgres calls nobody back
                 await asyncio.sleep(_LOOK_S)
     except TimeoutError as error:
         raise CallFailed(
             f"the call was answered, but no record of it came within {_BOOKED_S:.0f} s"
         ) from error
+    return Bill(call, (await organizations.resolve(stores.pool, str(organization_id))).balance)
 
 
-async def _booked(stores: Stores, organization_id: UUID, call_id: UUID) -> usage.Call | None:
-    recent = await usage.recent(stores.pool, organization_id, limit=_RECENT)
-    return next((call for call in recent if call.call_id == call_id), None)
+async def _record(stores: Stores, organization_id: UUID, call_id: UUID) -> usage.Call | None:
+    calls = await usage.recent(stores.pool, organization_id, limit=_RECENT)
+    return next((call for call in calls if call.call_id == call_id), None)
 
 
 async def overhead(session: aiohttp.ClientSession, metrics_url: str) -> Overhead:

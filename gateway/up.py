@@ -208,36 +208,34 @@ class _Show:
             self.stop.set()
 
     async def _until_served(self, running: Running) -> None:
-        said = ""
+        folder = running.config.data_dir
+        why = "nothing answers"
         try:
             async with asyncio.timeout(_START_S):
-                for url in (f"{running.operator_url}/readyz", self.model.health_url):
-                    while said := await self._unready(url):
-                        self._check_model(running)
-                        await asyncio.sleep(_LOOK_S)
+                while why := await self._unready(running):
+                    if self.model.child.restarts >= _MODEL_DEATHS_MAX:
+                        raise UpFailed(
+                            "the model's process dies as it starts;"
+                            f" {_shown(folder / MODEL_LOG_FILE)} says why"
+                        )
+                    await asyncio.sleep(_LOOK_S)
         except TimeoutError as error:
             raise UpFailed(
-                f"not ready after {_START_S:.0f} s ({said});"
-                f" {running.config.data_dir / LOG_FILE} may say why"
+                f"not ready after {_START_S:.0f} s: {why}; {_shown(folder / LOG_FILE)} may say more"
             ) from error
         took_s = time.monotonic() - self._began_s
-        folder = _shown(running.config.data_dir)
-        click.echo(f"Ready in {took_s:.1f} s. Data and logs are in {folder}/.\n")
+        click.echo(f"Ready in {took_s:.1f} s. Data and logs are in {_shown(folder)}/.\n")
 
-    def _check_model(self, running: Running) -> None:
-        if self.model.child.restarts >= _MODEL_DEATHS_MAX:
-            raise UpFailed(
-                "the model's process dies as it starts;"
-                f" {running.config.data_dir / MODEL_LOG_FILE} says why"
-            )
-
-    async def _unready(self, url: str) -> str:
-        """Why this does not serve yet; empty if it does."""
-        try:
-            async with self._session.get(url) as answer:
-                return "" if answer.ok else f"{url} answers {answer.status}"
-        except aiohttp.ClientError as error:
-            return str(error)
+    async def _unready(self, running: Running) -> str:
+        """Why the gateway or the model does not serve yet; empty if both do."""
+        for url in (f"{running.operator_url}/readyz", self.model.health_url):
+            try:
+                async with self._session.get(url) as answer:
+                    if not answer.ok:
+                        return f"{url} answers {answer.status}"
+            except aiohttp.ClientError as error:
+                return str(error)
+        return ""
 
     async def _demonstrate(self, running: Running) -> None:
         metrics_url = f"{running.operator_url}/metrics"
