@@ -177,6 +177,8 @@ def client_error(failure: Failure, retry_after: str | None = None) -> errors.Gat
             "The provider refused the gateway's own credentials; the operator has to mend this.",
             code="provider_credentials_refused",
         )
+    if status == errors.LoopDetected.status:
+        return errors.LoopDetected()
     if status in (408, 504):
         return errors.GatewayTimeout(failure.message, code="upstream_timeout")
     if status in (503, 529):

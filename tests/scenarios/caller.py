@@ -94,6 +94,14 @@ class Caller:
             body = b"".join([piece async for piece in self.pieces(head)])
         return Answer(head.status, head.headers, body)
 
+    async def is_closed(self) -> bool:
+        """Whether the other end has nothing more to say; waits until that is certain."""
+        async with asyncio.timeout(PATIENCE_S):
+            try:
+                return not await self._reader.read(1)
+            except ConnectionError:
+                return True
+
     async def post(self, path: str, secret: str, body: bytes | Mapping[str, Any]) -> Answer:
         """One call and its answer."""
         await self.send(request(path, secret, body))
