@@ -66,6 +66,7 @@ class Exchange(web.BaseRequest):
     def __init__(self, *args: Any, **options: Any) -> None:  # Any: aiohttp's own signature
         super().__init__(*args, **options)
         self.head_sent = False
+        self._is_chunked = True
         self.on_gone: Callable[[], None] | None = None
 
     def _cancel(self, exc: BaseException) -> None:
@@ -153,20 +154,25 @@ class Exchange(web.BaseRequest):
         return server.date_line() if isinstance(server, DataServer) else b""
 
     def start(self, status: int, headers: bytes, first: bytes) -> None:
-        """Send the head of a chunked answer and its first chunk in one write."""
-        ending = b"Connection: close\r\n\r\n" if self.wants_close else b"\r\n"
+        """Send the head of an answer that goes on, and its first chunk, in one write."""
         self.head_sent = True
-        framing = b"Transfer-Encoding: chunked\r\n"
-        self.write(
-            b"".join((_REASONS[status], self._date(), framing, headers, ending, chunk(first)))
-        )
+        # To HTTP/1.0 the end of the connection is the end of the answer.
+        self._is_chunked = self._message.version == HttpVersion11
+        framing = b"Transfer-Encoding: chunked\r\n" if self._is_chunked else b""
+        close = self.wants_close or not self._is_chunked
+        ending = b"Connection: close\r\n\r\n" if close else b"\r\n"
+        shown = chunk(first) if self._is_chunked else first
+        self.write(b"".join((_REASONS[status], self._date(), framing, headers, ending, shown)))
 
     def write_chunk(self, data: bytes) -> None:
         """Send these bytes, at least one, as the next chunk."""
-        self.write(chunk(data))
+        self.write(chunk(data) if self._is_chunked else data)
 
     def finish(self, last: bytes) -> Answered:
-        """Send the last chunk and the end of a chunked answer in one write."""
+        """Send the last chunk and the end of the answer in one write."""
+        if not self._is_chunked:
+            self.write(last)
+            return CLOSE
         self.write(chunk(last) + _CHUNKS_END)
         return CLOSE if self.wants_close else KEEP
 

@@ -98,6 +98,24 @@ async def test_an_answer_in_pieces_arrives_as_they_are_written() -> None:
         )
 
 
+async def test_a_client_that_knows_no_chunks_gets_none_and_the_end_of_its_connection() -> None:
+    async def pieces(exchange: Exchange) -> Answered:
+        await exchange.content.read()
+        exchange.start(200, JSON, b"one ")
+        exchange.write_chunk(b"two ")
+        return exchange.finish(b"three")
+
+    async with Door.opened(pieces) as door:
+        line = await door.line()
+        line.writer.write(post(b"x", "Connection: keep-alive").replace(b"HTTP/1.1", b"HTTP/1.0"))
+
+        head, _, body = (await line.rest()).partition(b"\r\n\r\n")
+
+        assert b"chunked" not in head.lower()
+        assert b"connection: close" in head.lower()
+        assert body == b"one two three"
+
+
 async def test_a_handler_learns_that_its_client_has_gone() -> None:
     gone, started = asyncio.Event(), asyncio.Event()
     raised: list[type[BaseException]] = []
