@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import secrets
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -200,6 +201,8 @@ class _Show:
             # Meanwhile, as it takes a second.
             await asyncio.to_thread(import_module, "openai")
             running = await self._running
+            # That the terminal was closed; `serve` alone would read its configuration again.
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.stop.set)
             await self._until_served(running)
             await self._demonstrate(running)
         except Exception as error:  # noqa: BLE001 - whatever it is, the rest stops in good order first

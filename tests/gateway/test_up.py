@@ -149,9 +149,12 @@ async def test_once_it_makes_the_call_shows_the_bill_and_leaves_nothing_running(
 
 
 @pytest.mark.scenario
-async def test_ctrl_c_stops_everything_in_order(terminal: CommandLine) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=["ctrl-c", "hang up"])
+async def test_the_end_of_its_terminal_stops_everything_in_order(
+    terminal: CommandLine, number: signal.Signals
+) -> None:
     async with staying_up(terminal) as process:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         said, _ = await process.communicate()
     assert said.decode().endswith("Stopped.\n")
     assert process.returncode == 0
