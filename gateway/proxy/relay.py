@@ -57,8 +57,7 @@ async def relay_stream(live: LiveCall, opened: Opened, end: End) -> Answered:
         await end(outcome)
     if outcome is Outcome.TRUNCATED:
         told = errors.BadGateway("The provider's answer ended early.", code="upstream_truncated")
-        # The vendor may have ended within an event; a blank line keeps ours apart from it.
-        shown += b"\n\n" + _event(live, told)
+        shown += _event(live, told)
     return _close(live, answer.content_type, shown)
 
 
@@ -127,9 +126,12 @@ async def _broken(live: LiveCall, error: UpstreamError, end: End) -> Answered:
         raise ClientGone
     if not live.exchange.head_sent:
         raise told
-    return live.exchange.finish(_event(live, told))
+    # Behind its terminal event nothing can be missing.
+    return live.exchange.finish(b"" if meter.finished else _event(live, told))
 
 
 def _event(live: LiveCall, told: errors.GatewayError) -> bytes:
+    """The error as an event. A blank line keeps it apart from half an event of the vendor's."""
     assert live.meter is not None
-    return live.meter.ending(Failure(told.message, told.type, told.code, None, told.status_now))
+    failure = Failure(told.message, told.type, told.code, None, told.status_now)
+    return b"\n\n" + live.meter.ending(failure)

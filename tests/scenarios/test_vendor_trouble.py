@@ -1,6 +1,7 @@
 """Whatever goes wrong at the vendor: nothing is charged for nothing, and the client is told."""
 
 import asyncio
+import base64
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -90,6 +91,40 @@ async def test_a_stream_that_breaks_costs_what_was_relayed_and_ends_in_an_error_
     assert record["charge"] == record["input"] * 3000 + 50 * 15000
     assert len(await vendor_apart.quiet()) == 1, "nobody tries again after the first byte"
     print(f"A9{how} {path[4:]}: {outcome}, output 50, {record['charge']:,} nano, error event sent")
+
+
+@pytest.mark.parametrize("path", [CHAT, RESPONSES])
+async def test_an_error_event_stands_apart_from_half_an_event(
+    tollgate: Deployment, key: Key, vendor_apart: Vendor, path: str
+) -> None:
+    options = {"stream_options": {"include_usage": True}} if path == CHAT else {}
+    for cut in range(9_000, 9_300, 30):
+        model = await vendor_apart.script("half", **SCRIPT, reset_after_bytes=cut)
+
+        answer = await post(tollgate, key, path, asks(path, model, stream=True, **options))
+
+        last = answer.body.strip().rsplit(b"\n\n", 1)[-1].splitlines()[-1]
+        assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == "upstream_error"
+    await assert_books(tollgate, key, records=10)
+
+
+async def test_a_stream_cut_behind_its_terminal_event_is_whole(
+    tollgate: Deployment, key: Key, vendor_apart: Vendor
+) -> None:
+    usage = {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107}
+    chunk = {"choices": [{"index": 0, "delta": {"content": TEXT}, "finish_reason": "stop"}]}
+    body = b"data: %b\n\ndata: [DONE]\n\n" % json.dumps({**chunk, "usage": usage}).encode()
+    wire = (
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"%x\r\n%b\r\n" % (len(body), body)
+    )
+    model = await vendor_apart.script("early", raw_wire=base64.b64encode(wire).decode())
+
+    answer = await post(tollgate, key, CHAT, asks(CHAT, model, stream=True))
+
+    assert answer.body == body
+    (record,) = await assert_books(tollgate, key, records=1, charge=100 * 3000 + 7 * 15000)
+    assert record["outcome"] == "success"
 
 
 ENDINGS = {
