@@ -39,7 +39,7 @@ from gateway.proxy.tell import Teller
 from gateway.readiness import Readiness
 from gateway.reload import ConfigFile
 from gateway.settings import Config, Durability
-from gateway.sheets import SheetFile
+from gateway.sheets import SheetFile, Together
 from gateway.snapshots import Publisher
 from gateway.upstream import Upstream
 from gateway.vitals import Vitals
@@ -74,8 +74,7 @@ async def run_worker(
     """Serve calls until `stop`; then drain. `dropped`: how many lines of the log nobody took."""
     config = load(config_path)
     sheets = SheetFile(config.run_dir)
-    sheet = await sheets.until_there(stop)
-    if sheet is None:
+    if await sheets.until_there(config, stop) is None:
         return
     async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
         worker = await Worker.built(
@@ -88,11 +87,16 @@ async def run_worker(
             dropped=dropped,
         )
         file = ConfigFile(config_path, None, config=config, metrics=worker.vitals.publisher.metrics)
-        file.subscribe(worker.configure)
-        worker.configure(config)
+        together = Together(sheets, config, worker.configure)
+        file.subscribe(together.configure)
+        together.configure(config)
         tasks = [
             group.create_task(work, name=name)
-            for name, work in (*worker.jobs(), ("config", file.watch()))
+            for name, work in (
+                *worker.jobs(),
+                ("config", file.watch()),
+                ("prices", sheets.watch(together.price)),
+            )
         ]
         tasks.append(group.create_task(_ask(file, reload), name="reload by signal"))
         await worker.serve(stop)
@@ -114,7 +118,6 @@ class Worker:
     calls: Calls
     parts: Parts
     vitals: Vitals
-    sheets: SheetFile
     redis: Redis
     notices: asyncio.Queue[int]  # partitions that need a recovery
     lines: Lines
@@ -174,11 +177,11 @@ class Worker:
             Publisher(config.run_dir, process=name, metrics=metrics, readiness=readiness)
         )
         vitals = Vitals(calls=calls, parts=parts, dropped=dropped, publisher=publisher)
-        return cls(calls, parts, vitals, sheets, redis, notices, lines)
+        return cls(calls, parts, vitals, redis, notices, lines)
 
-    def configure(self, config: Config) -> None:
-        """Take a new configuration; calls in flight keep the one they started with."""
-        self.calls.terms = self.calls.terms._replace(config=config)
+    def configure(self, config: Config, sheet: PriceSheet) -> None:
+        """Take a new configuration with its prices; calls in flight keep what they started with."""
+        self.calls.terms = Terms(config, sheet)
         self.parts.upstream.limit(_connections_max(config))
         self.vitals.publisher.metrics.configure(
             providers=config.providers.keys(),
@@ -188,10 +191,6 @@ class Worker:
         self.lines.know_secrets([*secrets_in(config)])
         set_level(config.logging.level)
 
-    def price(self, sheet: PriceSheet) -> None:
-        """Take new prices; calls in flight keep those they started with."""
-        self.calls.terms = self.calls.terms._replace(prices=sheet)
-
     def jobs(self) -> Iterator[tuple[str, Coroutine[None, None, None]]]:
         """What runs beside the calls for as long as the worker does."""
         yield "conveyor", self.parts.conveyor.run()
@@ -200,7 +199,6 @@ class Worker:
         yield "journal", self.parts.journal.sync_loop()
         yield "proofs", self.parts.journals.hear_proofs(self.redis)
         yield "orphans", self.parts.journals.adopt_orphans()
-        yield "prices", self.sheets.watch(self.price)
         yield "vitals", self.vitals.publisher.run(time.time, look=self.vitals.look)
         yield "notices", self._pass_notices()
 

@@ -25,7 +25,7 @@ from gateway.observe import observed
 from gateway.readiness import OK, Readiness
 from gateway.reload import ConfigFile
 from gateway.settings import Config
-from gateway.sheets import write_sheet
+from gateway.sheets import fingerprint, priced, write_sheet
 from gateway.snapshots import Collector, Publisher
 from ledger.audit import Audit, Drift
 from ledger.backlog import Backlog
@@ -179,7 +179,7 @@ class Control:
                 log.warning("redis is not ready", extra={"reason": str(error)})
             else:
                 # Last: the workers begin when they see it.
-                write_sheet(self.config.run_dir, sheet)
+                write_sheet(self.config.run_dir, sheet, of=fingerprint(self.config))
                 self.readiness.good("prices")
                 self.publisher.publish(time.time())
                 return True
@@ -231,7 +231,7 @@ class Control:
                     await asyncio.sleep(_RETRY_S)
                 else:
                     break
-            write_sheet(config.run_dir, sheet)
+            write_sheet(config.run_dir, sheet, of=fingerprint(config))
 
     async def _make_days(self) -> None:
         while True:
@@ -288,8 +288,7 @@ def _flusher(
 
 
 def _compiled(config: Config) -> bytes:
-    providers = {name: one.prices for name, one in config.providers.items() if one.prices}
-    return compile_sheet(providers, config.prices)
+    return compile_sheet(priced(config), config.prices)
 
 
 def _drift_text(drift: Drift) -> str:

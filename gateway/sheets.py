@@ -1,10 +1,16 @@
-"""The price sheet as a file: the control process writes it, workers take each new one they see."""
+"""The price sheet as a file: the control process writes it, workers take each new one they see.
+
+A sheet says which configuration it was compiled from, and a worker uses the two together: a model
+must not lead to a vendor whose price comes a moment later.
+"""
 
 import asyncio
 import logging
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
+from gateway.settings import Config
 from ledger.pricing import PriceSheet
 
 log = logging.getLogger(__name__)
@@ -18,12 +24,25 @@ def sheet_path(run_dir: Path) -> Path:
     return run_dir / "prices.msgpack"
 
 
-def write_sheet(run_dir: Path, packed: bytes) -> None:
-    """Put a compiled sheet where the workers look; a reader sees the old one or the new one."""
+def priced(config: Config) -> dict[str, str]:
+    """The providers that have list prices, and whose they are."""
+    return {name: one.prices for name, one in config.providers.items() if one.prices}
+
+
+def fingerprint(config: Config) -> str:
+    """Of all in a configuration that its prices depend on."""
+    return sha256(repr((priced(config), config.prices)).encode()).hexdigest()
+
+
+def write_sheet(run_dir: Path, packed: bytes, *, of: str) -> None:
+    """Put a compiled sheet where the workers look; a reader sees the old one or the new one.
+
+    `of`: the fingerprint of the configuration.
+    """
     path = sheet_path(run_dir)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".new")
-    draft.write_bytes(packed)
+    draft.write_bytes(of.encode() + b"\n" + packed)
     draft.replace(path)
 
 
@@ -34,12 +53,13 @@ class SheetFile:
         self._path = sheet_path(run_dir)
         self._seen: tuple[int, int] | None = None
         self.sheet: PriceSheet | None = None
+        self.of = ""  # the fingerprint of its configuration
 
-    async def until_there(self, stop: asyncio.Event) -> PriceSheet | None:
-        """The first sheet; None if `stop` came first."""
+    async def until_there(self, config: Config, stop: asyncio.Event) -> PriceSheet | None:
+        """The sheet of this configuration; None if `stop` came first."""
         while not stop.is_set():
             sheet = await self._news()
-            if sheet is not None:
+            if sheet is not None and self.of == fingerprint(config):
                 return sheet
             await asyncio.sleep(_FIRST_POLL_S)
         return None
@@ -61,6 +81,30 @@ class SheetFile:
         state = (found.st_ino, found.st_mtime_ns)
         if state == self._seen:
             return None
+        of, _, packed = (await asyncio.to_thread(self._path.read_bytes)).partition(b"\n")
         self._seen = state
-        self.sheet = await asyncio.to_thread(lambda: PriceSheet.load(self._path.read_bytes()))
+        self.sheet = await asyncio.to_thread(PriceSheet.load, packed)
+        self.of = of.decode()
         return self.sheet
+
+
+class Together:
+    """Hands on configuration and prices once those seen last belong together."""
+
+    def __init__(
+        self, file: SheetFile, config: Config, apply: Callable[[Config, PriceSheet], None]
+    ) -> None:
+        self._file, self._config, self._apply = file, config, apply
+
+    def configure(self, config: Config) -> None:
+        """A new configuration was read."""
+        self._config = config
+        self._hand_on()
+
+    def price(self, _sheet: PriceSheet) -> None:
+        """A new sheet was read."""
+        self._hand_on()
+
+    def _hand_on(self) -> None:
+        if self._file.sheet is not None and self._file.of == fingerprint(self._config):
+            self._apply(self._config, self._file.sheet)
