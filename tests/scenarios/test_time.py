@@ -1,7 +1,9 @@
 """Slow clients, slow vendors and prices that change meanwhile, where leases are short."""
 
 import asyncio
+import contextlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -28,16 +30,38 @@ from tests.vendor import Vendor
 
 pytestmark = pytest.mark.scenario
 TEXT = " abc"  # four bytes: one token by every way of estimating
-LEASE_S, IDLE_S, BODY_S = 2.0, 0.5, 0.5
+LEASE_S, IDLE_S, BODY_S, CONNECT_S = 2.0, 0.5, 0.5, 0.5
 STREAMS, SWAPS, SWAP_S = 200, 10, 0.5
 
 
 @pytest.fixture(scope="module")
-def brisk(tmp_path_factory: pytest.TempPathFactory, vendor_apart: Vendor) -> Iterator[Deployment]:
+def silent_port() -> Iterator[int]:
+    """A port that answers no connection: its queue is full, and nobody takes from it."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        address = listener.getsockname()
+        # The queue is one longer than told; the third finds no place.
+        for _ in range(3):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                filler.connect(address)
+        yield address[1]
+
+
+@pytest.fixture(scope="module")
+def brisk(
+    tmp_path_factory: pytest.TempPathFactory, vendor_apart: Vendor, silent_port: int
+) -> Iterator[Deployment]:
     """A deployment whose holds and patience are short."""
     folder = tmp_path_factory.mktemp("brisk", numbered=True)
+    names = many_names(vendor_apart.port)
+    names["providers"]["dead"]["base_url"] = f"http://127.0.0.1:{silent_port}/v1"
+    names["providers"]["dead"]["timeouts"] = {"connect_s": CONNECT_S}
     changes = {
-        **many_names(vendor_apart.port),
+        **names,
         "ledger": {"hold_lease_s": LEASE_S, "hold_renew_s": LEASE_S / 4},
         "limits": {"body_timeout_s": BODY_S},
     }
@@ -103,6 +127,17 @@ async def test_a_slow_stream_is_not_cut_and_its_hold_outlives_many_leases(
         f"D5 slow: 20 streams of {took_s:.1f} s, a chunk each {cadence_s} s (idle {IDLE_S} s,"
         f" lease {LEASE_S:.0f} s), none cut, 20 settled exactly"
     )
+
+
+async def test_a_vendor_that_answers_no_connection_is_given_up_and_free(
+    tollgate: Deployment, key: Key
+) -> None:
+    answer = await post(tollgate, key, CHAT, asks(CHAT, "dead/gpt"))
+
+    assert (answer.status, answer.error["code"]) == (504, "upstream_timeout")
+    (record,) = await assert_books(tollgate, key, records=1, charge=0)
+    assert record["kind"] == "released"
+    print(f"A10 connect timeout: 504, 0 nano, hold released, {record['attempts']} attempts")
 
 
 @asynccontextmanager
