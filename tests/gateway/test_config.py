@@ -104,6 +104,10 @@ class TestMistakes:
             ("listeners: {metrics: {host: 0.0.0.0}}", "0.0.0.0 is not loopback"),
             ("listeners: {metrics: {port: 8080}}", "is the port of listeners.data, too"),
             ("ledger: {durability: replica}", "replica is not in this release"),
+            (
+                "providers: {own: {kind: openai, base_url: https://a.example/v1, quirks: groq}}",
+                "belongs to kind: custom",
+            ),
             ("redis: {url: localhost:6379}", "must begin with redis://"),
             ("redis: {admin_url: redis://localhost}", "stands without redis.url"),
             ("postgres: {url: postgresql://localhost/x}", "every gateway of the database"),

@@ -1,8 +1,12 @@
 """The configuration's own words: folders, routes, and what is embedded."""
 
+import inspect
+import re
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
-from gateway.settings import Config, Journal, Ledger, Postgres, Redis
+from gateway import settings
+from gateway.settings import DERIVED, Config, Journal, Ledger, Postgres, Redis
 from providers.adapter import Secret
 
 
@@ -23,3 +27,21 @@ def test_a_server_is_embedded_if_one_of_the_two_has_no_url() -> None:
 
 def test_without_models_no_name_has_a_route() -> None:
     assert Config().route("gpt-5") is None
+
+
+# Read from the file into what the code then reads.
+READ_ELSEWHERE = {"nanos_per_million"}  # ledger/price_compiler.py, by another type
+
+
+def test_every_setting_is_read_by_somebody() -> None:
+    folder = Path(settings.__file__).parent
+    text = "".join(path.read_text() for path in folder.rglob("*.py"))
+    named = {
+        field.name
+        for _, kind in inspect.getmembers(settings, inspect.isclass)
+        if is_dataclass(kind) and kind.__module__ == settings.__name__
+        for field in fields(kind)
+        if field.metadata != DERIVED
+    }
+    unread = {name for name in named - READ_ELSEWHERE if not re.search(rf"\.{name}\b", text)}
+    assert unread == set(), "a setting that changes nothing misleads whoever sets it"

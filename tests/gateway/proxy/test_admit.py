@@ -84,6 +84,19 @@ async def test_the_hold_is_the_worst_case_of_what_is_forwarded(
     assert 0 < input_nanos <= len(orjson.dumps(body)) * 3_750
 
 
+async def test_no_answer_is_longer_than_what_prompt_and_answer_may_be_together(
+    redis_url: str, vendor: Vendor, tmp_path: Path
+) -> None:
+    target = {"provider": "vendor", "model": "m"}
+    changes = {"models": {"m": {"targets": [target], "context_tokens": 4_096}}}
+    body = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+    async with Gatehouse.opened(redis_url, vendor, tmp_path, changes=changes) as gate:
+        await gate.post(body)
+        (record,) = await gate.records()
+
+    assert 4_096 * 15_000 < record.held < 4_200 * 15_000
+
+
 @pytest.mark.parametrize("limit", [0, -1, 1.5, "10", True])
 async def test_a_limit_that_is_no_number_of_tokens_is_refused(
     gate: Gatehouse, limit: object

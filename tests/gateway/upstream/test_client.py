@@ -94,6 +94,34 @@ async def test_closing_ends_answers_under_way_as_cut_and_refuses_new_calls() -> 
         assert await peer.is_closed()
 
 
+async def test_an_origin_has_a_limit_of_its_own_which_may_change() -> None:
+    async with Vendor.here() as vendor:
+        held = await vendor.script("held", hold_at=-1)
+        target = replace(TARGET, host=vendor.host, port=vendor.port)
+        body = b'{"model":"%b"}' % held.encode()
+        upstream = Upstream(Limits(connections_max=1))
+        upstream.limit({("http", vendor.host, vendor.port): 2})
+
+        async def call() -> int:
+            answer = await upstream.send(CHAT._replace(body=body), target, deadlines=PATIENT)
+            answer.abort()
+            return answer.status
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(call()) for _ in range(4)]
+            await vendor.held(2)
+            (pool,) = upstream.pools.values()
+            assert (pool.open, pool.waiting) == (2, 2)
+            upstream.limit({("http", vendor.host, vendor.port): 3})
+            tasks.append(group.create_task(call()))
+            await vendor.held(3)
+            assert (pool.open, pool.waiting) == (3, 2)
+            while not all(task.done() for task in tasks):
+                await vendor.release()
+        assert {task.result() for task in tasks} == {200}
+        await upstream.close()
+
+
 async def test_calls_of_every_fate_in_a_crowd_leave_no_connection_or_slot_behind() -> None:
     limits = Limits(connections_max=40)
     deadlines = Deadlines(connect_s=5, first_byte_s=0.2, idle_s=0.2)
