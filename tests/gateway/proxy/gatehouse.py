@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 from uuid import UUID
@@ -42,7 +43,7 @@ from ledger.journal import Journal
 from ledger.price_compiler import compile_sheet
 from ledger.pricing import PriceSheet
 from ledger.record import Record, decode
-from providers.adapter import Secret
+from providers.adapter import Adapter, Secret
 from providers.openai.dialect import OpenAI
 from tests.gateway.proxy.door import Door, Line, post
 from tests.vendor import Vendor
@@ -123,6 +124,7 @@ class Gatehouse:
         changes: Mapping[str, Any] | None = None,
         principal: Principal = PRINCIPAL,
         credit: int = CREDIT,
+        adapter: Adapter | None = None,
     ) -> AsyncIterator[Self]:
         """Listen, with one key whose wallet has so much."""
         config = configured(vendor, changes)
@@ -140,6 +142,7 @@ class Gatehouse:
             await _activate(redis, credit)
             sheet = sheet_of(config)
             parts = _parts(redis_url, redis, folder, principal, sheet, Teller(metrics, log))
+            parts = replace(parts, adapter=adapter or parts.adapter)
             calls = Calls(parts, Terms(config, sheet))
             table = Table(calls, parts.authenticator, probe=lambda: (True, b"{}"))
             tasks = [

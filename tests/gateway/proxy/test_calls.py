@@ -8,6 +8,11 @@ import orjson
 
 from gateway.proxy.live import LiveCall
 from ledger.record import Outcome
+from ledger.usage import Usage
+from providers.adapter import Call, Meter, Target
+from providers.custom import QUIRKS
+from providers.openai.body_meter import BodyMeter
+from providers.openai.dialect import OpenAI
 from tests.gateway.proxy.gatehouse import CREDIT, Gatehouse, events, request
 from tests.vendor import Vendor
 
@@ -74,6 +79,35 @@ async def test_a_worker_that_stops_ends_its_calls_with_what_they_have_consumed(
     outcomes = {record.outcome for record in records}
     assert outcomes == {Outcome.FAILED, Outcome.CLIENT_DISCONNECT}
     assert all(record.charge > 0 for record in records)
+
+
+class Forgetful(BodyMeter):
+    """A meter with a bug: it cannot say what was consumed."""
+
+    def usage(self) -> Usage:
+        raise ZeroDivisionError
+
+
+class Buggy(OpenAI):
+    """An adapter with such meters."""
+
+    def meter(self, call: Call, target: Target, *, streamed: bool, bound: int) -> Meter:
+        assert not streamed
+        return Forgetful(call, QUIRKS[target.quirks], bound)
+
+
+async def test_a_bug_in_a_meter_costs_an_estimate_and_keeps_no_hold(
+    redis_url: str, vendor: Vendor, tmp_path: Path
+) -> None:
+    async with Gatehouse.opened(redis_url, vendor, tmp_path, adapter=Buggy()) as gate:
+        await gate.post({**ASK, "model": "m"})
+        wallet = await gate.settled()
+        (record,) = await gate.records()
+
+        assert (record.kind, record.usage_source) == ("lost", "estimated")
+        assert (wallet["held"], wallet["spent"]) == (0, record.charge)
+        assert record.charge > 0
+        assert gate.metrics.unmetered.series == {("meter_failed",): 1}
 
 
 async def test_a_call_that_is_over_leaves_nothing_for_the_garbage_collector(
