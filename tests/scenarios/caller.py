@@ -9,7 +9,7 @@ import msgspec
 
 from tests.scenarios.deployment import Deployment, Key
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 _PIECE_BYTES = 65_536
 
