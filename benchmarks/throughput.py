@@ -16,13 +16,14 @@ from benchmarks.nginx import Nginx
 from benchmarks.options import Options, Outcome
 from benchmarks.peers import litellm, portkey
 from benchmarks.processes import Cores, cpu_s, medians, per_call_us
-from benchmarks.profile import profiled
+from benchmarks.profile import STACKS, profiled, shares
 from benchmarks.stand import Stand
 
 BACKLOG_S_MAX = 2.0
 DIRECT_PER_NGINX_MIN = 1.5
 _BUSY_MIN = 0.95  # below it, the one measured was not what limited the calls
 _WARM_S = 2.0
+_PROFILED = 80  # functions shown
 
 
 class _Rival(NamedTuple):
@@ -97,8 +98,7 @@ async def _compared(
         spent.append({**cpu, "load": round(load_us, 1)})
         for name, rival in rivals.items():
             rounds[name].append(await _round(rival, options))
-    if options.profile is not None:
-        await _profile(options, stand, options.profile)
+    profile = {} if options.profile is None else await _profile(options, stand, options.profile)
     records = await stand.flushed()
     rps = {name: statistics.median(one.rps for one in each) for name, each in rounds.items()}
     objections = [
@@ -122,6 +122,7 @@ async def _compared(
             "backlog_s": round(max(backlogs_s), 2),
             "records": records,
             "rounds": {name: [_shown(one) for one in each] for name, each in rounds.items()},
+            **profile,
         },
         objections=objections,
     )
@@ -140,11 +141,14 @@ async def _round(rival: _Rival, options: Options, *, seconds: float | None = Non
     return _Round(loaded.rps, used_s / took_s, per_call_us, loaded)
 
 
-async def _profile(options: Options, stand: Stand, folder: Path) -> None:
+async def _profile(options: Options, stand: Stand, folder: Path) -> dict[str, dict[str, float]]:
+    """Where the worker's time goes: the share of each function with all it called."""
     gateway = _Rival(stand.url, (stand.worker,), stand.headers)
     async with profiled(stand.worker, folder, seconds=options.seconds):
         await _round(gateway, options, seconds=options.seconds + 1)
     await stand.until_flushed()
+    found = sorted(shares((folder / STACKS).read_text()), key=lambda share: -share.inclusive)
+    return {"profile": {one.function: round(one.inclusive, 3) for one in found[:_PROFILED]}}
 
 
 def _cpu(stand: Stand, upstream: Nginx) -> dict[str, float]:

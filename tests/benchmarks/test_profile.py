@@ -3,8 +3,9 @@
 from benchmarks.profile import Share, shares
 
 _COLLAPSED = """\
-main (a/b/app.py:1);serve (a/b/calls.py:10);write (libc.so.6) 3
-main (a/b/app.py:1);serve (a/b/calls.py:12) 1
+thread (1): "MainThread";main (a/b/app.py:1);serve (a/b/calls.py:10);write (libc.so.6) 3
+thread (1): "MainThread";main (a/b/app.py:1);serve (a/b/calls.py:12) 1
+thread (2): "log";drain (a/b/logs.py:12) 40
 """
 
 
