@@ -302,10 +302,10 @@ def _count_recovery(metrics: Metrics, recovered: Recovered) -> None:
 
 
 def _count_flushes(metrics: Metrics, before: FlusherTallies, now: FlusherTallies) -> None:
-    metrics.ends.add(("settled",), now.entries - before.entries)
+    metrics.ends.add(("recorded",), now.records - before.records)
     metrics.ends.add(("late",), now.late - before.late)
-    metrics.ends.add(("correction",), now.corrections - before.corrections)
-    metrics.ends.add(("expired",), now.swept - before.swept)
+    metrics.ends.add(("corrected",), now.corrections - before.corrections)
+    metrics.ends.add(("swept",), now.swept - before.swept)
     metrics.dead_letters.add((), now.dead_letters - before.dead_letters)
     for partition, lag_s in now.lag_s.items():
         metrics.flush_lag_seconds.set(lag_s, (str(partition),))

@@ -92,7 +92,7 @@ _ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _CLOSED: Mapping[str, Collection[str]] = {
     "outcome": frozenset(Outcome),
     "unit": frozenset(Unit),
-    "status": frozenset({"2xx", "3xx", "4xx", "5xx"}),
+    "status": frozenset({"2xx", "3xx", "4xx", "5xx", "none"}),  # none: the client left before
     "partition": frozenset(str(number) for number in range(PARTITIONS_MAX)),
     "limit": frozenset({"wallet", "cap", "rate", "slots", "no_wallet"}),
     "phase": frozenset(
@@ -101,7 +101,7 @@ _CLOSED: Mapping[str, Collection[str]] = {
     "state": frozenset({"idle", "busy"}),
     "result": frozenset({"applied", "rejected"}),
     "source": frozenset({"process", "redis", "postgres", "unknown"}),
-    "kind": frozenset({"settled", "released", "expired", "lost", "late", "correction"}),
+    "kind": frozenset({"recorded", "late", "corrected", "swept"}),
     "cause": CAUSES,
 }
 
@@ -236,7 +236,7 @@ class Metrics:
     )
     calls_open: Gauge = _gauge("calls_open", "Calls admitted and not yet ended")
     calls_draining: Gauge = _gauge("calls_draining", "Answers read on after their client left")
-    refusals: Counter = _counter("refusals_total", "Calls no vendor was asked for", "cause")
+    refusals: Counter = _counter("refusals_total", "Calls that were not admitted", "cause")
     call_seconds: Histogram = _histogram(
         "call_seconds", "From the whole request to the last byte", "provider", bounds=_CALLS
     )
@@ -282,7 +282,7 @@ class Metrics:
         "conveyor_batch_items", "Steps sent to Redis in one batch", bounds=_ITEMS
     )
     conveyor_wait_seconds: Histogram = _histogram(
-        "conveyor_wait_seconds", "From being queued to being answered", bounds=_SHORT
+        "conveyor_wait_seconds", "How long a batch's oldest hold has waited for it", bounds=_SHORT
     )
 
     journal_unproven: Gauge = _gauge("journal_unproven_ends", "Ends Postgres is not known to have")
@@ -293,7 +293,9 @@ class Metrics:
     journal_full: Counter = _counter(
         "journal_full_total", "Calls refused and ends kept in Redis alone as the journal was full"
     )
-    ends: Counter = _counter("ends_total", "Entries flushed to Postgres", "kind")
+    ends: Counter = _counter(
+        "ends_total", "Ends in Postgres: recorded; of them late; corrected; swept", "kind"
+    )
     stream_backlog: Gauge = _gauge(
         "stream_backlog_entries", "Entries that Postgres has not got yet", "partition"
     )
@@ -305,7 +307,7 @@ class Metrics:
     drift: Gauge = _gauge(
         "ledger_drift_nanousd", "Redis against Postgres, as last audited; 0, always", "partition"
     )
-    epochs: Counter = _counter("epochs_total", "Times Redis was found to have lost data")
+    epochs: Counter = _counter("epochs_total", "Notices that a partition must be recovered")
     recoveries: Counter = _counter("recoveries_total", "Recoveries of a partition")
     recovery_seconds: Histogram = _histogram("recovery_seconds", "One recovery", bounds=_JOBS)
 
@@ -331,6 +333,8 @@ class Metrics:
         names = _Names()
         for family in self.families():
             family.names = names
+        for cause in ("internal_error", "meter_failed"):
+            self.unmetered.add((cause,), 0)  # on the page from the start, as nobody hopes to see it
 
     def families(self) -> Iterator[Family]:
         """All of them, in the order of the table."""

@@ -28,9 +28,9 @@ class Vitals:
         metrics.key_queries.reach(self.parts.authenticator.queries)
         for source, count in self.parts.authenticator.found.items():
             metrics.key_lookups.reach(count, (source,))
-        providers = {
-            one.base_url[:3]: name for name, one in self.calls.terms.config.providers.items()
-        }
+        providers: dict[tuple[str, str, int], str] = {}
+        for name, one in self.calls.terms.config.providers.items():
+            providers.setdefault(one.base_url[:3], name)  # of several at one place, the first
         for origin, pool in self.parts.upstream.pools.items():
             provider = providers.get(origin, "other")
             metrics.upstream_connections.set(pool.idle, (provider, "idle"))

@@ -186,10 +186,10 @@ class Calls:
             return await self._answer(live)
         except errors.GatewayError as error:
             outcome = _outcome_of(live, error)
-            live.status = error.status_now
+            live.status, live.code = error.status_now, error.code
             if not live.is_ended:
                 await self._ended_safely(live, outcome)
-            return self._refused(live, error)
+            return self._answer_error(live, error)
         except ClientGone:
             outcome = Outcome.CLIENT_DISCONNECT
             return CLOSE
@@ -310,6 +310,9 @@ class Calls:
 
     def _refused(self, live: LiveCall, error: errors.GatewayError) -> Answered:
         self._parts.teller.refused(error, live.id_text, error.status_now)
+        return self._answer_error(live, error)
+
+    def _answer_error(self, live: LiveCall, error: errors.GatewayError) -> Answered:
         try:
             return refuse(live.exchange, error, live.id_text)
         except ClientGone:

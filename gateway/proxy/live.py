@@ -44,6 +44,7 @@ class LiveCall:
         "candidates",
         "client_gone",
         "clock",
+        "code",
         "drain_end",
         "ended_s",
         "exchange",
@@ -96,6 +97,7 @@ class LiveCall:
         self.meter: Meter | None = None
         self.attempts = 0
         self.status = 0
+        self.code = ""  # of the error it was answered with; "": of none
         self.relayed = 0  # bytes of the answer given to the client
         self.failures: list[tuple[str, str]] = []  # attempts that failed: provider, phase
         self.client_gone = False

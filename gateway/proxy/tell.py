@@ -35,7 +35,7 @@ class Teller:
         self._metrics.unmetered.add((cause,))
 
     def refused(self, error: errors.GatewayError, id_text: str, status: int) -> None:
-        """A call was turned away, or ended in an error before its answer began."""
+        """A call was turned away; the ledger knows nothing of it."""
         self._metrics.refusals.add((error.code,))
         if isinstance(error, AuthError):
             self._metrics.auth_failures.add((error.reason,))
@@ -47,7 +47,8 @@ class Teller:
         """A call has its end: every figure of it is known."""
         metrics, record = self._metrics, live.record
         provider, model = record.provider, live.route.name
-        metrics.calls.add((provider, model, record.outcome, f"{record.status // 100}xx"))
+        status = f"{record.status // 100}xx" if record.status else "none"
+        metrics.calls.add((provider, model, record.outcome, status))
         if record.charge:
             metrics.charge.add((provider, model), record.charge)
         for unit, count in record.usage.items():
@@ -61,7 +62,10 @@ class Teller:
             waited_s = live.first_byte_s - live.admitted_s
             metrics.first_token_seconds.observe(_microseconds(waited_s), (provider,))
         self._count_oddities(live)
-        self._lines.outcome("call ended", _ours(live, end), {"model": record.model_requested})
+        told = {"model": record.model_requested}
+        if live.code:
+            told["code"] = live.code
+        self._lines.outcome("call ended", _ours(live, end), told)
 
     def _count_oddities(self, live: LiveCall) -> None:
         """What a good call has none of."""

@@ -97,7 +97,7 @@ def configured(vendor: Vendor, changes: Mapping[str, Any] | None = None) -> Conf
         "limits": {"timeouts": {"connect_s": 2, "first_byte_s": 5, "idle_s": 5}},
         **(changes or {}),
     }
-    return read(yaml.safe_dump(settings), {})
+    return read(yaml.safe_dump(settings, sort_keys=False), {})
 
 
 def sheet_of(config: Config) -> PriceSheet:

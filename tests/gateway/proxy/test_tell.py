@@ -36,6 +36,20 @@ async def test_a_refused_call_is_one_line_and_one_count(gate: Gatehouse) -> None
     assert gate.metrics.calls.series == {}
 
 
+async def test_a_call_that_its_vendor_refused_is_one_line_with_the_error(
+    gate: Gatehouse, vendor: Vendor
+) -> None:
+    model = await vendor.script("t", status=400, error={"message": "no", "code": "wrong"})
+
+    await gate.post({"model": model, "messages": []})
+
+    (line,) = gate.lines
+    assert (line["event"], line["status"], line["code"]) == ("call ended", 400, "wrong")
+    assert gate.metrics.refusals.series == {}
+    assert gate.metrics.calls.series == {("vendor", "*", "upstream_error", "4xx"): 1}
+    assert gate.metrics.upstream_errors.series == {("vendor", "status"): 1}
+
+
 async def test_a_hold_that_is_refused_says_what_was_short(gate: Gatehouse) -> None:
     body = {"model": "m", "messages": [], "max_tokens": 10**9}
 
