@@ -18,7 +18,8 @@ def end_of(live: LiveCall, outcome: Outcome, *, finished_us: int) -> End:
     usage = NOTHING if live.meter is None else live.meter.usage()
     record = live.record
     charge, list_price = _charges(live, usage, record.flags.append)
-    record.kind = EndKind.RELEASED if usage.source is Source.NONE else EndKind.SETTLED
+    kind = EndKind.RELEASED if usage.source is Source.NONE else EndKind.SETTLED
+    record.kind = kind
     record.outcome = outcome
     record.finished_us = finished_us
     record.charge, record.list_price = charge, list_price
@@ -41,7 +42,7 @@ def end_of(live: LiveCall, outcome: Outcome, *, finished_us: int) -> End:
         call_id=live.call_id,
         partition=live.hold.partition,
         wallet=live.hold.wallet,
-        kind=EndKind(record.kind),
+        kind=kind,
         charge=charge,
         record=encode(record),
         caps=live.hold.caps,
