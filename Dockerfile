@@ -19,7 +19,7 @@ FROM python:3.13-slim-bookworm
 RUN useradd --uid 10001 --home-dir /var/lib/tollgate --create-home --shell /usr/sbin/nologin tollgate
 COPY --from=build /opt/tollgate /opt/tollgate
 COPY config.yaml /etc/tollgate/config.yaml
-ENV PATH=/opt/tollgate/bin:$PATH PYTHONUNBUFFERED=1 TOLLGATE_CONFIG=/etc/tollgate/config.yaml TOLLGATE_CONFIG=/etc/tollgate/config.yaml
+ENV PATH=/opt/tollgate/bin:$PATH PYTHONUNBUFFERED=1 TOLLGATE_CONFIG=/etc/tollgate/config.yaml
 USER tollgate
 WORKDIR /var/lib/tollgate
 VOLUME /var/lib/tollgate

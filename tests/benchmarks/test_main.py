@@ -23,6 +23,7 @@ _FOUND = {
 }
 
 
+@pytest.mark.scenario
 @pytest.mark.parametrize("name", _FOUND)
 def test_a_benchmark_tells_its_own_figures_and_null_for_the_others(name: str) -> None:
     told = _run(name)

@@ -70,17 +70,11 @@ class TestCalls:
 
         assert isinstance(await second, Held)
 
-    async def test_a_full_slot_is_told_before_a_client_notices(self, conveyor: Conveyor) -> None:
+    async def test_a_slot_that_stays_full_refuses(self, conveyor: Conveyor) -> None:
         slots = (Slot("key", 1),)
         await conveyor.hold(hold(0, slots=slots))
-        loop = asyncio.get_running_loop()
-        waits_s = []
-        for _ in range(5):
-            began_s = loop.time()
-            assert await conveyor.hold(hold(0, slots=slots)) == Refused("slots", "key", held=1)
-            waits_s.append(loop.time() - began_s)
 
-        assert min(waits_s) < 0.010
+        assert await conveyor.hold(hold(0, slots=slots)) == Refused("slots", "key", held=1)
 
     async def test_a_hold_is_raised(self, conveyor: Conveyor, partition: Partition) -> None:
         one = hold(300)
