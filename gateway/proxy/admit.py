@@ -113,14 +113,12 @@ def build_hold(live: LiveCall, *, now_ms: int) -> Hold:
             provider.input_overhead_tokens_embeddings if embeds else provider.input_overhead_tokens
         )
         bound = call.input_bound + overhead
-        if bound > most:
-            most = bound
+        most = max(most, bound)
         if price is not None:
             worst = price.worst_case(
                 input_tokens=bound, output_tokens=output, tier=call.service_tier
             )
-            if worst > amount:
-                amount = worst
+            amount = max(amount, worst)
     live.input_bound = most
     if amount > NANOS_MAX:
         raise errors.BadRequest(

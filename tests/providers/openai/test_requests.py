@@ -1,6 +1,7 @@
 """The vendor's request for a call."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -171,6 +172,31 @@ def test_fixed_headers_come_from_the_configuration_alone() -> None:
     request = sent(body(), target(headers={"openai-organization": "org-1"}))
 
     assert ("openai-organization", "org-1") in request.headers
+
+
+def test_what_requests_of_a_kind_share_is_made_once_for_each_target() -> None:
+    to, other = target(), target(api_key=Secret("sk-other"), path="/v2")
+    kinds = [
+        (operation, streamed)
+        for operation in (CHAT, COMPLETIONS, RESPONSES)
+        for streamed in (True, False)
+    ]
+
+    first = [sent(body(stream=s), to, operation) for operation, s in kinds]
+    again = [sent(body(stream=s, user="u"), to, operation) for operation, s in kinds]
+
+    for (operation, streamed), one, two in zip(kinds, first, again, strict=True):
+        assert one.headers is two.headers
+        assert one.path == two.path == f"/v1/{operation}"
+        accepted = "text/event-stream" if streamed else "application/json"
+        assert dict(one.headers)["accept"] == accepted
+    assert dict(sent(body(), other).headers)["authorization"] == "Bearer sk-other"
+    assert sent(body(), other).path == "/v2/chat/completions"
+    assert len(to.heads) == len(kinds)
+    assert "sk-vendor" not in repr(to)
+    changed = replace(to, api_key=Secret("sk-new"))
+    assert dict(sent(body(), changed).headers)["authorization"] == "Bearer sk-new"
+    assert changed != to
 
 
 def test_a_stream_is_accepted_as_events() -> None:
