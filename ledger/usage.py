@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import NamedTuple
+
+import msgspec
 
 
 class Unit(StrEnum):
@@ -54,7 +55,7 @@ class Source(StrEnum):
     NONE = "none"  # nothing was consumed: the call failed before any output
 
 
-class Usage(NamedTuple):
+class Usage(msgspec.Struct, frozen=True, gc=False):
     """The consumption of one call."""
 
     counts: Mapping[str, int]  # Unit -> count >= 0; a unit that is absent is 0

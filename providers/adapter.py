@@ -60,11 +60,11 @@ class BadCall(Exception):
         self.message, self.param, self.code = message, param, code
 
 
-class Call(NamedTuple):
+class Call(msgspec.Struct, frozen=True, gc=False):
     """What the gateway must know of a client's request; the body itself stays bytes.
 
-    To put a limit on a call that has none, the gateway passes on `call._replace(output_limit=n)`:
-    the adapter writes it into the vendor's request.
+    To put a limit on a call that has none, the gateway passes on `structs.replace(call,
+    output_limit=n)`: the adapter writes it into the vendor's request.
     """
 
     operation: Operation

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 from msgspec import Raw
+from msgspec.structs import replace
 
 from ledger.usage import NOTHING, OUTPUT_TOKENS, Source, Unit, Usage
 from providers.adapter import Call, Failure, Operation
@@ -174,7 +175,7 @@ class Tally:
             reading = read_report(self._report, self._quirks, self._call.operation)
         if reading is None or (reading.prompt is None and reading.completion is None):
             if not (started and self._may_have_cost(over=over, finished=finished)):
-                return NOTHING._replace(model=self.model, flags=tuple(self.flags))
+                return replace(NOTHING, model=self.model, flags=tuple(self.flags))
         elif self._is_exact(reading, finished=finished):
             return self._made(reading.counts, Source.REPORTED, reading)
         return self._made(self._estimated(reading), Source.ESTIMATED, reading)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from providers.adapter import Operation, Secret, Target, UpstreamRequest
 from providers.custom import QUIRKS
@@ -132,7 +133,7 @@ def test_every_limit_sent_is_the_one_that_money_is_held_for(
 def test_a_limit_set_by_the_gateway_is_written_where_the_vendor_reads_it(
     operation: Operation, quirks: str, name: str
 ) -> None:
-    limited = read_call(operation, body())._replace(output_limit=77)
+    limited = structs.replace(read_call(operation, body()), output_limit=77)
 
     assert fields(upstream_request(limited, target(quirks)))[name] == 77
 
