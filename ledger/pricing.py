@@ -118,7 +118,7 @@ class PriceSheet:
 class Price:
     """What one model costs, by service tier and length of input."""
 
-    __slots__ = ("_standard", "_tiers", "_unmetered", "is_free", "version")
+    __slots__ = ("_bound", "_standard", "_tiers", "_unmetered", "is_free", "version")
 
     def __init__(
         self,
@@ -130,6 +130,7 @@ class Price:
     ) -> None:
         self.version = version
         self._standard = _Rates(steps)
+        self._bound = self._standard.only_bound
         self._tiers = {tier: _Rates(its_steps) for tier, its_steps in tiers.items()}
         self._unmetered = tuple(f"unmetered:{key}" for key in unmetered)
         rates = (self._standard, *self._tiers.values())
@@ -154,7 +155,7 @@ class Price:
         Rounding is shared out as the items add up: each shows by how much it raises the rounded
         sum of those before it, so none is negative or a nano-USD away from its exact part.
         """
-        rates = self._rates(usage)
+        rates = self._tiers.get(usage.tier, self._standard) if usage.tier else self._standard
         table = rates.only or rates.table(usage)
         counts = {unit: count for unit, count in usage.counts.items() if count > 0}
         if usage.counts and Unit.REQUESTS in table and Unit.REQUESTS not in usage.counts:
@@ -182,6 +183,10 @@ class Price:
         that no price is known for may turn out to be any. Fees for what a vendor does of itself
         (searches, code) are not in it.
         """
+        if tier is None and self._bound is not None:  # nearly always
+            fee, dearest_input, dearest_output = self._bound
+            exact = fee + input_tokens * dearest_input + output_tokens * dearest_output
+            return Nanos(-(-exact // PER_MILLION))
         possible = [self._standard]
         if tier in self._tiers:
             possible.append(self._tiers[tier])
@@ -198,19 +203,18 @@ class Price:
         """
         if self.is_free:
             return ()
-        rates, flags = self._rates(usage), self._unmetered
+        tier = usage.tier
+        rates = self._tiers.get(tier, self._standard) if tier else self._standard
+        flags = self._unmetered
         if not usage.counts.keys() <= rates.own:
             flags += tuple(
                 f"assumed_price:{unit}" if unit in rates.tables[0] else f"unpriced:{unit}"
                 for unit, count in usage.counts.items()
                 if count > 0 and unit not in rates.own
             )
-        if rates is self._standard and usage.tier and usage.tier not in _PLAIN_TIERS:
-            flags += (f"unpriced_tier:{usage.tier[:40]}",)
+        if tier and rates is self._standard and tier not in _PLAIN_TIERS:
+            flags += (f"unpriced_tier:{tier[:40]}",)
         return flags
-
-    def _rates(self, usage: Usage) -> "_Rates":
-        return self._tiers.get(usage.tier, self._standard) if usage.tier else self._standard
 
 
 def charge_reported(usage: Usage, otherwise: Nanos) -> Nanos:
@@ -224,7 +228,7 @@ def charge_reported(usage: Usage, otherwise: Nanos) -> Nanos:
 class _Rates:
     """The prices of one service tier: a table for each length of input."""
 
-    __slots__ = ("_above", "_bounds", "has_more", "only", "own", "tables")
+    __slots__ = ("_above", "_bounds", "_fee", "has_more", "only", "only_bound", "own", "tables")
 
     def __init__(self, steps: tuple[Step, ...]) -> None:
         self._above = [step.above for step in steps]
@@ -233,10 +237,13 @@ class _Rates:
         self.only = self.tables[0] if len(self.tables) == 1 else None
         self.own = frozenset(steps[0].nanos_per_million)
         self.has_more = bool(self.own & {REASONING, Unit.REQUESTS})
+        self._fee = max(table.get(Unit.REQUESTS, 0) for table in self.tables)
         self._bounds = [
             (step.above, _dearest(step, INPUT_TOKENS), _dearest(step, (*OUTPUT_TOKENS, REASONING)))
             for step in steps
         ]
+        # The fee, and the dearest input and output, where the length of the input is all one.
+        self.only_bound = (self._fee, *self._bounds[0][1:]) if len(steps) == 1 else None
 
     def table(self, usage: Usage) -> Mapping[str, int]:
         """The prices for this length of input: of the whole call, not of what is above a limit."""
@@ -258,8 +265,7 @@ class _Rates:
 
     def worst(self, input_tokens: int, output_tokens: int) -> int:
         """The most that so many tokens cost, in millionths; a shorter input may be the dearer."""
-        fee = max(table.get(Unit.REQUESTS, 0) for table in self.tables)
-        return fee + max(
+        return self._fee + max(
             input_tokens * dearest_input + output_tokens * dearest_output
             for above, dearest_input, dearest_output in self._bounds
             if above < input_tokens or above == 0

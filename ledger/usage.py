@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import NamedTuple
+
+import msgspec
 
 
 class Unit(StrEnum):
@@ -43,6 +44,7 @@ INPUT_TOKENS = frozenset(
     }
 )
 OUTPUT_TOKENS = frozenset({Unit.OUTPUT, Unit.OUTPUT_AUDIO, Unit.OUTPUT_IMAGE})
+_TOKENS = INPUT_TOKENS | OUTPUT_TOKENS
 
 
 class Source(StrEnum):
@@ -53,7 +55,7 @@ class Source(StrEnum):
     NONE = "none"  # nothing was consumed: the call failed before any output
 
 
-class Usage(NamedTuple):
+class Usage(msgspec.Struct, frozen=True, gc=False):
     """The consumption of one call."""
 
     counts: Mapping[str, int]  # Unit -> count >= 0; a unit that is absent is 0
@@ -66,11 +68,23 @@ class Usage(NamedTuple):
 
     def input_tokens(self) -> int:
         """Every prompt token, cached or not, as price tiers by length count them."""
-        return sum(count for unit, count in self.counts.items() if unit in INPUT_TOKENS)
+        return _sum(self.counts, INPUT_TOKENS)
 
     def output_tokens(self) -> int:
         """Every generated token, reasoning included."""
-        return sum(count for unit, count in self.counts.items() if unit in OUTPUT_TOKENS)
+        return _sum(self.counts, OUTPUT_TOKENS)
+
+    def tokens(self) -> int:
+        """Every token, as limits of tokens per minute count them."""
+        return _sum(self.counts, _TOKENS)
+
+
+def _sum(counts: Mapping[str, int], units: frozenset[Unit]) -> int:
+    total = 0
+    for unit, count in counts.items():
+        if unit in units:
+            total += count
+    return total
 
 
 NOTHING = Usage({}, source=Source.NONE)

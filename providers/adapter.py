@@ -60,11 +60,11 @@ class BadCall(Exception):
         self.message, self.param, self.code = message, param, code
 
 
-class Call(NamedTuple):
+class Call(msgspec.Struct, frozen=True, gc=False):
     """What the gateway must know of a client's request; the body itself stays bytes.
 
-    To put a limit on a call that has none, the gateway passes on `call._replace(output_limit=n)`:
-    the adapter writes it into the vendor's request.
+    To put a limit on a call that has none, the gateway passes on `structs.replace(call,
+    output_limit=n)`: the adapter writes it into the vendor's request.
     """
 
     operation: Operation
@@ -84,6 +84,13 @@ class Call(NamedTuple):
     fields: Mapping[str, msgspec.Raw] = MappingProxyType({})  # the body's own, for the adapter
 
 
+class Head(NamedTuple):
+    """What all requests of a kind to one target have in common."""
+
+    path: str
+    headers: tuple[tuple[str, str], ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """Where a call may go: one model of one configured provider."""
@@ -97,6 +104,10 @@ class Target:
     api_key: Secret
     quirks: str = "openai"  # a name in providers.custom.QUIRKS
     headers: Mapping[str, str] = field(default_factory=dict)  # fixed ones, from the configuration
+    # What its adapter works out once for all calls of a kind; of another target it is another.
+    heads: dict[tuple[Operation, bool], "Head"] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
 
 class UpstreamRequest(NamedTuple):
@@ -104,7 +115,7 @@ class UpstreamRequest(NamedTuple):
 
     method: str
     path: str
-    headers: tuple[tuple[str, str], ...]
+    headers: tuple[tuple[str, str], ...]  # of one target and kind of call always the same object
     body: bytes
 
 

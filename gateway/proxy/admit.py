@@ -4,18 +4,17 @@ Nothing here is charged or sent. Whatever is refused here leaves no record, only
 attacker must not be able to write rows.
 """
 
-from collections.abc import Sequence
-
 from gateway import errors
 from gateway.principal import Principal
 from gateway.proxy.live import Candidate, LiveCall
-from gateway.settings import Provider, Route
+from gateway.settings import Route
 from ledger.admission import Hold, Rate, Refused, Slot
 from ledger.money import NANOS_MAX, Nanos
 from ledger.record import Record, encode
 from ledger.usage import Unit
 from providers.adapter import Call, Operation
 
+_OUTPUTLESS = frozenset({Operation.EMBEDDINGS, Operation.MODERATIONS})
 _BYTES_PER_TOKEN = 4  # of usual text; only for calls whose usage nobody can tell any more
 
 
@@ -40,7 +39,8 @@ def find_route(live: LiveCall) -> Route:
             code="model_not_found",
             param="model",
         )
-    if not principal.may_use(name) and not principal.may_use(route.name):
+    allowed = principal.models
+    if allowed is not None and name not in allowed and route.name not in allowed:
         raise errors.Forbidden(
             f"This API key may not use the model {name[:200]!r}.",
             code="model_not_allowed",
@@ -58,15 +58,12 @@ def find_route(live: LiveCall) -> Route:
 
 def find_candidates(live: LiveCall, now_s: float) -> list[Candidate]:
     """The targets in the order to be tried, priced now; those without a price only if allowed."""
-    providers, prices = live.terms.config.providers, live.terms.prices
-    priced = [
-        Candidate(
-            target, providers[target.provider], prices.price(target.provider, target.model, now_s)
-        )
-        for target in live.route.targets
-    ]
-    if not live.principal.allows_unpriced:
-        priced = [candidate for candidate in priced if candidate.price is not None]
+    config, prices = live.terms
+    priced = []
+    for target in live.route.targets:
+        price = prices.price(target.provider, target.model, now_s)
+        if price is not None or live.principal.allows_unpriced:
+            priced.append(Candidate(target, config.providers[target.provider], price))
     if not priced:
         raise errors.NotFound(
             f"The model {live.call.model[:200]!r} has no price, so it cannot be metered. Set one"
@@ -89,58 +86,57 @@ def check_vendor_ids(call: Call) -> None:
         )
 
 
-def input_bound(call: Call, provider: Provider) -> int:
-    """Tokens the vendor can count as input at most."""
-    if call.operation is Operation.EMBEDDINGS:
-        return call.input_bound + provider.input_overhead_tokens_embeddings
-    return call.input_bound + provider.input_overhead_tokens
-
-
 def output_bound(live: LiveCall) -> int:
     """Tokens the vendor can generate at most, over all choices."""
     call, model, limits = live.call, live.route.model, live.terms.config.limits
-    if call.operation in (Operation.EMBEDDINGS, Operation.MODERATIONS):
+    if call.operation in _OUTPUTLESS:
         return 0
     each = call.output_limit
     if each is None:
         each = model.default_output_tokens or model.max_output_tokens
     if each is None:
         each = limits.default_output_tokens
-    for most in (model.max_output_tokens, model.context_tokens):
-        if most is not None:
-            each = min(each, most)
+    if model.max_output_tokens is not None and each > model.max_output_tokens:
+        each = model.max_output_tokens
+    if model.context_tokens is not None and each > model.context_tokens:
+        each = model.context_tokens
     return each * call.choices
 
 
 def build_hold(live: LiveCall, *, now_ms: int) -> Hold:
     """The hold for this call: the worst case over every target that might serve it."""
-    principal, output = live.principal, output_bound(live)
-    amount = tokens = 0
-    for candidate in live.candidates:
-        bound = input_bound(live.call, candidate.provider)
-        live.input_bound = max(live.input_bound, bound)
-        tokens = max(tokens, bound + output)
-        if candidate.price is not None:
-            worst = candidate.price.worst_case(
-                input_tokens=bound, output_tokens=output, tier=live.call.service_tier
+    call, principal, output = live.call, live.principal, output_bound(live)
+    embeds = call.operation is Operation.EMBEDDINGS
+    amount = most = 0
+    for _, provider, price in live.candidates:
+        overhead = (
+            provider.input_overhead_tokens_embeddings if embeds else provider.input_overhead_tokens
+        )
+        bound = call.input_bound + overhead
+        most = max(most, bound)
+        if price is not None:
+            worst = price.worst_case(
+                input_tokens=bound, output_tokens=output, tier=call.service_tier
             )
             amount = max(amount, worst)
+    live.input_bound = most
     if amount > NANOS_MAX:
         raise errors.BadRequest(
             "This call could cost more than any account can hold; lower max_tokens.",
             code="call_too_large",
         )
     live.record = _ticket(live, held=amount, admitted_us=now_ms * 1000)
+    has_rates = principal.rpm is not None or principal.tpm is not None
     return Hold(
-        call_id=live.call_id,
-        partition=principal.partition,
-        wallet=principal.wallet,
-        amount=Nanos(amount),
-        caps=principal.caps(now_ms),
-        rates=_rates(principal, tokens),
-        slots=_slots(principal),
-        lease_ms=int(live.terms.config.ledger.hold_lease_s * 1000),
-        ticket=encode(live.record),
+        live.call_id,
+        principal.partition,
+        principal.wallet,
+        Nanos(amount),
+        principal.caps(now_ms) if principal.budgets else (),
+        _rates(principal, most + output) if has_rates else (),
+        () if principal.concurrency is None else (Slot(principal.key_id, principal.concurrency),),
+        int(live.terms.config.ledger.hold_lease_s * 1000),
+        encode(live.record),
     )
 
 
@@ -189,20 +185,14 @@ def _money_held(refused: Refused) -> errors.TooMany:
 
 
 def _rates(principal: Principal, tokens: int) -> tuple[Rate, ...]:
-    rates: Sequence[Rate | None] = (
-        None if principal.rpm is None else Rate(f"rpm:{principal.key_id}", principal.rpm, 1),
+    rates: tuple[Rate, ...] = ()
+    if principal.rpm is not None:
+        rates = (Rate(f"rpm:{principal.key_id}", principal.rpm, 1),)
+    if principal.tpm is not None:
         # One call may never ask for more than a full bucket, or it could not pass at all.
-        None
-        if principal.tpm is None
-        else Rate(f"tpm:{principal.key_id}", principal.tpm, min(tokens, principal.tpm)),
-    )
-    return tuple(rate for rate in rates if rate is not None)
-
-
-def _slots(principal: Principal) -> tuple[Slot, ...]:
-    if principal.concurrency is None:
-        return ()
-    return (Slot(principal.key_id, principal.concurrency),)
+        take = min(tokens, principal.tpm)
+        rates += (Rate(f"tpm:{principal.key_id}", principal.tpm, take),)
+    return rates
 
 
 def _ticket(live: LiveCall, *, held: int, admitted_us: int) -> Record:

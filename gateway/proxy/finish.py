@@ -1,7 +1,5 @@
 """The last phase: what a call consumed and costs, as its record and its end. Pure."""
 
-from collections.abc import Callable
-
 from gateway.proxy.live import LiveCall
 from gateway.settings import ChargeBy
 from ledger.admission import End
@@ -16,15 +14,17 @@ _FREE_FLAG = "unpriced"
 def end_of(live: LiveCall, outcome: Outcome, *, finished_us: int) -> End:
     """How this call ended; fills `live.record` as it will be kept."""
     usage = NOTHING if live.meter is None else live.meter.usage()
-    record = live.record
-    charge, list_price = _charges(live, usage, record.flags.append)
+    record, hold = live.record, live.hold
+    charge, list_price = _charges(live, usage, record.flags)
     kind = EndKind.RELEASED if usage.source is Source.NONE else EndKind.SETTLED
     record.kind = kind
     record.outcome = outcome
     record.finished_us = finished_us
     record.charge, record.list_price = charge, list_price
     record.reported_cost = usage.reported_nanos
-    record.usage = {unit: count for unit, count in usage.counts.items() if count}
+    record.usage = dict(usage.counts)
+    if 0 in record.usage.values():
+        record.usage = {unit: count for unit, count in usage.counts.items() if count}
     record.usage_source = usage.source
     record.reasoning = usage.reasoning
     record.model_served = (usage.model or "")[:200]
@@ -39,26 +39,26 @@ def end_of(live: LiveCall, outcome: Outcome, *, finished_us: int) -> End:
         record.provider, record.model_target = target.provider, target.model
         record.price_version = "" if price is None else price.version
     return End(
-        call_id=live.call_id,
-        partition=live.hold.partition,
-        wallet=live.hold.wallet,
-        kind=kind,
-        charge=charge,
-        record=encode(record),
-        caps=live.hold.caps,
-        tokens=usage.input_tokens() + usage.output_tokens(),
+        live.call_id,
+        hold.partition,
+        hold.wallet,
+        kind,
+        charge,
+        encode(record),
+        hold.caps,
+        usage.tokens(),
     )
 
 
-def _charges(live: LiveCall, usage: Usage, flag: Callable[[str], None]) -> tuple[Nanos, Nanos]:
+def _charges(live: LiveCall, usage: Usage, flags: list[str]) -> tuple[Nanos, Nanos]:
+    """The charge and the list price; what is odd about them is added to `flags`."""
     if usage.source is Source.NONE:
         return ZERO, ZERO
     price = live.candidate.price
     if price is None:
-        flag(_FREE_FLAG)
+        flags.append(_FREE_FLAG)
         return ZERO, ZERO
-    for odd in price.flags(usage):
-        flag(odd)
+    flags += price.flags(usage)
     list_price = price.charge(usage)
     if live.candidate.provider.charge_by is ChargeBy.REPORTED:
         return charge_reported(usage, list_price), list_price

@@ -11,12 +11,14 @@ from ledger.usage import Source, Usage
 from providers.adapter import Call, Failure
 from providers.custom import Quirks
 from providers.openai.errors import failure_within
-from providers.openai.tally import Tally, text_bytes
+from providers.openai.report import FLAGS_MAX, read_report
+from providers.openai.tally import Tally, name_said, text_bytes
 
 BODY_BYTES_MAX = 64 * 1024 * 1024
 """Kept to be read. Embeddings of 2,048 texts have 60 MB at most; what is longer is estimated."""
 
 _ABSENT = Raw()
+_REPORTED = Source.REPORTED
 _UNREADABLE = (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError, ArithmeticError)
 
 
@@ -40,21 +42,32 @@ _decode_answer = msgspec.json.Decoder(_Answer, float_hook=Decimal).decode
 class BodyMeter:
     """A `Meter` of one JSON body."""
 
-    __slots__ = ("_answer", "_chunks", "_over", "_size", "_tally", "finished", "started")
+    __slots__ = (
+        "_answer",
+        "_bound",
+        "_call",
+        "_chunks",
+        "_over",
+        "_quirks",
+        "_size",
+        "_tally",
+        "_usual",
+        "failure",
+        "finished",
+        "started",
+    )
 
     def __init__(self, call: Call, quirks: Quirks, bound: int) -> None:
-        self._tally = Tally(call, quirks, bound)
+        self._call, self._quirks, self._bound = call, quirks, bound
         self._chunks: list[bytes] = []
         self._size = 0
         self._over = False
+        self._usual: Usage | None = None  # of an answer that needs no tally
+        self._tally: Tally | None = None
         self._answer: _Answer | None = None  # until its words are counted
+        self.failure: Failure | None = None  # the error that came as a good answer
         self.started = False
         self.finished = False
-
-    @property
-    def failure(self) -> Failure | None:
-        """The error that came as a good answer."""
-        return self._tally.failure
 
     def feed(self, chunk: bytes) -> bytes:
         """The chunk itself."""
@@ -70,9 +83,20 @@ class BodyMeter:
     def end(self) -> bytes:
         """Read the body. No bytes are ever withheld of it."""
         self._over = True
-        chunks = self._chunks
-        self._read(chunks[0] if len(chunks) == 1 else b"".join(chunks))
-        self._chunks = []
+        chunks, self._chunks = self._chunks, []
+        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        try:
+            answer = _decode_answer(body)
+        except _UNREADABLE:
+            self._read_tree(body)
+            return b""
+        self.finished = True
+        self._usual = self._usual_usage(answer)
+        if self._usual is None:
+            self._answer = answer
+            tally = self._made_tally()
+            tally.text_bytes = 0
+            self._read(answer, tally)
         return b""
 
     def ending(self, failure: Failure | None) -> bytes:  # noqa: ARG002 - as all meters have it
@@ -81,39 +105,54 @@ class BodyMeter:
 
     def usage(self) -> Usage:
         """What was consumed so far."""
+        if self._usual is not None:
+            return self._usual
+        tally = self._made_tally()
         if not self._over:
-            self._tally.text_bytes = self._size
-        usage = self._usage()
+            tally.text_bytes = self._size
+        usage = self._tallied(tally)
         if usage.source is not Source.REPORTED and self._answer is not None:
             # The words are counted only where the vendor's own count is missing.
-            self._tally.text_bytes = _own_words(self._answer)
+            tally.text_bytes = _own_words(self._answer)
             self._answer = None
-            usage = self._usage()
+            usage = self._tallied(tally)
         return usage
 
-    def _usage(self) -> Usage:
-        return self._tally.usage(started=self.started, over=self._over, finished=self.finished)
+    def _usual_usage(self, answer: _Answer) -> Usage | None:
+        """The usage of an answer that tells its tokens and nothing else, as a tally has it."""
+        report, quirks, call = answer.usage, self._quirks, self._call
+        if type(report) is not dict or answer.error or answer.output is not _ABSENT:
+            return None
+        if quirks.cost is not None or quirks.request_fee or "service_tier" in report:
+            return None
+        if quirks.searches and "web_search_options" in call.fields:
+            return None
+        reading = read_report(report, quirks, call.operation)
+        if reading.prompt is None or reading.completion is None:
+            return None
+        return Usage(
+            reading.counts,
+            _REPORTED,
+            reading.reasoning,
+            name_said(answer.model),
+            name_said(answer.service_tier),
+            None,
+            tuple(reading.flags[:FLAGS_MAX]),
+        )
 
-    def _read(self, body: bytes) -> None:
-        tally = self._tally
-        tally.text_bytes = 0
-        try:
-            answer = _decode_answer(body)
-        except _UNREADABLE:
-            tree = self._tree(body)
-            if tree is None:
-                return
-            answer = _Answer()
-            for name in ("usage", "error", "model", "service_tier", "status", "cost"):
-                setattr(answer, name, tree.get(name))
-            tally.text_bytes = text_bytes([tree.get("choices"), tree.get("output")])
-        else:
-            self._answer = answer
-        self.finished = True
+    def _made_tally(self) -> Tally:
+        if self._tally is None:
+            self._tally = Tally(self._call, self._quirks, self._bound)
+        return self._tally
+
+    def _tallied(self, tally: Tally) -> Usage:
+        return tally.usage(started=self.started, over=self._over, finished=self.finished)
+
+    def _read(self, answer: _Answer, tally: Tally) -> None:
         tally.say_model(answer.model)
         tally.say_tier(answer.service_tier)
         if answer.error:
-            tally.failure = failure_within({"error": answer.error})
+            tally.failure = self.failure = failure_within({"error": answer.error})
             tally.failed = answer.status == "failed"
         if answer.cost is not None:
             tally.say_beside("cost", answer.cost)
@@ -124,7 +163,20 @@ class BodyMeter:
         elif isinstance(answer.x_groq, dict) and answer.x_groq.get("usage") is not None:
             tally.report(answer.x_groq["usage"])
 
-    def _tree(self, body: bytes) -> dict[str, Any] | None:
+    def _read_tree(self, body: bytes) -> None:
+        """Read a body that msgspec refuses."""
+        tally = self._made_tally()
+        tally.text_bytes = 0
+        tree = self._tree(body, tally)
+        if tree is not None:
+            self.finished = True
+            answer = _Answer()
+            for name in ("usage", "error", "model", "service_tier", "status", "cost"):
+                setattr(answer, name, tree.get(name))
+            tally.text_bytes = text_bytes([tree.get("choices"), tree.get("output")])
+            self._read(answer, tally)
+
+    def _tree(self, body: bytes, tally: Tally) -> dict[str, Any] | None:
         """A body that msgspec refuses; None if it is cut, or no JSON, or was too long to keep."""
         try:
             tree = json.loads(body, parse_float=Decimal)
@@ -132,10 +184,10 @@ class BodyMeter:
             tree = None
         if isinstance(tree, dict):
             return tree
-        self._tally.flag("unreadable_answer")
+        tally.flag("unreadable_answer")
         # A cut answer was generated, and is estimated; a proxy's page was not.
         if self._size > BODY_BYTES_MAX or body.lstrip()[:1] == b"{":
-            self._tally.text_bytes = self._size
+            tally.text_bytes = self._size
         return None
 
 

@@ -6,7 +6,8 @@ cannot read another one than we did.
 """
 
 from collections.abc import Mapping
-from typing import Annotated
+from types import MappingProxyType
+from typing import Annotated, NamedTuple
 
 import msgspec
 from msgspec import Meta, Raw
@@ -67,6 +68,25 @@ _CHAT = Operation.CHAT
 _COMPLETIONS = Operation.COMPLETIONS
 _RESPONSES = Operation.RESPONSES
 
+LIMITS: Mapping[Operation, tuple[str, ...]] = MappingProxyType(
+    {
+        Operation.CHAT: ("max_completion_tokens", "max_tokens"),
+        Operation.COMPLETIONS: ("max_tokens",),
+        Operation.RESPONSES: ("max_output_tokens",),
+        Operation.EMBEDDINGS: (),
+        Operation.MODERATIONS: (),
+    }
+)
+"""The fields that limit an operation's output. Others would be obeyed by nobody."""
+
+# Fields that few calls have. Nothing but these makes a call more than model, messages and limit.
+_SELDOM = (
+    _HOST_FIELDS
+    | _SERVER_TOOL_FIELDS
+    | {*_VENDOR_FIELDS, *_VENDOR_FLAGS}
+    | {"tools", "user", "safety_identifier", "service_tier", "n", "best_of"}
+)
+
 
 class _Bulk(msgspec.Struct, gc=False):
     """The members of a body that may be large."""
@@ -119,13 +139,9 @@ _UNREADABLE = (msgspec.MsgspecError, UnicodeError, RecursionError)
 def read_call(operation: Operation, body: bytes) -> Call:
     """What the gateway must know of the body. `BadCall` if it cannot be read as a call."""
     fields = _members(body)
-    if not _HOST_FIELDS.isdisjoint(fields):
-        name = min(_HOST_FIELDS.intersection(fields))
-        raise BadCall(
-            f"'{name}' is not accepted: where a call goes is configured, not asked for",
-            param=name,
-            code="unsupported_parameter",
-        )
+    is_plain = _SELDOM.isdisjoint(fields)
+    if not is_plain:
+        _refuse_hosts(fields)
     model = _text(fields, "model")
     if not model or len(model) > MODEL_CHARACTERS_MAX or not model.isprintable():
         raise BadCall(
@@ -134,13 +150,9 @@ def read_call(operation: Operation, body: bytes) -> Call:
             code="invalid_value" if model else "missing_required_parameter",
         )
     outputs = operation is _CHAT or operation is _COMPLETIONS
-    stream = (outputs or operation is _RESPONSES) and _flag(fields, "stream")
-    user = _text(fields, "user") or _text(fields, "safety_identifier")
+    stream = "stream" in fields and (outputs or operation is _RESPONSES) and _flag(fields, "stream")
     found = survey(operation, fields)
-    server_tools, ids = _tools(fields)
-    if operation is _RESPONSES:
-        ids += [n for n in _VENDOR_FIELDS if n in fields and bytes(fields[n]) != b"null"]
-    ids += [n for n in _VENDOR_FLAGS if n in fields and bytes(fields[n]) not in _UNSET]
+    more = _NOTHING_MORE if is_plain else _read_more(operation, fields)
     return Call(
         operation,
         body,
@@ -149,13 +161,52 @@ def read_call(operation: Operation, body: bytes) -> Call:
         outputs and stream and "stream_options" in fields and _usage_wanted(fields),
         text_bound(body, found.replaced) + found.tokens,
         _output_limit(operation, fields),
-        _choices(operation, fields) if outputs else 1,
-        _text(fields, "service_tier"),
-        user[:USER_CHARACTERS_MAX] if user else None,
-        (*ids, *found.vendor_ids),
-        server_tools,
+        more.choices,
+        more.service_tier,
+        more.user,
+        more.vendor_ids + found.vendor_ids,
+        more.tools,
         fields,
     )
+
+
+class _More(NamedTuple):
+    """What `_SELDOM` fields say; the names are those of `Call`."""
+
+    choices: int = 1
+    service_tier: str | None = None
+    user: str | None = None
+    vendor_ids: tuple[str, ...] = ()
+    tools: bool = False
+
+
+_NOTHING_MORE = _More()
+
+
+def _read_more(operation: Operation, fields: Mapping[str, Raw]) -> _More:
+    user = _text(fields, "user") or _text(fields, "safety_identifier")
+    tools, ids = _tools(fields)
+    if operation is _RESPONSES:
+        ids += [n for n in _VENDOR_FIELDS if n in fields and bytes(fields[n]) != b"null"]
+    ids += [n for n in _VENDOR_FLAGS if n in fields and bytes(fields[n]) not in _UNSET]
+    return _More(
+        _choices(operation, fields),
+        _text(fields, "service_tier"),
+        user[:USER_CHARACTERS_MAX] if user else None,
+        tuple(ids),
+        tools,
+    )
+
+
+def _refuse_hosts(fields: Mapping[str, Raw]) -> None:
+    """Refuse a call that chooses its own host."""
+    if not _HOST_FIELDS.isdisjoint(fields):
+        name = min(_HOST_FIELDS.intersection(fields))
+        raise BadCall(
+            f"'{name}' is not accepted: where a call goes is configured, not asked for",
+            param=name,
+            code="unsupported_parameter",
+        )
 
 
 def text_bound(body: bytes, media_bytes: int = 0) -> int:
@@ -246,7 +297,7 @@ def _usage_wanted(fields: Mapping[str, Raw]) -> bool:
 def _output_limit(operation: Operation, fields: Mapping[str, Raw]) -> int | None:
     """The smallest of the limits set; all of them are forwarded as this one."""
     limit = None
-    for name in limits(operation):
+    for name in LIMITS[operation]:
         if name in fields:
             count = _count(fields, name)
             if count is not None and (limit is None or count < limit):
@@ -254,18 +305,11 @@ def _output_limit(operation: Operation, fields: Mapping[str, Raw]) -> int | None
     return limit
 
 
-def limits(operation: Operation) -> tuple[str, ...]:
-    """The fields that limit this operation's output. Others would be obeyed by nobody."""
-    if operation is _CHAT:
-        return ("max_completion_tokens", "max_tokens")
-    if operation is _RESPONSES:
-        return ("max_output_tokens",)
-    return ("max_tokens",) if operation is _COMPLETIONS else ()
-
-
 def _choices(operation: Operation, fields: Mapping[str, Raw]) -> int:
     """How many outputs a call makes: it is charged for each of `best_of`, shown or not."""
     choices = 1
+    if operation is not _CHAT and operation is not _COMPLETIONS:
+        return choices
     for name in ("n", "best_of"):
         if name in fields:
             count = _count(fields, name) or 1

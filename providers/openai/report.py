@@ -114,6 +114,7 @@ _REPORT: Mapping[str, Any] = {
 _SAID_EVEN_IF_ZERO = frozenset(
     {"prompt_tokens", "input_tokens", "completion_tokens", "output_tokens", "total_tokens"}
 )
+_TOTALS = frozenset({"prompt_tokens", "completion_tokens", "total_tokens"})
 _SELDOM = frozenset(
     {"written", "written_1h", "audio_in", "image_in", "video_in", "cached_audio", "cached_image"}
 )
@@ -132,6 +133,60 @@ class Reading(msgspec.Struct, gc=False):
 
 def read_report(report: Mapping[str, Any], quirks: Quirks, operation: Operation) -> Reading:
     """The counts of a usage object whose floats were decoded to `Decimal`."""
+    return _read_plain(report, quirks, operation) or _read_any(report, quirks, operation)
+
+
+def _read_plain(report: Mapping[str, Any], quirks: Quirks, operation: Operation) -> Reading | None:
+    """The usual report, as `_read_any` would read it; None if it says anything else.
+
+    That is: three totals that agree, and of all details none but cached tokens and reasoning.
+    """
+    get = report.get
+    prompt, completion, total = get("prompt_tokens"), get("completion_tokens"), get("total_tokens")
+    if not (type(prompt) is type(completion) is type(total) is int):
+        return None
+    cached, reasoning = _plain_details(report) if len(report) > len(_TOTALS) else (0, 0)
+    agree = prompt + completion == total <= COUNT_MAX and 0 <= cached <= prompt
+    if not (agree and 0 <= reasoning <= completion):
+        return None
+    if reasoning and operation in quirks.reasoning_outside:
+        return None
+    counts: dict[str, int] = {}
+    if completion:
+        counts[_OUTPUT] = completion
+    if prompt > cached:
+        counts[_INPUT] = prompt - cached
+    if cached:
+        counts[_CACHE_READ] = cached
+    return Reading(prompt, completion, counts, reasoning, [])
+
+
+def _plain_details(report: Mapping[str, Any]) -> tuple[int, int]:
+    """The cached tokens and the reasoning; -1 where the report has more to say."""
+    cached = reasoning = 0
+    for name, value in report.items():
+        if name in _TOTALS or (not value and name not in _SAID_EVEN_IF_ZERO):
+            continue
+        if name == "prompt_tokens_details":
+            cached = _only("cached_tokens", value)
+        elif name == "completion_tokens_details":
+            reasoning = _only("reasoning_tokens", value)
+        else:
+            return -1, -1
+    return cached, reasoning
+
+
+def _only(wanted: str, details: Any) -> int:
+    """The one count that these details give, 0 if they give none; -1 if they say more."""
+    if type(details) is not dict:
+        return -1
+    count = details.get(wanted) or 0
+    if type(count) is not int or sum(map(bool, details.values())) != bool(count):
+        return -1
+    return count
+
+
+def _read_any(report: Mapping[str, Any], quirks: Quirks, operation: Operation) -> Reading:
     found: dict[str, int] = {}
     flags: list[str] = []
     _gather(report, _REPORT, found, flags)

@@ -10,9 +10,9 @@ from urllib.parse import quote
 import msgspec
 from msgspec import Raw
 
-from providers.adapter import Call, Operation, Target, UpstreamRequest
+from providers.adapter import Call, Head, Operation, Target, UpstreamRequest
 from providers.custom import QUIRKS, Quirks
-from providers.openai.calls import limits
+from providers.openai.calls import LIMITS
 
 _encode = msgspec.json.Encoder().encode
 _decode_members = msgspec.json.Decoder(dict[str, Raw] | None).decode
@@ -31,9 +31,8 @@ def upstream_request(call: Call, target: Target) -> UpstreamRequest:
         _ask_usage(members, quirks)
     if call.output_limit is not None:
         _set_limit(members, call, quirks)
-    return UpstreamRequest(
-        "POST", _path(call, target, quirks), _headers(call, target, quirks), _encode(members)
-    )
+    head = target.heads.get((call.operation, call.stream)) or _new_head(call, target, quirks)
+    return UpstreamRequest("POST", head.path, head.headers, _encode(members))
 
 
 def _ask_usage(members: dict[str, Any], quirks: Quirks) -> None:
@@ -48,14 +47,25 @@ def _ask_usage(members: dict[str, Any], quirks: Quirks) -> None:
 
 def _set_limit(members: dict[str, Any], call: Call, quirks: Quirks) -> None:
     """Make every limit that is forwarded the one that money is held for, and leave at least one."""
-    names = limits(call.operation)
+    names = LIMITS[call.operation]
     if call.operation is _CHAT and quirks.old_limit:
         members.pop("max_completion_tokens", None)
         names = ("max_tokens",)
-    # A null stays: where two spellings exist, some models refuse one of them.
-    present = [name for name in names if name in members and bytes(members[name]) != b"null"]
-    for name in present or names[:1]:
-        members[name] = call.output_limit
+    is_set = False
+    for name in names:
+        # A null stays: where two spellings exist, some models refuse one of them.
+        if name in members and bytes(members[name]) != b"null":
+            members[name] = call.output_limit
+            is_set = True
+    if not is_set and names:
+        members[names[0]] = call.output_limit
+
+
+def _new_head(call: Call, target: Target, quirks: Quirks) -> Head:
+    """The head of such requests, made and remembered."""
+    head = Head(_path(call, target, quirks), _headers(call, target, quirks))
+    target.heads[call.operation, call.stream] = head
+    return head
 
 
 def _path(call: Call, target: Target, quirks: Quirks) -> str:

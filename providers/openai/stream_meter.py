@@ -15,6 +15,16 @@ from msgspec import Raw
 from ledger.usage import Usage
 from providers.adapter import Call, Failure, Operation
 from providers.custom import Quirks
+from providers.openai.chunk import (
+    Choice,
+    Chunk,
+    Delta,
+    Form,
+    decode_chunk,
+    form_of,
+    text_length,
+    words,
+)
 from providers.openai.endings import length_chunks, length_response
 from providers.openai.errors import failure_within, stream_error
 from providers.openai.tally import Tally, text_bytes
@@ -27,41 +37,15 @@ _DONE = b"[DONE]"
 _CHAT = Operation.CHAT
 _COMPLETIONS = Operation.COMPLETIONS
 
+_FORM_WORTH = 4
+"""How many more events may lack the form that is known than have it, before it is given up."""
+
 # Events of a response that are sent before anything is known to work.
 _PRELUDE = frozenset({"response.created", "response.in_progress", "response.queued"})
 _TERMINAL = frozenset(
     {"response.completed", "response.incomplete", "response.failed", "response.cancelled"}
 )
 _UNREADABLE = (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError, ArithmeticError)
-
-
-class _Delta(msgspec.Struct, gc=False):
-    content: Any = None
-    reasoning_content: Any = None
-    reasoning: Any = None
-    refusal: Any = None
-    tool_calls: Any = None
-    function_call: Any = None
-    audio: Any = None
-
-
-class _Choice(msgspec.Struct, gc=False):
-    index: Any = 0
-    delta: _Delta | None = None
-    text: Any = None
-    finish_reason: Any = None
-
-
-class _Chunk(msgspec.Struct, gc=False):
-    """A chunk of a chat completion or of a legacy one."""
-
-    choices: list[_Choice] | None = None
-    usage: Any = None
-    error: Any = None
-    model: Any = None
-    service_tier: Any = None
-    x_groq: Any = None
-    cost: Any = None
 
 
 class _Response(msgspec.Struct, gc=False):
@@ -87,7 +71,6 @@ class _Event(msgspec.Struct, gc=False):
     param: Any = None
 
 
-_decode_chunk = msgspec.json.Decoder(_Chunk, float_hook=Decimal).decode
 _decode_event = msgspec.json.Decoder(_Event, float_hook=Decimal).decode
 
 
@@ -98,7 +81,10 @@ class StreamMeter:
         "_choices",
         "_ended",
         "_first",
+        "_form",
+        "_form_worth",
         "_last",
+        "_next_try",
         "_operation",
         "_over",
         "_reader",
@@ -121,6 +107,9 @@ class StreamMeter:
         self._ended: set[Any] = set()  # the choices that have a finish reason
         self._over = False
         self._operation = operation
+        self._form: Form | None = None  # of most of its events
+        self._form_worth = 0
+        self._next_try = 1  # to learn it, by the count of deltas
         self._first = self._last = b"{}"  # data of the first and of the latest event
         self.started = False
         self.finished = False
@@ -134,20 +123,20 @@ class StreamMeter:
         """What of `chunk`, and of what was kept before it, the client shall see: mostly itself."""
         reader = self._reader
         kept = reader.pending
+        if not kept and self._is_known(chunk):
+            return chunk  # nearly always: one event, like the one before
         blocks = reader.feed(chunk)
-        if not self._withholding:
-            for block in blocks:
-                self._read(block)
-            return chunk
-        withheld = False
+        several, withheld = len(blocks) > 1, False
         shown = []
         for block in blocks:
-            if self._read(block):
+            if several and self._is_known(block.raw):
+                shown.append(block.raw)
+            elif self._read(block) and self._withholding:
                 withheld = True
                 shown.append(_comments(block))
             else:
                 shown.append(block.raw)
-        if withheld or kept or reader.pending:
+        if self._withholding and (withheld or kept or reader.pending):
             return b"".join(shown)
         return chunk
 
@@ -177,6 +166,23 @@ class StreamMeter:
         """What was consumed so far."""
         return self._tally.usage(started=self.started, over=self._over, finished=self.finished)
 
+    def _is_known(self, event: bytes) -> bool:
+        """Count an event of the form that is known, as `_read` would; False if it has another."""
+        form = self._form
+        if form is None:
+            return False
+        length = text_length(form, event)
+        if not length:
+            return False
+        tally = self._tally
+        self._form_worth += 1
+        tally.deltas += 1
+        tally.text_bytes += length
+        tally.model = form.model or tally.model
+        tally.tier = form.tier or tally.tier
+        self._last = event[6:-2]
+        return True
+
     def _read(self, block: Block) -> bool:
         """Count one event. Whether it is to be withheld from a client that did not ask."""
         data = block.data
@@ -190,19 +196,35 @@ class StreamMeter:
             self._read_event(data)
             return False
         try:
-            chunk = _decode_chunk(data)
+            chunk = decode_chunk(data)
         except _UNREADABLE:
-            tree = _tree(data)
-            if tree is None and block.event != b"error":
-                if data and not data.isspace():
-                    self._tally.flag("unreadable_event")
-                return False
-            chunk = _lenient_chunk(tree or {})
+            return self._read_leniently(data, block.event)
         if block.event == b"error" and not chunk.error:
             chunk.error = _tree(data) or data.decode("utf-8", "replace")
+        withheld = self._count_chunk(chunk)
+        if self._form is not None:
+            self._form_worth -= 1
+            if self._form_worth < 0:
+                self._form = None
+        if self._tally.deltas >= self._next_try:
+            # Where each event has a form of its own, the tries to learn one grow rare.
+            self._next_try = 4 * self._tally.deltas
+            self._form, self._form_worth = form_of(block, chunk) or self._form, _FORM_WORTH
+        return withheld
+
+    def _read_leniently(self, data: bytes, event: bytes) -> bool:
+        """Read an event that msgspec refuses."""
+        tree = _tree(data)
+        if tree is None and event != b"error":
+            if data and not data.isspace():
+                self._tally.flag("unreadable_event")
+            return False
+        chunk = _lenient_chunk(tree or {})
+        if event == b"error" and not chunk.error:
+            chunk.error = tree or data.decode("utf-8", "replace")
         return self._count_chunk(chunk)
 
-    def _count_chunk(self, chunk: _Chunk) -> bool:
+    def _count_chunk(self, chunk: Chunk) -> bool:
         tally = self._tally
         told = tally.deltas
         self.started = True
@@ -224,20 +246,8 @@ class StreamMeter:
             self._read_groq(chunk.x_groq)
         return False
 
-    def _count_choice(self, choice: _Choice) -> None:
-        delta = choice.delta
-        size = text_bytes(choice.text) if choice.text else 0
-        if delta is not None:
-            if delta.content:
-                size += text_bytes(delta.content)
-            if delta.reasoning_content:
-                size += text_bytes(delta.reasoning_content)
-            elif delta.reasoning:
-                size += text_bytes(delta.reasoning)
-            if delta.tool_calls:
-                size += text_bytes(delta.tool_calls)
-            if delta.refusal or delta.function_call or delta.audio:
-                size += text_bytes([delta.refusal, delta.function_call, delta.audio])
+    def _count_choice(self, choice: Choice) -> None:
+        size = words(choice)
         if size:
             self._tally.deltas += 1
             self._tally.text_bytes += size
@@ -323,15 +333,15 @@ def _number(text: str) -> Decimal | float:
         return float(text)  # an exponent of twenty digits: infinite or nothing
 
 
-def _lenient_chunk(tree: dict[str, Any]) -> _Chunk:
+def _lenient_chunk(tree: dict[str, Any]) -> Chunk:
     choices = tree.get("choices")
-    chunk = _picked(_Chunk(), tree)
+    chunk = _picked(Chunk(), tree)
     chunk.choices = []
     for choice in choices if isinstance(choices, list) else ():
         if isinstance(choice, dict):
-            made = _picked(_Choice(), choice)
+            made = _picked(Choice(), choice)
             delta = choice.get("delta")
-            made.delta = _picked(_Delta(), delta) if isinstance(delta, dict) else None
+            made.delta = _picked(Delta(), delta) if isinstance(delta, dict) else None
             chunk.choices.append(made)
     return chunk
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 from msgspec import Raw
+from msgspec.structs import replace
 
 from ledger.usage import NOTHING, OUTPUT_TOKENS, Source, Unit, Usage
 from providers.adapter import Call, Failure, Operation
@@ -114,12 +115,10 @@ class Tally:
 
     def say_model(self, model: Any) -> None:
         """The vendor named the model that serves; some name none at first."""
-        if type(model) is str and model:
-            self.model = model[:_NAME_CHARACTERS_MAX]
+        self.model = name_said(model) or self.model
 
     def say_tier(self, tier: Any) -> None:
-        if type(tier) is str and tier:
-            self.tier = tier[:_NAME_CHARACTERS_MAX]
+        self.tier = name_said(tier) or self.tier
 
     def say_beside(self, name: str, value: Any) -> None:
         """Something outside the usage object that tells of cost."""
@@ -176,7 +175,7 @@ class Tally:
             reading = read_report(self._report, self._quirks, self._call.operation)
         if reading is None or (reading.prompt is None and reading.completion is None):
             if not (started and self._may_have_cost(over=over, finished=finished)):
-                return NOTHING._replace(model=self.model, flags=tuple(self.flags))
+                return replace(NOTHING, model=self.model, flags=tuple(self.flags))
         elif self._is_exact(reading, finished=finished):
             return self._made(reading.counts, Source.REPORTED, reading)
         return self._made(self._estimated(reading), Source.ESTIMATED, reading)
@@ -247,6 +246,11 @@ class Tally:
         done = Counter(unit for unit, _ in self._items)
         for unit, count in done.items():
             counts[unit] = max(count, counts.get(unit, 0))
+
+
+def name_said(name: Any) -> str | None:
+    """The name that a vendor gives, cut short; None if it gives none."""
+    return name[:_NAME_CHARACTERS_MAX] if type(name) is str and name else None
 
 
 def _merge(into: dict[str, Any], new: dict[str, Any], *, depth: int = 3) -> None:

@@ -11,6 +11,7 @@ from genai_prices.data import providers as package_providers
 from genai_prices.types import ModelInfo, ModelPrice, TieredPrices
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from ledger.price_compiler import compile_sheet
 from ledger.pricing import Price, PriceSheet
@@ -158,7 +159,7 @@ def test_any_usage_of_any_model_costs_what_the_package_says_rounded_up(
     at_s: int,
 ) -> None:
     provider, model = which
-    ours = usage._replace(tier=tier[0])
+    ours = replace(usage, tier=tier[0])
     assert_agrees(provider, model, ours, at_s=at_s, context=tier[1])
 
 
@@ -210,8 +211,8 @@ def test_a_tier_of_the_response_decides() -> None:
     usage = Usage({Unit.INPUT: 1_000, Unit.OUTPUT: 100})
     gpt = price("openai", "gpt-4.1")
     assert charge(gpt, usage) == 2_800_000
-    assert charge(gpt, usage._replace(tier="priority")) == 4_900_000
-    assert charge(gpt, usage._replace(tier="batch")) == 1_400_000
+    assert charge(gpt, replace(usage, tier="priority")) == 4_900_000
+    assert charge(gpt, replace(usage, tier="batch")) == 1_400_000
 
 
 def test_a_provider_that_offers_the_models_of_another_has_their_prices() -> None:
@@ -220,7 +221,7 @@ def test_a_provider_that_offers_the_models_of_another_has_their_prices() -> None
     usage = Usage({Unit.INPUT: 1_000, Unit.OUTPUT: 100})
     assert charge(azure, usage) == charge(openai, usage) > 0
     # The tiers are the original's own offer.
-    batch = usage._replace(tier="batch")
+    batch = replace(usage, tier="batch")
     assert charge(azure, batch) == charge(azure, usage) > charge(openai, batch)
 
 

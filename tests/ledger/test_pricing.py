@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from ledger.money import NANOS_MAX, Nanos
 from ledger.price_compiler import compile_sheet
@@ -40,7 +41,7 @@ def test_reasoning_is_part_of_the_output_and_costs_its_own_price_where_it_has_on
     assert price_of("chat").charge(usage) == 100 * 2_000
     searcher = price_with_reasoning()
     assert searcher.charge(usage) == 60 * 8_000 + 40 * 3_000
-    assert searcher.charge(usage._replace(reasoning=0)) == 100 * 8_000
+    assert searcher.charge(structs.replace(usage, reasoning=0)) == 100 * 8_000
 
 
 def price_with_reasoning() -> Price:
@@ -127,7 +128,7 @@ def test_a_tier_without_prices_costs_the_standard_price_and_is_flagged() -> None
     usage = Usage({Unit.INPUT: 5}, tier="scale")
     assert price_of("thinker").flags(usage) == ("unpriced_tier:scale",)
     for plain in ("default", "standard", "on_demand", "auto", None):
-        assert price_of("thinker").flags(usage._replace(tier=plain)) == ()
+        assert price_of("thinker").flags(structs.replace(usage, tier=plain)) == ()
 
 
 def test_a_free_model_is_free_of_everything() -> None:
@@ -257,7 +258,7 @@ def test_a_shorter_input_may_be_the_dearer() -> None:
 def test_a_reported_cost_is_charged_as_it_is() -> None:
     usage = Usage({Unit.INPUT: 1}, reported_nanos=123)
     assert charge_reported(usage, Nanos(5)) == 123
-    assert charge_reported(usage._replace(reported_nanos=0), Nanos(5)) == 0
+    assert charge_reported(structs.replace(usage, reported_nanos=0), Nanos(5)) == 0
 
 
 def test_without_a_reported_cost_the_price_is_charged() -> None:

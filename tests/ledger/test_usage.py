@@ -19,7 +19,7 @@ def test_every_bucket_of_tokens_is_input_or_output_and_none_is_both() -> None:
 
 def test_cached_and_written_tokens_count_as_input() -> None:
     usage = Usage({Unit.INPUT: 1, Unit.CACHE_READ: 20, Unit.CACHE_WRITE_1H: 300, Unit.OUTPUT: 7})
-    assert (usage.input_tokens(), usage.output_tokens()) == (321, 7)
+    assert (usage.input_tokens(), usage.output_tokens(), usage.tokens()) == (321, 7, 328)
 
 
 def test_reasoning_is_part_of_the_output_and_not_added_to_it() -> None:
@@ -28,7 +28,7 @@ def test_reasoning_is_part_of_the_output_and_not_added_to_it() -> None:
 
 def test_what_is_no_token_is_in_neither_sum() -> None:
     usage = Usage({Unit.WEB_SEARCHES: 3, Unit.MILLISECONDS: 9_000, "unknown": 4})
-    assert (usage.input_tokens(), usage.output_tokens()) == (0, 0)
+    assert (usage.input_tokens(), usage.output_tokens(), usage.tokens()) == (0, 0, 0)
 
 
 def test_nothing_is_nothing() -> None:

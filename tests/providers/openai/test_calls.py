@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from providers.adapter import BadCall, Operation
-from providers.openai.calls import LOOSE_BYTES_MAX, MEMBERS_MAX, limits, read_call, text_bound
+from providers.openai.calls import LIMITS, LOOSE_BYTES_MAX, MEMBERS_MAX, read_call, text_bound
 from providers.openai.content import IMAGE_TOKENS
 from tests.providers.vendor_bytes import body
 
@@ -210,7 +210,7 @@ def test_the_least_of_the_limits_that_the_operation_knows_counts(
     operation: Operation, fields: dict[str, Any], limit: int | None
 ) -> None:
     assert read_call(operation, body(**fields)).output_limit == limit
-    assert set(limits(operation)) >= {n for n in fields if limit and fields[n] == limit}
+    assert set(LIMITS[operation]) >= {n for n in fields if limit and fields[n] == limit}
 
 
 @pytest.mark.parametrize(

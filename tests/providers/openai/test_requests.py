@@ -1,11 +1,13 @@
 """The vendor's request for a call."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from providers.adapter import Operation, Secret, Target, UpstreamRequest
 from providers.custom import QUIRKS
@@ -131,7 +133,7 @@ def test_every_limit_sent_is_the_one_that_money_is_held_for(
 def test_a_limit_set_by_the_gateway_is_written_where_the_vendor_reads_it(
     operation: Operation, quirks: str, name: str
 ) -> None:
-    limited = read_call(operation, body())._replace(output_limit=77)
+    limited = structs.replace(read_call(operation, body()), output_limit=77)
 
     assert fields(upstream_request(limited, target(quirks)))[name] == 77
 
@@ -171,6 +173,31 @@ def test_fixed_headers_come_from_the_configuration_alone() -> None:
     request = sent(body(), target(headers={"openai-organization": "org-1"}))
 
     assert ("openai-organization", "org-1") in request.headers
+
+
+def test_what_requests_of_a_kind_share_is_made_once_for_each_target() -> None:
+    to, other = target(), target(api_key=Secret("sk-other"), path="/v2")
+    kinds = [
+        (operation, streamed)
+        for operation in (CHAT, COMPLETIONS, RESPONSES)
+        for streamed in (True, False)
+    ]
+
+    first = [sent(body(stream=s), to, operation) for operation, s in kinds]
+    again = [sent(body(stream=s, user="u"), to, operation) for operation, s in kinds]
+
+    for (operation, streamed), one, two in zip(kinds, first, again, strict=True):
+        assert one.headers is two.headers
+        assert one.path == two.path == f"/v1/{operation}"
+        accepted = "text/event-stream" if streamed else "application/json"
+        assert dict(one.headers)["accept"] == accepted
+    assert dict(sent(body(), other).headers)["authorization"] == "Bearer sk-other"
+    assert sent(body(), other).path == "/v2/chat/completions"
+    assert len(to.heads) == len(kinds)
+    assert "sk-vendor" not in repr(to)
+    changed = replace(to, api_key=Secret("sk-new"))
+    assert dict(sent(body(), changed).headers)["authorization"] == "Bearer sk-new"
+    assert changed != to
 
 
 def test_a_stream_is_accepted_as_events() -> None:
