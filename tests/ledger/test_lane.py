@@ -10,7 +10,7 @@ from ledger.admission import End, Held, Hold, LedgerUnavailable, Refused
 from ledger.fcall import Renewal
 from ledger.lane import ITEMS_MAX, PAUSE_S, QUEUE_MAX, RECOVERY_WAIT_S, TELL_EVERY_S, Lane
 from ledger.record import EndKind
-from ledger.step import Asked, Step, Tell
+from ledger.step import Asked, Settled, Step, Tell
 from tests.ledger.partitions import NUMBER, end_of, hold, total
 
 NOW_S = 100.0
@@ -27,9 +27,13 @@ class Told:
         self.tell = Tell(
             self.epochs.append,
             lambda *told: self.generations.append(told),
-            lambda end, generation, at: self.settled.append((end.call_id, generation, at)),
+            self._settle,
             lambda what, _: self.troubles.append(what),
         )
+
+    def _settle(self, settled: Settled) -> None:
+        generation, at = settled.generation, settled.stream_id
+        self.settled += [(end.call_id, generation, at) for end in settled.ends]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ def one_ended(proof: Proof, number: int = 1) -> Span:
 
 
 def append(proof: Proof, number: int, *, generation: int, stream_id: str) -> None:
-    proof.appended(call_id(number), 7, generation=generation, stream_id=stream_id)
+    proof.appended([call_id(number)], 7, generation=generation, stream_id=stream_id)
 
 
 def test_a_watermark_of_a_newer_generation_proves_nothing_about_an_older_one() -> None:
@@ -160,7 +160,7 @@ class Model:
             self.places[number].add((generation, place))
             stream_id = f"{place}-0"
             self.proof.appended(
-                call_id(number), number % 2, generation=generation, stream_id=stream_id
+                [call_id(number)], number % 2, generation=generation, stream_id=stream_id
             )
 
     def watermark(self, number: int, generation: int, place: int) -> None:
