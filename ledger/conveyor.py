@@ -96,7 +96,7 @@ class Conveyor:
             except asyncio.CancelledError:
                 self._let_go(lane, hold, future)
                 raise
-            if type(answer) is Held or not is_first or not (pause_s := _pause_s(answer, hold)):
+            if isinstance(answer, Held) or not is_first or not (pause_s := _pause_s(answer, hold)):
                 return answer
             await asyncio.sleep(pause_s)
             born_s, is_first = born_s + pause_s, False

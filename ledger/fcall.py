@@ -69,25 +69,25 @@ def key_names(partition: int, generation: int) -> tuple[str, ...]:
     return (*(tag + name for name in _NAMES), f"{tag}log:{generation}")
 
 
-def hold_arguments(*holds: Hold) -> list[Word]:
+def hold_arguments(*holds: Hold) -> list[bytes]:
     """The three arguments of each hold, for tg_hold, tg_extend and tg_rehold."""
-    words: list[Word] = []
+    words: list[bytes] = []
     for hold in holds:
         words += (hold[0], _encode(hold[1:8]), hold[8])
     return words
 
 
-def end_arguments(*ends: End) -> list[Word]:
+def end_arguments(*ends: End) -> list[bytes]:
     """The three arguments of each end, for tg_settle and tg_late."""
-    words: list[Word] = []
+    words: list[bytes] = []
     for call_id, partition, wallet, kind, charge, record, caps, tokens in ends:
         words += (call_id, _encode((partition, wallet, kind, charge, caps, tokens)), record)
     return words
 
 
-def renewal_arguments(*renewals: Renewal) -> list[Word]:
+def renewal_arguments(*renewals: Renewal) -> list[bytes]:
     """The three arguments of each renewal, for tg_renew."""
-    words: list[Word] = []
+    words: list[bytes] = []
     for renewal in renewals:
         words += (renewal[0], _encode(renewal[1:3]), renewal[3])
     return words

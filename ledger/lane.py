@@ -215,7 +215,7 @@ class Lane:
         made: list[Step],
         function: str,
         queue: deque[Any],
-        arguments: Callable[..., list[Word]],
+        arguments: Callable[..., list[bytes]],
     ) -> None:
         if not queue:
             return
@@ -238,7 +238,7 @@ class Lane:
             words = hold_arguments(*[asked.hold for asked in items])
             made.append(self._step(function, items, words))
 
-    def _step(self, function: str, items: list[Any], words: list[Word]) -> Step:
+    def _step(self, function: str, items: list[Any], words: list[bytes]) -> Step:
         command = packed((*self._prefix(function), *words))
         return Step(function, items, self.generation, command)
 

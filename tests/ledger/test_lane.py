@@ -242,6 +242,16 @@ class TestEnds:
 
         assert told.settled == [(end.call_id, 3, "7-0")]
 
+    async def test_those_of_one_step_are_told_together(self, lane: Lane, told: Told) -> None:
+        ends = [end_of(hold(1), charge) for charge in range(4)]
+        for end in ends:
+            lane.end(end)
+        answers = [b"S7-1", b"U", b"D5-3", b"S7-2"]
+        lane.answered(only(lane, "tg_settle"), answers, NOW_S)
+
+        assert told.settled == [(ends[i].call_id, 3, "7-2") for i in (0, 2, 3)]
+        assert lane.unanswered == 1
+
     async def test_one_without_a_hold_goes_on_as_late(self, lane: Lane, told: Told) -> None:
         end = end_of(hold(1), 1)
         lane.end(end)

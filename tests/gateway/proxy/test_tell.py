@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 import orjson
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.logs import Lines
@@ -97,66 +97,6 @@ class Ended(NamedTuple):
         teller.ended(live, End(b"1" * 16, 0, "w", EndKind(live.record.kind), charge, b""))
 
 
-ODD = 'odd "%d" \\ é'
-NAMES = st.sampled_from(["openai", "small", ODD, "unknown", "x" * 3_000])
-CALLS = st.builds(
-    Ended,
-    route=NAMES,
-    record=st.fixed_dictionaries(
-        {
-            "organization_id": NAMES,
-            "key_id": NAMES,
-            "operation": st.sampled_from(["chat/completions", "embeddings"]),
-            "provider": NAMES,
-            "model_requested": st.sampled_from(
-                ["m", "%s", "bearer abc", "\ud800", "é\n", "y" * 20_000]
-            ),
-            "held": st.sampled_from([0, NANOS_MAX]),
-            "kind": st.sampled_from([*EndKind]),
-            "outcome": st.sampled_from([*Outcome]),
-            "charge": st.integers(0, NANOS_MAX),
-            "usage": st.dictionaries(st.sampled_from([*Unit, ODD]), st.integers(0, 2**62)),
-            "usage_source": st.sampled_from([*Source]),
-            "attempts": st.integers(0, 2),
-            "status": st.sampled_from([0, 200, 429]),
-            "stream": st.booleans(),
-            "first_byte_us": st.integers(0, 10**9),
-            "flags": st.lists(st.sampled_from(["unpriced", "unknown_field:%d"]), max_size=1),
-        }
-    ),
-    code=st.sampled_from(["", "wrong", ODD]),
-    spent_s=st.floats(0.5, 1_000),
-)
-
-
-def told(calls: list[Ended], *, remembers: bool) -> tuple[list[Any], list[Any]]:
-    """The figures of these calls and their lines; a teller that remembers none tells plainly."""
-    metrics, lines = Metrics(), list[bytes]()
-    metrics.configure(providers=["openai", ODD], models=["small", ODD], process="w")
-    log = Lines(lines.append, process="w", wall_s=lambda: 1_767_225_600.25)
-    teller = Teller(metrics, log)
-    for call in calls:
-        call.tell(teller if remembers else Teller(metrics, log))
-    figures = [family.series for family in metrics.families()]
-    return figures, [list(orjson.loads(line).items()) for line in lines]
-
-
-@given(st.lists(CALLS, max_size=4), st.integers(0, NANOS_MAX), st.floats(0.5, 1_000))
-def test_a_call_that_ends_like_one_before_is_told_as_if_it_were_the_first(
-    calls: list[Ended], charge: int, spent_s: float
-) -> None:
-    again = [
-        call._replace(
-            record=call.record | {"charge": charge, "first_byte_us": charge, "key_id": ODD},
-            spent_s=spent_s,
-        )
-        for call in calls
-    ]
-    assert told([*calls, *again, *calls], remembers=True) == told(
-        [*calls, *again, *calls], remembers=False
-    )
-
-
 USUAL = Ended(
     "small",
     {
@@ -165,7 +105,7 @@ USUAL = Ended(
         "operation": "chat/completions",
         "provider": "openai",
         "model_requested": "small",
-        "held": 9,
+        "held": NANOS_MAX,
         "outcome": Outcome.SUCCESS,
         "kind": EndKind.SETTLED,
         "charge": 5,
@@ -177,6 +117,72 @@ USUAL = Ended(
     code="",
     spent_s=1.0,
 )
+ODD, LONG = 'odd "%d" \\ é', "x" * 9_000
+NAMES = st.sampled_from(["openai", "small", ODD, LONG, "unknown"])
+FIELDS: dict[str, st.SearchStrategy[Any]] = {
+    "organization_id": NAMES,
+    "key_id": NAMES,
+    "operation": st.sampled_from(["embeddings", ODD]),
+    "provider": NAMES,
+    "model_requested": st.sampled_from(["m", "%s", "bearer abc", "\ud800", "é\n", LONG]),
+    "held": st.just(0),
+    "kind": st.sampled_from([*EndKind]),
+    "outcome": st.sampled_from([*Outcome]),
+    "charge": st.integers(0, 2),
+    "usage": st.dictionaries(st.sampled_from([*Unit][:3]), st.integers(0, 2**62)),
+    "usage_source": st.sampled_from([*Source]),
+    "attempts": st.integers(0, 2),
+    "status": st.sampled_from([0, 299, 429]),
+    "stream": st.just(value=True),
+    "first_byte_us": st.integers(0, 10**9),
+    "flags": st.sampled_from([["unpriced"], ["unknown_field:%d"]]),
+}
+# Few fields at a time, so that most calls are of a kind that was seen before.
+CHANGES = st.lists(
+    st.one_of([st.tuples(st.just(name), values) for name, values in FIELDS.items()]), max_size=2
+)
+CALLS = st.builds(
+    lambda route, changes, code, spent_s: Ended(route, USUAL.record | dict(changes), code, spent_s),
+    st.sampled_from(["small", "small", ODD, LONG]),
+    CHANGES,
+    st.sampled_from(["", "wrong", ODD]),
+    st.floats(0.5, 1_000),
+)
+
+
+def told(calls: list[Ended], *, remembers: bool) -> tuple[list[Any], list[Any]]:
+    """The figures of these calls and their lines; a teller that remembers none tells plainly."""
+    metrics, lines = Metrics(), list[bytes]()
+    metrics.configure(providers=["openai", ODD, LONG], models=["small", ODD, LONG], process="w")
+    log = Lines(lines.append, process="w", wall_s=lambda: 1_767_225_600.25)
+    teller = Teller(metrics, log)
+    for call in calls:
+        call.tell(teller if remembers else Teller(metrics, log))
+    figures = [family.series for family in metrics.families()]
+    return figures, [list(orjson.loads(line).items()) for line in lines]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(CALLS, max_size=8))
+@example([Ended(LONG, USUAL.record | {"provider": LONG}, "", 1.0)])
+def test_a_call_that_ends_like_one_before_is_told_as_if_it_were_the_first(
+    calls: list[Ended],
+) -> None:
+    assert told(calls + calls, remembers=True) == told(calls + calls, remembers=False)
+
+
+def test_every_field_of_a_line_is_of_its_own_call() -> None:
+    other = USUAL.record | {
+        "organization_id": "o2",
+        "key_id": "k2",
+        "model_requested": "small-2",
+        "charge": 7,
+        "usage": {Unit.INPUT: 4},
+        "first_byte_us": 9_000,
+    }
+    calls = [USUAL, Ended("small", other, code="wrong", spent_s=2.0)]
+
+    assert told(calls, remembers=True) == told(calls, remembers=False)
 
 
 def test_a_model_that_gets_a_name_by_a_reload_is_other_no_more() -> None:
