@@ -41,7 +41,7 @@ async def measure(options: Options, folder: Path) -> Outcome:
     found = sum(1 for _ in adopted.ends())
     replayed_s = time.perf_counter()
     for call_id in call_ids:
-        adopted.appended(call_id, 7, generation=1, stream_id="1-0")
+        adopted.appended([call_id], 7, generation=1, stream_id="1-0")
     adopted.proven(7, generation=1, stream_id="1-0")
     adopted.retire()
     return Outcome(

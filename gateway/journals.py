@@ -21,6 +21,7 @@ from ledger.journal import Journal
 from ledger.money import ZERO, Nanos
 from ledger.pricing import PriceSheet
 from ledger.record import EndKind, Outcome, decode, encode
+from ledger.step import Settled
 from ledger.usage import Source, Usage
 
 log = logging.getLogger(__name__)
@@ -44,13 +45,25 @@ class Journals:
         """Send ends through this one."""
         self._conveyor = conveyor
 
-    def on_settled(self, end: End, generation: int, stream_id: str) -> None:
-        """A stream has the end."""
-        awaited = self._awaited.get(end.call_id)
-        if awaited is not None and not awaited.done():
-            awaited.set_result(None)
+    def on_settled(self, settled: Settled) -> None:
+        """A stream has these ends."""
+        call_ids = [end.call_id for end in settled.ends]
+        if self._awaited:
+            self._wake(call_ids)
         for journal in self._all():
-            journal.appended(end.call_id, end.partition, generation=generation, stream_id=stream_id)
+            journal.appended(
+                call_ids,
+                settled.partition,
+                generation=settled.generation,
+                stream_id=settled.stream_id,
+            )
+
+    def _wake(self, call_ids: list[bytes]) -> None:
+        """Tell those who wait for one of these ends."""
+        for call_id in call_ids:
+            awaited = self._awaited.get(call_id)
+            if awaited is not None and not awaited.done():
+                awaited.set_result(None)
 
     def placed(self, call_id: bytes) -> "asyncio.Future[None]":
         """Done once some stream has the call's end. Cancel it when nobody waits any more."""

@@ -24,7 +24,10 @@ _LINE_MAX = 16 * 1024  # bytes; above it every value is cut to _TEXT_MAX
 _TRACEBACK_MAX = 6_000  # characters, from the end, where the cause is
 _SECRET_MIN = 8  # characters; shorter ones are found in innocent words
 _EVENTS_MAX = 1_000  # events whose repetitions are counted
+_TOLD_MAX = 1_000  # of what clients chose, as it was masked: about 1 MB at most
 _BURST = 5  # lines of one warning or error that may come at once; after them one a second
+
+CALL_ENDED = "call ended"
 
 _MASK = b"[secret]"
 _PATTERN = re.compile(
@@ -62,12 +65,16 @@ class Lines:
         self._process = process
         self._secrets: tuple[bytes, ...] = ()
         self._second, self._second_text = -1, ""
+        # Between the time and the rest of a line, as it is in every line of level info.
+        self._info = f'Z","level":"info","process":{orjson.dumps(process).decode()},'
+        self._told: dict[tuple[str, str], str] = {}  # the end of the line of a call, masked
 
     def know_secrets(self, secrets: Collection[str]) -> None:
         """Takes the texts that no line may ever hold, whatever they look like."""
         # Longest first: one secret may begin with another.
         known = sorted({text for text in secrets if len(text) >= _SECRET_MIN}, key=len)
         self._secrets = tuple(orjson.dumps(text)[1:-1] for text in reversed(known))
+        self._told.clear()
 
     def event(
         self, event: str, fields: Mapping[str, Any], *, level: str = "info", at_s: float = 0.0
@@ -86,15 +93,40 @@ class Lines:
         searched = self._masked(_packed({"event": event, **told}))
         self._write(b"%b,%b\n" % (_packed({**head, **ours})[:-1], searched[1:]))
 
+    def ended(self, ours: str, model: str, code: str) -> None:
+        """Write the line of a call that ended, quicker still, as most calls end like many others.
+
+        `ours` are as in `outcome`, in JSON already and without braces; `model` and `code` are told.
+        """
+        at_s = self._wall_s()
+        if int(at_s) != self._second:
+            self._begin_second(int(at_s))
+        told = self._told.get((model, code)) or self._end_told(model, code)
+        milliseconds = int(at_s * 1000) % 1000
+        self._write(
+            f'{{"time":"{self._second_text}{milliseconds:03d}{self._info}{ours},{told}'.encode()
+        )
+
+    def _end_told(self, model: str, code: str) -> str:
+        """What follows our own fields. Looking for secrets takes 2 us, so it is remembered."""
+        fields = {"event": CALL_ENDED, **told_of(model, code)}
+        told = self._masked(_packed(fields))[1:].decode() + "\n"
+        if len(self._told) >= _TOLD_MAX:
+            self._told.clear()
+        self._told[model, code] = told
+        return told
+
     def _head(self, *, level: str, at_s: float) -> dict[str, Any]:
         return {"time": self._time(at_s), "level": level, "process": self._process}
 
     def _time(self, at_s: float) -> str:
-        second = int(at_s)
-        if second != self._second:
-            self._second = second
-            self._second_text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
+        if int(at_s) != self._second:
+            self._begin_second(int(at_s))
         return f"{self._second_text}{int(at_s * 1000) % 1000:03d}Z"
+
+    def _begin_second(self, second: int) -> None:
+        self._second = second
+        self._second_text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
 
     def _masked(self, packed: bytes) -> bytes:
         for secret in self._secrets:
@@ -103,10 +135,20 @@ class Lines:
         return _PATTERN.sub(_MASK, packed) if _HINT.search(packed) else packed
 
 
+def told_of(model: str, code: str) -> dict[str, str]:
+    """What a client or vendor chose of a call; `code` "": it was answered with no error."""
+    return {"model": model, "code": code} if code else {"model": model}
+
+
+def json_of(value: Any) -> str:
+    """Names that we made, as they stand in a line."""
+    return _packed(value).decode()
+
+
 _OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_NON_STR_KEYS
 
 
-def _packed(line: Mapping[str, Any]) -> bytes:
+def _packed(line: Any) -> bytes:
     try:
         packed = orjson.dumps(line, _shown, _OPTIONS)
     except TypeError:

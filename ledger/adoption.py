@@ -4,7 +4,7 @@ A file does not say which ends Redis had, so all are sent again that are not mar
 the call id makes each count once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -66,9 +66,11 @@ class AdoptedJournal:
             self._folder, self._proof, partition, generation=generation, before_s=_ANY_TIME_S
         )
 
-    def appended(self, call_id: bytes, partition: int, *, generation: int, stream_id: str) -> None:
-        """As `Journal.appended`; for an open call, its lost end has this place."""
-        self._proof.appended(call_id, partition, generation=generation, stream_id=stream_id)
+    def appended(
+        self, call_ids: Iterable[bytes], partition: int, *, generation: int, stream_id: str
+    ) -> None:
+        """As `Journal.appended`; for an open call, its lost end has its place."""
+        self._proof.appended(call_ids, partition, generation=generation, stream_id=stream_id)
 
     def proven(self, partition: int, *, generation: int, stream_id: str) -> None:
         """As `Journal.proven`."""

@@ -36,7 +36,7 @@ class Appender:
     """The newest segment. `number` and `offset` say where the next frame goes."""
 
     def __init__(self, folder: Folder, *, segment_bytes: int, system: System) -> None:
-        self._folder, self.system = folder, system
+        self._folder, self.system, self._write = folder, system, system.write
         self._segment_bytes = segment_bytes
         self._full: list[int] = []  # handles of the segments before, not yet synced
         self._handle = -1
@@ -52,7 +52,7 @@ class Appender:
         try:
             if self.offset >= self._segment_bytes:
                 self.begin_segment()
-            written = self.system.write(self._handle, framed)
+            written = self._write(self._handle, framed)
         except OSError as error:
             self._mend()
             raise JournalFull(f"the journal could not be written: {error}") from error

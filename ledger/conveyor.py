@@ -9,13 +9,12 @@ has it.
 import asyncio
 import logging
 import random
-from collections import deque
 from collections.abc import Callable, Iterable
 
 from ledger.admission import End, Held, Hold, Refused
 from ledger.fcall import Renewal
 from ledger.lane import Lane
-from ledger.step import Asked, Step, Tell
+from ledger.step import Asked, Settled, Step, Tell
 from ledger.wire import Address, Answers, Wire, WireError
 
 log = logging.getLogger(__name__)
@@ -39,10 +38,10 @@ def _nothing(*_: object) -> None:
 class Conveyor:
     """Holds, ends and leases of one process, for every partition.
 
-    `on_epoch(partition)`: it needs a recovery. `on_settled(end, generation, stream_id)`: that
-    stream has the end. `on_generation(partition, generation)`: the partition is in a new one, so
-    ends that only an older one had are to be settled again. `on_batch(steps, wait_us)`: a batch
-    goes out, and how long the oldest of its holds has waited. All are called from the event loop.
+    `on_epoch(partition)`: it needs a recovery. `on_settled(settled)`: a stream has these ends.
+    `on_generation(partition, generation)`: the partition is in a new one, so ends that only an
+    older one had are to be settled again. `on_batch(steps, wait_us)`: a batch goes out, and how
+    long the oldest of its holds has waited. All are called from the event loop.
     Every `renew_s` the leases of all open calls are renewed.
     """
 
@@ -53,20 +52,22 @@ class Conveyor:
         partitions: int,
         renew_s: float = RENEW_S,
         on_epoch: Callable[[int], None] = _nothing,
-        on_settled: Callable[[End, int, str], None] = _nothing,
+        on_settled: Callable[[Settled], None] = _nothing,
         on_generation: Callable[[int, int], None] = _nothing,
         on_batch: Callable[[int, int], None] = _nothing,
     ) -> None:
         self._address, self._renew_s = Address(url), renew_s
         self._on_epoch, self._on_generation = on_epoch, on_generation
         self._on_settled, self._on_batch = on_settled, on_batch
-        self._settled: deque[tuple[End, int, str]] = deque()
-        tell = Tell(self._epoch, self._generation, self._note_settled, self._say)
+        tell = Tell(self._epoch, self._generation, self._settled, self._say)
         self._lanes = tuple(Lane(number, tell) for number in range(partitions))
+        # Every lane in which something waits, or that wants to ask; others may be among them.
+        self._busy: set[Lane] = set()
         self._wire: Wire | None = None
         self._flight: list[tuple[Lane, Step]] = []
         self._flight_since_s = 0.0
         self._is_scheduled = self._is_ticking = False
+        self._is_awake = False  # a flush is scheduled or a batch under way, and deadlines are kept
         self._tick_at_s = 0.0
         self._say_at_s, self._unsaid = 0.0, 0
         self._drained = asyncio.Event()
@@ -81,31 +82,32 @@ class Conveyor:
         Money or slots that only other calls hold are asked for a second time after a short pause.
         A caller that is cancelled holds nothing.
         """
-        now_s = asyncio.get_running_loop().time()
-        until_s = now_s + deadline_s
-        answer = await self._asked(hold, now_s, until_s)
-        if isinstance(answer, Refused) and (pause_s := _pause_s(answer, hold)):
+        loop, lane = asyncio.get_running_loop(), self._lanes[hold.partition]
+        born_s, is_first = loop.time(), True
+        until_s = born_s + deadline_s
+        while True:
+            future: asyncio.Future[Held | Refused] = loop.create_future()
+            lane.ask(Asked(hold, future, born_s, until_s))
+            self._busy.add(lane)
+            if not self._is_awake:
+                self._wake()
+            try:
+                answer = await future
+            except asyncio.CancelledError:
+                self._let_go(lane, hold, future)
+                raise
+            if isinstance(answer, Held) or not is_first or not (pause_s := _pause_s(answer, hold)):
+                return answer
             await asyncio.sleep(pause_s)
-            answer = await self._asked(hold, now_s + pause_s, until_s)
-        return answer
+            born_s, is_first = born_s + pause_s, False
 
-    async def _asked(self, hold: Hold, now_s: float, until_s: float) -> Held | Refused:
-        future: asyncio.Future[Held | Refused] = asyncio.get_running_loop().create_future()
-        lane = self._lanes[hold.partition]
-        lane.ask(Asked(hold, future, now_s, until_s))
-        if not self._is_scheduled:
-            self._wake()
-        try:
-            return await future
-        except asyncio.CancelledError:
-            # Answered already, but the caller never saw it; all else the lane notices by itself.
-            if future.done() and not future.cancelled() and not future.exception():
-                self._let_go(lane, hold, future.result())
-            raise
-
-    def _let_go(self, lane: Lane, hold: Hold, answer: Held | Refused) -> None:
-        if isinstance(answer, Held):
+    def _let_go(self, lane: Lane, hold: Hold, future: asyncio.Future[Held | Refused]) -> None:
+        """Answered already, but the caller never saw it; all else the lane notices by itself."""
+        if not future.done() or future.cancelled() or future.exception():
+            return
+        if isinstance(future.result(), Held):
             lane.release_unseen(hold)
+            self._busy.add(lane)
             self._wake()
 
     async def extend(self, hold: Hold, *, deadline_s: float = HOLD_S) -> Held | Refused:
@@ -115,20 +117,25 @@ class Conveyor:
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Held | Refused] = loop.create_future()
-        now_s = loop.time()
-        self._lanes[hold.partition].ask_more(Asked(hold, future, now_s, now_s + deadline_s))
+        now_s, lane = loop.time(), self._lanes[hold.partition]
+        lane.ask_more(Asked(hold, future, now_s, now_s + deadline_s))
+        self._busy.add(lane)
         self._wake()
         return await future
 
     def settle(self, end: End) -> None:
         """End a call. It is kept and sent again until a stream has it, whatever happens."""
-        self._lanes[end.partition].end(end)
-        if not self._is_scheduled:
+        lane = self._lanes[end.partition]
+        lane.end(end)
+        self._busy.add(lane)
+        if not self._is_awake:
             self._wake()
 
     def renew(self, partition: int, renewals: Iterable[Renewal]) -> None:
         """Tell what open calls have consumed so far. Leases are renewed without being asked."""
-        self._lanes[partition].renew(renewals)
+        lane = self._lanes[partition]
+        lane.renew(renewals)
+        self._busy.add(lane)
         self._wake()
 
     def generation(self, partition: int) -> int:
@@ -205,6 +212,7 @@ class Conveyor:
         self._wire, self._is_connected = wire, True
         for lane in self._lanes:
             lane.doubt()
+        self._busy.update(self._lanes)
         self._flush()
         loop = asyncio.get_running_loop()
         renew_at_s = loop.time() + self._renew_s
@@ -213,6 +221,7 @@ class Conveyor:
                 await asyncio.wait({wire.closed}, timeout=min(LOOK_EVERY_S, self._renew_s))
                 for lane in self._lanes:
                     lane.wants_state = True
+                self._busy.update(self._lanes)
                 if loop.time() >= renew_at_s:
                     renew_at_s += self._renew_s
                     self._renew_all()
@@ -223,6 +232,8 @@ class Conveyor:
             flight, self._flight = self._flight, []
             for lane, step in reversed(flight):
                 lane.lost(step)
+                self._busy.add(lane)
+            self._is_awake = False
 
     def _renew_all(self) -> None:
         for lane in self._lanes:
@@ -235,12 +246,16 @@ class Conveyor:
         if not self._is_scheduled and not self._flight:
             self._is_scheduled = True
             asyncio.get_running_loop().call_soon(self._scheduled)
+        self._keep_time()
+
+    def _keep_time(self) -> None:
         if not self._is_ticking:
             self._is_ticking = True
             self._tick_later()
+        self._is_awake = True
 
     def _scheduled(self) -> None:
-        self._is_scheduled = False
+        self._is_scheduled = self._is_awake = False
         self._flush()
 
     def _flush(self) -> None:
@@ -248,26 +263,34 @@ class Conveyor:
         if wire is None or self._flight or wire.closed.done():
             return
         now_s = asyncio.get_running_loop().time()
-        waited_s = 0.0
+        waited_s, items = 0.0, 0
         flight: list[tuple[Lane, Step]] = []
-        for lane in self._lanes:
+        busy, self._busy = self._busy, set()
+        for lane in busy:
+            waited_s = max(waited_s, lane.wait_s(now_s))
+            for step in lane.steps(now_s):
+                flight.append((lane, step))
+                items += len(step.items)
             if lane.is_waiting or lane.wants_state:
-                waited_s = max(waited_s, lane.wait_s(now_s))
-                flight += [(lane, step) for step in lane.steps(now_s)]
+                self._busy.add(lane)
         if not flight:
             return
         self._flight, self._flight_since_s = flight, now_s
+        self._keep_time()
         wire.send(b"".join([step.command for _, step in flight]), len(flight), self._answered)
-        if items := sum(len(step.items) for _, step in flight):
+        if items:
             self._on_batch(items, int(waited_s * 1e6))
 
     def _answered(self, answers: Answers) -> None:
-        flight, self._flight = self._flight, []
+        flight, self._flight, self._is_awake = self._flight, [], False
         now_s = asyncio.get_running_loop().time()
+        must_break = False
         for (lane, step), answer in zip(flight, answers, strict=True):
             lane.answered(step, answer, now_s)
-        self._was_useful = not any(lane.must_break for lane, _ in flight)
-        if not self._was_useful:
+            self._busy.add(lane)
+            must_break = must_break or lane.must_break
+        self._was_useful = not must_break
+        if must_break:
             self._break()
         if not self._drained.is_set() and not self.unanswered_count:
             self._drained.set()
@@ -290,16 +313,16 @@ class Conveyor:
             if step.function in _ASKED:
                 for asked in step.items:
                     lane.has_expired(asked, now_s + TICK_S, is_answering=answers)
-        for lane in self._lanes:
+        for lane in self._busy:
             lane.expire(now_s + TICK_S, is_answering=answers)
         if self._wire and silent_s > SILENT_S:
             self._say("Redis is silent", f"for {SILENT_S} s")
             self._break()
         self._flush()
-        if self._flight or any(lane.is_waiting for lane in self._lanes):
+        if self._flight or self._is_scheduled or any(lane.is_waiting for lane in self._busy):
             self._tick_later()
         else:
-            self._is_ticking = False
+            self._is_ticking = self._is_awake = False
 
     def _tick_later(self) -> None:
         loop = asyncio.get_running_loop()
@@ -316,20 +339,14 @@ class Conveyor:
             if step.function in _ASKED:
                 for asked in step.items:
                     asked.deadline_s += late_s
-        for lane in self._lanes:
+        for lane in self._busy:
             lane.postpone(late_s)
 
     # What the lanes tell -------------------------------------------------------------------------
 
-    def _note_settled(self, end: End, generation: int, stream_id: str) -> None:
-        if not self._settled:
-            asyncio.get_running_loop().call_soon(self._deliver)
-        self._settled.append((end, generation, stream_id))
-
-    def _deliver(self) -> None:
+    def _settled(self, settled: Settled) -> None:
         """Outside the handling of answers, so that a listener that fails breaks nothing here."""
-        while self._settled:
-            self._on_settled(*self._settled.popleft())
+        asyncio.get_running_loop().call_soon(self._on_settled, settled)
 
     def _epoch(self, partition: int) -> None:
         asyncio.get_running_loop().call_soon(self._on_epoch, partition)

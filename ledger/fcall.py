@@ -5,14 +5,16 @@ The functions themselves, with their contracts, are `lua/tollgate.lua`.
 
 import asyncio
 from collections.abc import Awaitable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 from redis.asyncio import Redis
 
 from ledger.admission import End, Held, Hold, Refused
+from ledger.proof import ordered
 
 Answer = TypeVar("Answer")
+Word: TypeAlias = bytes | str | int
 
 KEY_COUNT = 11
 _NAMES = ("meta", "free", "base", "spent", "held", "ver", "holds", "due", "rates", "slots")
@@ -67,20 +69,28 @@ def key_names(partition: int, generation: int) -> tuple[str, ...]:
     return (*(tag + name for name in _NAMES), f"{tag}log:{generation}")
 
 
-def hold_arguments(hold: Hold) -> tuple[bytes, bytes, bytes]:
-    """The three arguments of a hold, for tg_hold, tg_extend and tg_rehold."""
-    return hold[0], _encode(hold[1:8]), hold[8]
+def hold_arguments(*holds: Hold) -> list[bytes]:
+    """The three arguments of each hold, for tg_hold, tg_extend and tg_rehold."""
+    words: list[bytes] = []
+    for hold in holds:
+        words += (hold[0], _encode(hold[1:8]), hold[8])
+    return words
 
 
-def end_arguments(end: End) -> tuple[bytes, bytes, bytes]:
-    """The three arguments of an end, for tg_settle and tg_late."""
-    call_id, partition, wallet, kind, charge, record, caps, tokens = end
-    return call_id, _encode((partition, wallet, kind, charge, caps, tokens)), record
+def end_arguments(*ends: End) -> list[bytes]:
+    """The three arguments of each end, for tg_settle and tg_late."""
+    words: list[bytes] = []
+    for call_id, partition, wallet, kind, charge, record, caps, tokens in ends:
+        words += (call_id, _encode((partition, wallet, kind, charge, caps, tokens)), record)
+    return words
 
 
-def renewal_arguments(renewal: Renewal) -> tuple[bytes, bytes, bytes]:
-    """The three arguments of a renewal, for tg_renew."""
-    return renewal[0], _encode(renewal[1:3]), renewal[3]
+def renewal_arguments(*renewals: Renewal) -> list[bytes]:
+    """The three arguments of each renewal, for tg_renew."""
+    words: list[bytes] = []
+    for renewal in renewals:
+        words += (renewal[0], _encode(renewal[1:3]), renewal[3])
+    return words
 
 
 def hold_answer(answer: list[Any], generation: int) -> Held | Refused:
@@ -103,6 +113,14 @@ def end_answer(answer: bytes) -> Ended:
     if outcome is None:
         raise ValueError(f"not an end: {text[1:]}")
     return Ended(outcome, text[1:])
+
+
+def highest_place(answers: list[bytes]) -> str:
+    """The highest stream id in the answers to ends that were logged, in the order of their step."""
+    last = answers[-1]
+    if last.startswith(b"D"):  # logged before, in whatever order; what is new is above all else
+        last = max(answers, key=lambda answer: ordered(answer[1:].decode()))
+    return last[1:].decode()
 
 
 def state_answer(answer: list[Any]) -> PartitionState:

@@ -8,7 +8,7 @@ journal to whoever adopts it (`ledger.adoption`).
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -46,7 +46,7 @@ class Journal:
         is_group: bool,
         sync_interval_s: float,
     ) -> None:
-        self._folder, self._appender = folder, appender
+        self._folder, self._appender, self._framing = folder, appender, folder.framing
         self._sync_interval_s = sync_interval_s
         self._clock = appender.system.clock
         self._bytes_max = bytes_max
@@ -87,7 +87,7 @@ class Journal:
 
     def dispatched(self, call: OpenCall) -> None:
         """Write that the call goes to its vendor now; `JournalFull` if it must not."""
-        framed = self._folder.framing.dispatched(call)
+        framed = self._framing.dispatched(call)
         self._proof.opened(call.call_id, self._append(framed, self._calls_bytes_max))
 
     def finished(self, end: End) -> None:
@@ -96,7 +96,7 @@ class Journal:
         After `JournalFull` the caller settles straight with Redis; the call stays open here until
         `appended` says that Redis has it.
         """
-        framed = self._folder.framing.finished(end)
+        framed = self._framing.finished(end)
         self._proof.ended(end.call_id, self._append(framed, self._bytes_max))
 
     async def synced(self) -> None:
@@ -114,9 +114,11 @@ class Journal:
         self._wake.set()
         await waiter
 
-    def appended(self, call_id: bytes, partition: int, *, generation: int, stream_id: str) -> None:
-        """Redis has the call's end at this place. Repeats and unknown calls change nothing."""
-        self._proof.appended(call_id, partition, generation=generation, stream_id=stream_id)
+    def appended(
+        self, call_ids: Iterable[bytes], partition: int, *, generation: int, stream_id: str
+    ) -> None:
+        """Redis has these calls' ends, in places up to this one, the highest of them."""
+        self._proof.appended(call_ids, partition, generation=generation, stream_id=stream_id)
 
     def proven(self, partition: int, *, generation: int, stream_id: str) -> None:
         """The watermark that Postgres has for the partition."""
@@ -223,18 +225,18 @@ class Journal:
 
     def _append(self, framed: bytes, room: int) -> Span:
         """Write the frame and return the span it is in."""
-        appender, span, now_s = self._appender, self._span, self._clock()
-        if appender.bytes + len(framed) > room:
+        appender, span, now_s, size = self._appender, self._span, self._clock(), len(framed)
+        if appender.bytes + size > room:
             raise JournalFull(f"the journal holds {appender.bytes} of {self._bytes_max} bytes")
         appender.append(framed)
-        start = appender.offset - len(framed)
+        end = appender.offset
         if (
-            start - span.start >= SPAN_BYTES
+            end - size - span.start >= SPAN_BYTES
             or now_s - span.since_s >= SPAN_S
             or appender.number != span.segment
         ):
-            span = self._span = self._proof.begin(appender.number, start, now_s)
-        span.end = appender.offset
+            span = self._span = self._proof.begin(appender.number, end - size, now_s)
+        span.end = end
         return span
 
     def _tidy(self) -> None:
@@ -256,7 +258,7 @@ class Journal:
             if span.segment >= self._appender.number - 1:
                 return
             calls, ends = self._needed(span)
-            framing = self._folder.framing
+            framing = self._framing
             framed = b"".join([framing.dispatched(call) for call in calls])
             framed += b"".join([framing.finished(end) for end in ends])
             if len(framed) * 4 > span.end - span.start:
@@ -292,7 +294,7 @@ class Journal:
         if mark in {self._mark, self._marked_to} and not self._appender.is_refused:
             return
         with suppress(JournalFull):
-            self._append(self._folder.framing.proven(mark), self._bytes_max)
+            self._append(self._framing.proven(mark), self._bytes_max)
             self._mark = mark
             self._marked_to = Mark(self._appender.number, self._appender.offset)
 

@@ -6,19 +6,22 @@ the front. A hold that somebody stopped waiting for is released as soon as it is
 to be there. And nothing is sent in a generation that Redis has not confirmed.
 """
 
+from asyncio import Future
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from hiredis import ReplyError
 
-from ledger.admission import End, Hold
+from ledger.admission import End, Held, Hold, Refused
 from ledger.fcall import (
     KEY_COUNT,
     Epoch,
     PartitionState,
     Renewal,
+    Word,
     end_arguments,
+    highest_place,
     hold_answer,
     hold_arguments,
     key_names,
@@ -28,7 +31,7 @@ from ledger.fcall import (
 )
 from ledger.money import ZERO
 from ledger.record import EndKind
-from ledger.step import Asked, Phase, Step, Tell
+from ledger.step import Asked, Phase, Settled, Step, Tell
 from ledger.wire import packed
 
 ITEMS_MAX = 128  # per step: a function runs about 15 us an item, and Redis does nothing else then
@@ -62,7 +65,7 @@ class Lane:
         self._renewals: deque[Renewal] = deque(maxlen=RENEWALS_MAX)
         self._unseen: set[bytes] = set()  # released unasked: if unknown, they never were
         self._ask_at_s = self._tell_at_s = self._resume_at_s = 0.0
-        self._prefixes: dict[str, tuple[bytes | str | int, ...]] = {}
+        self._prefixes: dict[str, tuple[Word, ...]] = {}
 
     # What comes in -------------------------------------------------------------------------------
 
@@ -179,13 +182,13 @@ class Lane:
         asks = self.wants_state or (not self.is_active and self.is_waiting)
         if asks and now_s >= self._ask_at_s:
             self.wants_state, self._ask_at_s = False, now_s + ASK_EVERY_S
-            made.append(self._step("tg_state", [], self._prefix("tg_state")))
+            made.append(self._step("tg_state", [], []))
         if self.phase is Phase.UNKNOWN or now_s < self._resume_at_s:
             return made
         if self._reholds:
             # A call that has ended meanwhile must not be held again: nobody would end that.
             self._reholds = deque(h for h in self._reholds if h.call_id in self.open)
-        self._take(made, "tg_rehold", self._reholds, hold_arguments)
+            self._take(made, "tg_rehold", self._reholds, hold_arguments)
         if self.phase is Phase.RECOVERING:
             self._known_ends_as_late()
             self._take(made, "tg_late", self._lates, end_arguments)
@@ -194,8 +197,10 @@ class Lane:
         # Before holds: what ends give back may be what a hold needs.
         self._take(made, "tg_settle", self._ends, end_arguments)
         self._take(made, "tg_late", self._lates, end_arguments)
-        self._take_asked(made, "tg_extend", self._extensions)
-        self._take_asked(made, "tg_hold", self._holds)
+        if self._extensions:
+            self._take_asked(made, "tg_extend", self._extensions)
+        if self._holds:
+            self._take_asked(made, "tg_hold", self._holds)
         return made
 
     def _known_ends_as_late(self) -> None:
@@ -210,20 +215,18 @@ class Lane:
         made: list[Step],
         function: str,
         queue: deque[Any],
-        arguments: Callable[[Any], tuple[bytes, bytes, bytes]],
+        arguments: Callable[..., list[bytes]],
     ) -> None:
         if not queue:
             return
-        words: list[bytes | str | int] = [*self._prefix(function)]
-        items = [queue.popleft() for _ in range(min(len(queue), ITEMS_MAX))]
-        for item in items:
-            words += arguments(item)
-        made.append(self._step(function, items, words))
+        if len(queue) <= ITEMS_MAX:
+            items = [*queue]
+            queue.clear()
+        else:
+            items = [queue.popleft() for _ in range(ITEMS_MAX)]
+        made.append(self._step(function, items, arguments(*items)))
 
     def _take_asked(self, made: list[Step], function: str, queue: deque[Asked]) -> None:
-        if not queue:
-            return
-        words: list[bytes | str | int] = [*self._prefix(function)]
         items: list[Asked] = []
         while queue and len(items) < ITEMS_MAX:
             asked = queue.popleft()
@@ -231,14 +234,15 @@ class Lane:
                 self._forget(asked)
             else:
                 items.append(asked)
-                words += hold_arguments(asked.hold)
         if items:
+            words = hold_arguments(*[asked.hold for asked in items])
             made.append(self._step(function, items, words))
 
-    def _step(self, function: str, items: list[Any], words: Iterable[bytes | str | int]) -> Step:
-        return Step(function, items, self.generation, packed(tuple(words)))
+    def _step(self, function: str, items: list[Any], words: list[bytes]) -> Step:
+        command = packed((*self._prefix(function), *words))
+        return Step(function, items, self.generation, command)
 
-    def _prefix(self, function: str) -> tuple[bytes | str | int, ...]:
+    def _prefix(self, function: str) -> tuple[Word, ...]:
         """The words before the items; the same for a whole generation."""
         if function not in self._prefixes:
             verb = "FCALL_RO" if function == "tg_state" else "FCALL"
@@ -291,41 +295,40 @@ class Lane:
                 if answer[0] == 1:
                     self.release_unseen(hold)
                 continue
-            try:
-                admitted = hold_answer(answer, generation)
-            except ValueError as error:
-                future.set_exception(error)
-                continue
             if answer[0] == 1:
                 self.open[hold.call_id] = hold
-            future.set_result(admitted)
+                future.set_result(Held(generation, answer[1], tuple(answer[2:])))
+            else:
+                _answer(future, answer, generation)
 
     def _extensions_answered(self, step: Step, answers: list[list[Any]]) -> None:
         for asked, answer in zip(step.items, answers, strict=True):
             if answer[0] == 1 and asked.hold.call_id in self.open:
                 self.open[asked.hold.call_id] = asked.hold
-            if asked.future.done():
-                continue
-            try:
-                asked.future.set_result(hold_answer(answer, step.generation))
-            except ValueError as error:
-                asked.future.set_exception(error)
+            if not asked.future.done():
+                _answer(asked.future, answer, step.generation)
 
     def _ends_answered(self, step: Step, answers: list[bytes]) -> None:
+        ends: list[End] = []
+        places: list[bytes] = []
+        unseen = self._unseen
         for end, answer in zip(step.items, answers, strict=True):
             outcome = answer[:1]
             if outcome in _LOGGED:
                 self.unanswered -= 1
-                if end.call_id in self._unseen:
-                    self._unseen.discard(end.call_id)
+                if end.call_id in unseen:
+                    unseen.discard(end.call_id)
                 else:
-                    self._tell.settled(end, step.generation, answer[1:].decode())
+                    ends.append(end)
+                    places.append(answer)
             elif outcome == b"O":
                 self._ends.append(end)
-            elif outcome == b"U" and end.call_id not in self._unseen:
+            elif outcome == b"U" and end.call_id not in unseen:
                 self._lates.append(end)
             else:
                 self._unanswerable(end, answer)
+        if ends:
+            self._tell.settled(Settled(ends, self.number, step.generation, highest_place(places)))
 
     def _unanswerable(self, end: End, answer: bytes) -> None:
         """An unseen hold that never was, or an end that Redis cannot read: a bug, and loud."""
@@ -372,6 +375,13 @@ class Lane:
             if step.function == "tg_hold" and code not in _NOTHING_RAN:
                 self.release_unseen(asked.hold)
             asked.fail(f"Redis refuses: {code}")
+
+
+def _answer(future: Future[Held | Refused], answer: list[Any], generation: int) -> None:
+    try:
+        future.set_result(hold_answer(answer, generation))
+    except ValueError as error:
+        future.set_exception(error)
 
 
 _OF_ENDS = frozenset({"tg_settle", "tg_late"})

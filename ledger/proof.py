@@ -9,6 +9,7 @@ the highest stream id per partition and generation.
 """
 
 from collections import deque
+from collections.abc import Iterable
 from itertools import takewhile
 
 
@@ -52,44 +53,63 @@ class Proof:
 
     def opened(self, call_id: bytes, span: Span) -> None:
         """The call was written into this span."""
-        _leave(self.open, call_id)
+        if call_id in self.open:
+            _leave(self.open, call_id)
         self.open[call_id] = span
         span.pending += 1
 
     def ended(self, call_id: bytes, span: Span) -> None:
         """The call's end was written into this span."""
-        _leave(self.open, call_id)
-        _leave(self.unsent, call_id)
+        before = self.open.pop(call_id, None)
+        if before is not None:
+            before.pending -= 1
+        if call_id in self.unsent:
+            _leave(self.unsent, call_id)
         self.unsent[call_id] = span
         span.pending += 1
 
-    def appended(self, call_id: bytes, partition: int, *, generation: int, stream_id: str) -> None:
-        """The call's end has this place in the stream; unknown and repeated ones change nothing.
+    def appended(
+        self, call_ids: Iterable[bytes], partition: int, *, generation: int, stream_id: str
+    ) -> None:
+        """The ends of these calls have places in the stream up to this one, the highest of them.
 
-        The end of a call that is open here went past the journal: it could not be written, or the
-        call was adopted and given up as lost. It is kept one by one, for it can't be read again.
+        That all are taken to be there proves none too early. Unknown and repeated ones change
+        nothing. The end of a call that is open here went past the journal: it could not be written,
+        or the call was adopted and given up as lost. It is kept one by one, for it can't be read
+        again.
         """
-        key, place_id = (partition, generation), _ordered(stream_id)
-        span, is_past = self.unsent.pop(call_id, None), False
-        if span is None:
-            span, is_past = self.open.pop(call_id, None), True
+        key, highest = (partition, generation), ordered(stream_id)
+        is_proven = highest <= self._watermarks.get(key, -1)
+        leave, last, place = self.unsent.pop, None, Place()
+        for call_id in call_ids:
+            span = leave(call_id, None)
+            if span is None:
+                self._appended_past(call_id, key, highest)
+            elif is_proven:
+                span.pending -= 1
+            else:
+                if span is not last:  # neighbours mostly share one
+                    last, place = span, self._place_of(span, key)
+                    place.highest = max(place.highest, highest)
+                place.count += 1
+                self.placed_count += 1
+
+    def _appended_past(self, call_id: bytes, key: tuple[int, int], place_id: int) -> None:
+        span = self.open.pop(call_id, None)
         if span is None:
             return
         if place_id <= self._watermarks.get(key, -1):
             span.pending -= 1
-        elif is_past:
+        else:
             self._placed_past[call_id] = (key, place_id, span)
             self.placed_count += 1
-        else:
-            places = self._placed.setdefault(key, {})
-            place = places.get(span) or places.setdefault(span, Place())
-            place.highest = max(place.highest, place_id)
-            place.count += 1
-            self.placed_count += 1
+
+    def _place_of(self, span: Span, key: tuple[int, int]) -> Place:
+        return self._placed.setdefault(key, {}).setdefault(span, Place())
 
     def proven(self, partition: int, *, generation: int, stream_id: str) -> None:
         """Postgres has everything of this generation's stream up to this id. Repeats do nothing."""
-        key, watermark = (partition, generation), _ordered(stream_id)
+        key, watermark = (partition, generation), ordered(stream_id)
         if key not in self._watermarks:
             for older in [each for each in self._watermarks if each[0] == partition]:
                 del self._watermarks[older]
@@ -188,7 +208,7 @@ class Proof:
         self.placed_count -= count
 
 
-def _ordered(stream_id: str) -> int:
+def ordered(stream_id: str) -> int:
     """A stream id, `milliseconds-sequence`, as a number of the same order."""
     milliseconds, _, sequence = stream_id.partition("-")
     return (int(milliseconds) << 64) | int(sequence or 0)

@@ -5,20 +5,19 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any, NamedTuple
 
+import msgspec
+
 from ledger.admission import End, Held, Hold, LedgerUnavailable, Refused
 
 
-class Asked:
+class Asked(msgspec.Struct, eq=False):
     """A hold or extension, and the future of whoever waits for it."""
 
-    __slots__ = ("born_s", "deadline_s", "future", "hold", "is_in_doubt")
-
-    def __init__(
-        self, hold: Hold, future: asyncio.Future[Held | Refused], born_s: float, deadline_s: float
-    ) -> None:
-        self.hold, self.future = hold, future
-        self.born_s, self.deadline_s = born_s, deadline_s
-        self.is_in_doubt = False  # sent, and the connection broke before the answer
+    hold: Hold
+    future: asyncio.Future[Held | Refused]
+    born_s: float
+    deadline_s: float
+    is_in_doubt: bool = False  # sent, and the connection broke before the answer
 
     def fail(self, reason: str) -> None:
         """Tell the caller that nothing was admitted, unless it has left."""
@@ -43,10 +42,19 @@ class Step(NamedTuple):
     command: bytes
 
 
+class Settled(NamedTuple):
+    """Ends that one step brought into a partition's stream, in places up to `stream_id`."""
+
+    ends: list[End]
+    partition: int
+    generation: int
+    stream_id: str
+
+
 class Tell(NamedTuple):
     """Whom a lane tells what happened. None of these may call back or raise."""
 
     epoch: Callable[[int], None]  # the partition needs a recovery
     generation: Callable[[int, int], None]  # the partition is in this generation now
-    settled: Callable[[End, int, str], None]  # the generation's stream has the end at this id
+    settled: Callable[[Settled], None]  # the generation's stream has these ends
     trouble: Callable[[str, str], None]  # what went wrong, and why

@@ -70,6 +70,19 @@ class TestALine:
             "model": "gpt-5",
         }
 
+    @given(st.lists(st.tuples(st.text(), st.text()), max_size=4), st.floats(0, 2e9))
+    def test_of_a_call_that_ended_is_the_same_as_of_any_other(
+        self, told: list[tuple[str, str]], at_s: float
+    ) -> None:
+        raw: list[bytes] = []
+        lines = Lines(raw.append, process='odd "%" é', wall_s=lambda: at_s)
+        for model, code in [*told, *told]:
+            raw.clear()
+            lines.ended('"call":"c1","charge_nanos":5', model, code)
+            fields = {"model": model, "code": code} if code else {"model": model}
+            lines.outcome("call ended", {"call": "c1", "charge_nanos": 5}, fields)
+            assert raw[0] == raw[1]
+
     @given(st.text(), st.dictionaries(st.text(min_size=1), st.text(), max_size=4))
     def test_is_one_line_whatever_is_in_it(self, event: str, told: dict[str, str]) -> None:
         log = Collected()
@@ -106,8 +119,10 @@ class TestSecrets:
         text = around.format(secret)
         log.lines.event(text, {"value": text, "list": [{"inner": text}], text: 1})
         log.lines.outcome(text, {}, {"model": text})
+        for _ in range(2):  # the second time it is remembered
+            log.lines.ended('"call":"c1"', text, text)
         assert secret.encode() not in b"".join(log.raw)
-        assert len(log.raw) == 2
+        assert len(log.raw) == 4
 
     @pytest.mark.parametrize(
         ("text", "shown"),
@@ -134,6 +149,12 @@ class TestSecrets:
         )
         shown = {key: log.last[key] for key in "abcd"}
         assert shown == {"a": "[secret]", "b": "x[secret]x", "c": "[secret]", "d": "short"}
+
+    def test_that_become_known_are_masked_in_what_was_seen_before(self, log: Collected) -> None:
+        log.lines.ended('"call":"c1"', "canary-1", "")
+        log.lines.know_secrets(["canary-1"])
+        log.lines.ended('"call":"c1"', "canary-1", "")
+        assert log.last["model"] == "[secret]"
 
 
 class TestLogging:

@@ -41,7 +41,9 @@ def write(journal: Journal, *numbers: int, partition: int = 7, bulk: int = 0) ->
 
 def place(journal: Journal, *numbers: int, generation: int = 1, partition: int = 7) -> None:
     for number in numbers:
-        journal.appended(call_id(number), partition, generation=generation, stream_id=f"{number}-0")
+        journal.appended(
+            [call_id(number)], partition, generation=generation, stream_id=f"{number}-0"
+        )
 
 
 def to_send(journal: Journal, generation: int, older_than_s: float = 0.0) -> list[bytes]:

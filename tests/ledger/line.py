@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from ledger.admission import End
 from ledger.conveyor import Conveyor
 from ledger.functions import Partition
+from ledger.step import Settled
 from tests.ledger.partitions import NUMBER, images
 
 
@@ -18,13 +18,13 @@ class Line:
     def __init__(self, url: str) -> None:
         self.epochs: list[int] = []
         self.generations: list[tuple[int, int]] = []
-        self.settled: list[tuple[End, int, str]] = []
+        self.settled: list[Settled] = []
         self.batches: list[int] = []
         self.conveyor = Conveyor(
             url,
             partitions=self.partitions,
             on_epoch=self.epochs.append,
-            on_settled=lambda *told: self.settled.append(told),
+            on_settled=self.settled.append,
             on_generation=lambda *told: self.generations.append(told),
             on_batch=lambda steps, _: self.batches.append(steps),
         )

@@ -66,12 +66,12 @@ def test_it_is_deleted_once_everything_in_it_is_proven_and_not_before(tmp_path: 
     left_behind(tmp_path, count=2, open_count=1)
     adopted = adopt_one(tmp_path)
     for each in adopted.ends():
-        adopted.appended(each.call_id, 7, generation=4, stream_id="10-0")
+        adopted.appended([each.call_id], 7, generation=4, stream_id="10-0")
     assert found(adopted) == []
     adopted.proven(7, generation=4, stream_id="10-0")
     assert adopted.retire() is False
     (lost,) = (each.lost(Nanos(5)) for each in adopted.open_calls())
-    adopted.appended(lost.call_id, 7, generation=4, stream_id="11-0")
+    adopted.appended([lost.call_id], 7, generation=4, stream_id="11-0")
     adopted.proven(7, generation=4, stream_id="10-9")
     assert adopted.retire() is False
     adopted.proven(7, generation=4, stream_id="11-0")
@@ -83,7 +83,7 @@ def test_after_a_recovery_its_ends_and_its_lost_calls_are_sent_again(tmp_path: P
     left_behind(tmp_path, count=2, open_count=1)
     adopted = adopt_one(tmp_path)
     for number in range(3):
-        adopted.appended(call_id(number), 7, generation=4, stream_id="10-0")
+        adopted.appended([call_id(number)], 7, generation=4, stream_id="10-0")
     adopted.proven(7, generation=5, stream_id="900-0")
     assert [each.call_id for each in adopted.unproven(7, generation=5)] == ids(0, 1)
     assert [each.call_id for each in adopted.open_calls()] == ids(2)

@@ -10,6 +10,7 @@ from ledger.admission import Held, Refused, Slot
 from ledger.conveyor import Conveyor
 from ledger.functions import Partition, Renewal
 from ledger.record import EndKind
+from ledger.step import Settled
 from tests.ledger.line import Line, nothing_is_held, until
 from tests.ledger.own_valkey import OwnValkey
 from tests.ledger.partitions import NUMBER, WALLET, cap, end_of, hold, images
@@ -28,7 +29,7 @@ class TestCalls:
         assert await conveyor.drain(5.0) == 0
         await until(lambda: bool(line.settled))
         (entry,) = await partition.peek(1, "0", 9)
-        assert line.settled == [(end_of(one, 120), 1, entry.id)]
+        assert line.settled == [Settled([end_of(one, 120)], NUMBER, 1, entry.id)]
         assert (await images(partition))["c@0"].spent == 120
         assert conveyor.open_count == 0
 

@@ -12,6 +12,7 @@ from ledger.admission import Held, LedgerUnavailable, Slot
 from ledger.conveyor import HOLD_S, Conveyor
 from ledger.functions import Partition
 from ledger.lane import QUEUE_MAX
+from ledger.step import Settled
 from tests.ledger.cutter import Cutter
 from tests.ledger.line import Line, nothing_is_held, until
 from tests.ledger.own_valkey import OwnValkey
@@ -82,7 +83,7 @@ class TestRedisAway:
             assert await conveyor.drain(5.0) == 0
             await until(lambda: bool(line.settled))
             (entry,) = await apart.peek(2, "0", 9)
-            assert line.settled == [(end_of(one, 120), 2, entry.id)]
+            assert line.settled == [Settled([end_of(one, 120)], NUMBER, 2, entry.id)]
 
     async def test_a_refusal_for_lack_of_memory_is_told_and_ends_pass(
         self, client: Redis, conveyor: Conveyor, caplog: pytest.LogCaptureFixture

@@ -1,7 +1,11 @@
 """Arguments and answers, without a server."""
 
+from random import Random
+
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ledger.admission import Cap, End, Held, Hold, Rate, Refused, Slot
 from ledger.fcall import (
@@ -11,6 +15,7 @@ from ledger.fcall import (
     Renewal,
     end_answer,
     end_arguments,
+    highest_place,
     hold_answer,
     hold_arguments,
     key_names,
@@ -112,3 +117,17 @@ def test_refusals_of_the_fence_say_what_is_there(message: str, seen: tuple[int, 
 def test_other_errors_are_the_callers_or_the_servers() -> None:
     assert isinstance(refusal("ARGS a limit", 7), ValueError)
     assert refusal("OOM command not allowed", 7) is None
+
+
+@given(st.integers(0, 20), st.lists(st.booleans(), min_size=1, max_size=6), st.randoms())
+def test_the_highest_place_is_that_of_the_newest_end_or_of_any_logged_before(
+    first: int, news: list[bool], random: Random
+) -> None:
+    """As Redis answers: what is new gets the next id, what was logged has any lower one."""
+    answers, places, at = [], [], 98 + first
+    for is_new in news:
+        at += is_new
+        place = at if is_new else random.randint(0, at)
+        places.append(place)
+        answers.append(b"%b%d-0" % (random.choice([b"S", b"L"]) if is_new else b"D", place))
+    assert highest_place(answers) == f"{max(places)}-0"

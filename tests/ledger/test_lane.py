@@ -10,7 +10,7 @@ from ledger.admission import End, Held, Hold, LedgerUnavailable, Refused
 from ledger.fcall import Renewal
 from ledger.lane import ITEMS_MAX, PAUSE_S, QUEUE_MAX, RECOVERY_WAIT_S, TELL_EVERY_S, Lane
 from ledger.record import EndKind
-from ledger.step import Asked, Step, Tell
+from ledger.step import Asked, Settled, Step, Tell
 from tests.ledger.partitions import NUMBER, end_of, hold, total
 
 NOW_S = 100.0
@@ -27,9 +27,13 @@ class Told:
         self.tell = Tell(
             self.epochs.append,
             lambda *told: self.generations.append(told),
-            lambda end, generation, at: self.settled.append((end.call_id, generation, at)),
+            self._settle,
             lambda what, _: self.troubles.append(what),
         )
+
+    def _settle(self, settled: Settled) -> None:
+        generation, at = settled.generation, settled.stream_id
+        self.settled += [(end.call_id, generation, at) for end in settled.ends]
 
 
 @pytest.fixture
@@ -237,6 +241,16 @@ class TestEnds:
         lane.answered(only(lane, "tg_settle"), [b"D7-0"], NOW_S)
 
         assert told.settled == [(end.call_id, 3, "7-0")]
+
+    async def test_those_of_one_step_are_told_together(self, lane: Lane, told: Told) -> None:
+        ends = [end_of(hold(1), charge) for charge in range(4)]
+        for end in ends:
+            lane.end(end)
+        answers = [b"S7-1", b"U", b"D5-3", b"S7-2"]
+        lane.answered(only(lane, "tg_settle"), answers, NOW_S)
+
+        assert told.settled == [(ends[i].call_id, 3, "7-2") for i in (0, 2, 3)]
+        assert lane.unanswered == 1
 
     async def test_one_without_a_hold_goes_on_as_late(self, lane: Lane, told: Told) -> None:
         end = end_of(hold(1), 1)

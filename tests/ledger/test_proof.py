@@ -17,7 +17,7 @@ def one_ended(proof: Proof, number: int = 1) -> Span:
 
 
 def append(proof: Proof, number: int, *, generation: int, stream_id: str) -> None:
-    proof.appended(call_id(number), 7, generation=generation, stream_id=stream_id)
+    proof.appended([call_id(number)], 7, generation=generation, stream_id=stream_id)
 
 
 def test_a_watermark_of_a_newer_generation_proves_nothing_about_an_older_one() -> None:
@@ -95,6 +95,21 @@ def test_a_span_is_over_when_its_highest_end_is_proven() -> None:
     assert (proof.pending(), proof.placed_count) == ([], 0)
 
 
+def test_ends_that_are_told_together_are_proven_with_the_highest_and_not_before() -> None:
+    proof = Proof()
+    first, second = proof.begin(1, 0, 0.0), proof.begin(1, 100, 0.0)
+    for number, span in ((1, first), (2, second), (3, first)):
+        proof.ended(call_id(number), span)
+    past = proof.begin(1, 200, 0.0)
+    proof.opened(call_id(4), past)
+    told = [call_id(number) for number in (1, 2, 3, 4, 99)]
+    proof.appended(told, 7, generation=1, stream_id="500-4")
+    proof.proven(7, generation=1, stream_id="500-3")
+    assert (proof.placed_count, proof.pending()) == (4, [first, second, past])
+    proof.proven(7, generation=1, stream_id="500-4")
+    assert (proof.placed_count, proof.pending()) == (0, [])
+
+
 def test_repeats_and_unknown_calls_change_nothing() -> None:
     proof = Proof()
     one_ended(proof)
@@ -156,12 +171,12 @@ class Model:
             self.proof.ended(call_id(number), self.where[number])
 
     def append(self, number: int, generation: int, place: int) -> None:
-        if number in self.where:
-            self.places[number].add((generation, place))
-            stream_id = f"{place}-0"
-            self.proof.appended(
-                call_id(number), number % 2, generation=generation, stream_id=stream_id
-            )
+        """This end and its neighbour in the partition, which go up to this place."""
+        together = [each for each in (number, number + 2) if each in self.where]
+        for each in together:
+            self.places[each].add((generation, place))
+        call_ids = [call_id(each) for each in together]
+        self.proof.appended(call_ids, number % 2, generation=generation, stream_id=f"{place}-0")
 
     def watermark(self, number: int, generation: int, place: int) -> None:
         partition = number % 2
