@@ -53,6 +53,7 @@ class Answer:
         "_link",
         "content_type",
         "is_event_stream",
+        "named",
         "reused",
         "status",
     )
@@ -61,7 +62,8 @@ class Answer:
         self._exchange, self._link, self._idle_s = exchange, link, idle_s
         self.status = exchange.status
         self.reused = reused  # the connection had carried an earlier request
-        named = exchange.named
+        # The headers by name; of one that is repeated, the last.
+        named = self.named = exchange.named
         self.content_type = named.get(b"content-type", b"").decode("latin-1")
         self.is_event_stream = exchange.is_event_stream
         self._decoder: Decoder | None = None
@@ -69,8 +71,8 @@ class Answer:
             self._decoder = self._chosen_decoder(named[b"content-encoding"].decode("latin-1"))
 
     def header(self, name: bytes) -> str | None:
-        """The value of one header, its name in lower case; the last of those that are repeated."""
-        value = self._exchange.named.get(name)
+        """The text of one of `named`."""
+        value = self.named.get(name)
         return None if value is None else value.decode("latin-1")
 
     @property
