@@ -24,9 +24,8 @@ def head_lines(live: LiveCall, content_type: str, *, charge: int | None = None) 
         lines.append(_rate_lines(live))
     answer = live.answer
     if answer is not None:
-        for name in _PASSED:
-            if name in answer.named:
-                lines.append(f"{name.decode()}: {answer.header(name)}\r\n")
+        named = answer.named
+        lines += [f"{n.decode()}: {answer.header(n)}\r\n" for n in _PASSED if n in named]
     return "".join(lines).encode("latin-1")
 
 

@@ -61,13 +61,7 @@ async def relay_stream(live: LiveCall, opened: Opened, end: End) -> Answered:
     except UpstreamError as error:
         return await _broken(live, error, end)
     answer.release()
-    outcome = _outcome(live)
-    if not live.is_ended:
-        await end(outcome)
-    if outcome is Outcome.TRUNCATED:
-        told = errors.BadGateway("The provider's answer ended early.", code="upstream_truncated")
-        shown += _event(live, told)
-    return _close(live, answer.content_type, shown)
+    return await _ended(live, answer.content_type, shown, end)
 
 
 async def _show(live: LiveCall, content_type: str, shown: bytes) -> None:
@@ -93,7 +87,14 @@ def _without_secrets(live: LiveCall, shown: bytes) -> bytes:
     return shown
 
 
-def _close(live: LiveCall, content_type: str, last: bytes) -> Answered:
+async def _ended(live: LiveCall, content_type: str, last: bytes, end: End) -> Answered:
+    """The vendor has said all: end the call, then show the last of it."""
+    outcome = _outcome(live)
+    if not live.is_ended:
+        await end(outcome)
+    if outcome is Outcome.TRUNCATED:
+        told = errors.BadGateway("The provider's answer ended early.", code="upstream_truncated")
+        last += _event(live, told)
     if live.client_gone:
         raise ClientGone
     if not live.exchange.head_sent:
