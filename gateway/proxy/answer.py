@@ -4,7 +4,7 @@ from gateway import errors
 from gateway.proxy.live import LiveCall
 from gateway.proxy.server import Answered, Exchange
 
-_PASSED = ("openai-processing-ms", "openai-version")
+_PASSED = (b"openai-processing-ms", b"openai-version")
 _STREAM_LINES = "Cache-Control: no-cache, no-transform\r\nX-Accel-Buffering: no\r\n"
 
 
@@ -24,7 +24,8 @@ def head_lines(live: LiveCall, content_type: str, *, charge: int | None = None) 
         lines.append(_rate_lines(live))
     answer = live.answer
     if answer is not None:
-        lines += [f"{name}: {value}\r\n" for name, value in answer.headers if name in _PASSED]
+        named = answer.named
+        lines += [f"{n.decode()}: {answer.header(n)}\r\n" for n in _PASSED if n in named]
     return "".join(lines).encode("latin-1")
 
 

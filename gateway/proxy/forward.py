@@ -6,13 +6,13 @@ for it, and never for a client that has gone.
 
 import asyncio
 import random
-from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from gateway import errors
-from gateway.proxy.live import Candidate, LiveCall
+from gateway.proxy.live import LiveCall
 from gateway.proxy.server import ClientGone
-from gateway.upstream import Answer, Deadlines, Upstream, UpstreamError
+from gateway.upstream import Answer, Upstream, UpstreamError
 from ledger.usage import Source
 from providers.adapter import Adapter, Failure, Meter
 
@@ -26,7 +26,8 @@ _ELSEWHERE = frozenset({408, 429, 504}) | _TRANSIENT
 _ERROR_STATUS_MIN = 300
 
 
-class Opened(NamedTuple):
+@dataclass(slots=True)
+class Opened:
     """An answer that has begun well."""
 
     answer: Answer
@@ -48,62 +49,58 @@ class Failed(NamedTuple):
 async def open_answer(live: LiveCall, *, upstream: Upstream, adapter: Adapter) -> Opened:
     """The first answer that begins well; else the `GatewayError` of the last attempt."""
     last: Failed | None = None
-    for candidate, repeats in _plan(live.candidates):
-        if last is not None:
-            if not (last.may_repeat if repeats else last.may_go_elsewhere):
+    for candidate in live.candidates:
+        for attempt in range(ATTEMPTS_PER_TARGET):
+            if last is not None:
+                if not (last.may_repeat if attempt else last.may_go_elsewhere):
+                    continue
+                if attempt:
+                    await asyncio.sleep(last.pause_s)
+            if live.client_gone:
+                raise ClientGone
+            live.candidate = candidate
+            live.attempts += 1
+            live.sent_s = live.sent_s or live.clock()
+            target, timeouts = candidate.target, candidate.provider.timeouts
+            request = adapter.request(live.call, target)
+            try:
+                answer = live.answer = await upstream.send(request, target, deadlines=timeouts)
+            except UpstreamError as error:
+                last = _unreachable(live, error)
                 continue
-            if repeats:
-                await asyncio.sleep(last.pause_s)
-        if live.client_gone:
-            raise ClientGone
-        live.candidate = candidate
-        live.attempts += 1
-        live.sent_s = live.sent_s or live.clock()
-        result = await _attempt(live, candidate, upstream=upstream, adapter=adapter)
-        if isinstance(result, Opened):
-            return result
-        last = result
+            result = _in_one_piece(live, answer, adapter) or await _begin(live, answer, adapter)
+            if isinstance(result, Opened):
+                return result
+            last = result
     assert last is not None, "a call has at least one candidate"
     raise last.error
 
 
-def _plan(candidates: list[Candidate]) -> Iterator[tuple[Candidate, bool]]:
-    for candidate in candidates:
-        for attempt in range(ATTEMPTS_PER_TARGET):
-            yield candidate, attempt > 0
-
-
-async def _attempt(
-    live: LiveCall, candidate: Candidate, *, upstream: Upstream, adapter: Adapter
-) -> Opened | Failed:
-    timeouts = candidate.provider.timeouts
-    deadlines = Deadlines(
-        connect_s=timeouts.connect_s, first_byte_s=timeouts.first_byte_s, idle_s=timeouts.idle_s
+def _in_one_piece(live: LiveCall, answer: Answer, adapter: Adapter) -> Opened | Failed | None:
+    """A good body that came whole with its head, as most do: nothing has to be awaited."""
+    if answer.is_event_stream or answer.status >= _ERROR_STATUS_MIN:
+        return None
+    body = answer.rest()
+    if body is None:
+        return None
+    meter = live.meter = adapter.meter(
+        live.call, live.candidate.target, streamed=False, bound=live.input_bound
     )
-    request = adapter.request(live.call, candidate.target)
-    try:
-        answer = await upstream.send(request, candidate.target, deadlines=deadlines)
-    except UpstreamError as error:
-        live.failed(error.phase)
-        return _unreachable(error)
-    live.answer = answer
-    if answer.status >= _ERROR_STATUS_MIN:
-        live.failed("status")
-        return await _refused(answer, adapter)
-    return await _begin(live, answer, adapter)
+    now_s = live.upstream_done_s = live.clock()
+    live.first_byte_s = live.first_byte_s or now_s
+    shown = meter.feed(body) + meter.end() if body else meter.end()
+    return _begun(live, Opened(answer, meter, is_streamed=False, first=shown, is_over=True))
 
 
 async def _begin(live: LiveCall, answer: Answer, adapter: Adapter) -> Opened | Failed:
-    """Read on until the answer says something: an error before anything else is a failed attempt.
-
-    What was consumed is charged by its vendor, so an error behind it ends the answer and is shown
-    as part of it; nobody tries again.
-    """
-    streamed = answer.content_type.lower().startswith("text/event-stream")
-    meter = adapter.meter(
+    """Read on until the answer says something."""
+    if answer.status >= _ERROR_STATUS_MIN:
+        live.failed("status")
+        return await _refused(answer, adapter)
+    streamed = answer.is_event_stream
+    meter = live.meter = adapter.meter(
         live.call, live.candidate.target, streamed=streamed, bound=live.input_bound
     )
-    live.meter = meter
     shown: list[bytes] = []
     is_over = False
     try:
@@ -112,18 +109,28 @@ async def _begin(live: LiveCall, answer: Answer, adapter: Adapter) -> Opened | F
             live.first_byte_s = live.first_byte_s or live.clock()
             if received:
                 shown.append(meter.feed(received))
-            else:
+            if not received or (answer.is_over and not streamed):
                 is_over = True
                 live.upstream_done_s = live.clock()
                 shown.append(meter.end())
     except UpstreamError as error:
-        live.failed(error.phase)
-        return _unreachable(error)
-    if meter.failure is not None and meter.usage().source is Source.NONE:
-        answer.abort()
-        live.failed("answer")
-        return _failed(meter.failure, None)
-    return Opened(answer, meter, streamed, b"".join(shown), is_over)
+        return _unreachable(live, error)
+    return _begun(live, Opened(answer, meter, streamed, b"".join(shown), is_over))
+
+
+def _begun(live: LiveCall, opened: Opened) -> Opened | Failed:
+    """The answer, unless it said nothing but an error: that is a failed attempt.
+
+    What was consumed is charged by its vendor, so an error behind it ends the answer and is shown
+    as part of it; nobody tries again.
+    """
+    meter = opened.meter
+    failure = meter.failure
+    if failure is None or meter.usage().source is not Source.NONE:
+        return opened
+    opened.answer.abort()
+    live.failed("answer")
+    return _failed(failure, None)
 
 
 async def _refused(answer: Answer, adapter: Adapter) -> Failed:
@@ -139,8 +146,8 @@ async def _refused(answer: Answer, adapter: Adapter) -> Failed:
         answer.release()
     else:
         answer.abort()
-    headers = dict(answer.headers)
-    return _failed(adapter.failure(answer.status, b"".join(parts)), headers.get("retry-after"))
+    failure = adapter.failure(answer.status, b"".join(parts))
+    return _failed(failure, answer.header(b"retry-after"))
 
 
 def _failed(failure: Failure, retry_after: str | None) -> Failed:
@@ -155,7 +162,8 @@ def _failed(failure: Failure, retry_after: str | None) -> Failed:
     )
 
 
-def _unreachable(error: UpstreamError) -> Failed:
+def _unreachable(live: LiveCall, error: UpstreamError) -> Failed:
+    live.failed(error.phase)
     if error.timeout:
         made: errors.GatewayError = errors.GatewayTimeout(
             f"The provider did not answer in time ({error.phase}).", code="upstream_timeout"

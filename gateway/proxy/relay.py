@@ -27,38 +27,41 @@ End = Callable[[Outcome], Awaitable[None]]
 
 async def relay_body(live: LiveCall, opened: Opened, end: End) -> Answered:
     """Answer with a whole body. The charge is known by then, so the head tells it."""
-    opened.answer.release()
+    answer, body = opened.answer, opened.first
+    if not opened.is_over:
+        answer.release()
     await end(_outcome(live))
-    live.relayed = len(opened.first)
-    head = head_lines(live, opened.answer.content_type, charge=live.record.charge)
-    return live.exchange.answer(opened.answer.status, head, opened.first)
+    live.relayed = len(body)
+    head = head_lines(live, answer.content_type, charge=live.record.charge)
+    return live.exchange.answer(answer.status, head, body)
 
 
 async def relay_stream(live: LiveCall, opened: Opened, end: End) -> Answered:
     """Answer with a stream, event by event."""
     answer, meter = opened.answer, opened.meter
-    shown, is_over = _without_secrets(live, opened.first), opened.is_over
+    shown, is_over = opened.first, opened.is_over
     try:
-        while not is_over:
-            if meter.finished and not live.is_ended:
-                await end(_outcome(live))
+        while True:
+            if meter.failure is not None:
+                shown = _without_secrets(live, shown)
+            if is_over:
+                break
+            if meter.finished:
+                if not live.is_ended:
+                    await end(_outcome(live))
+                if answer.is_over:  # nothing else can come: what is left to show goes in one write
+                    shown, is_over = shown + meter.end(), True
+                    continue
             await _show(live, answer.content_type, shown)
             received = await answer.read()
             if received:
                 shown = meter.feed(received)
             else:
                 shown, is_over = meter.end(), True
-            shown = _without_secrets(live, shown)
     except UpstreamError as error:
         return await _broken(live, error, end)
     answer.release()
-    outcome = _outcome(live)
-    if not live.is_ended:
-        await end(outcome)
-    if outcome is Outcome.TRUNCATED:
-        told = errors.BadGateway("The provider's answer ended early.", code="upstream_truncated")
-        shown += _event(live, told)
-    return _close(live, answer.content_type, shown)
+    return await _ended(live, answer.content_type, shown, end)
 
 
 async def _show(live: LiveCall, content_type: str, shown: bytes) -> None:
@@ -77,9 +80,6 @@ async def _show(live: LiveCall, content_type: str, shown: bytes) -> None:
 
 def _without_secrets(live: LiveCall, shown: bytes) -> bytes:
     """An error event without the key that the vendor was called with: some quote it."""
-    assert live.meter is not None
-    if live.meter.failure is None:
-        return shown
     target = live.candidate.target
     for secret in (target.api_key.reveal(), *target.headers.values()):
         if len(secret) >= _SECRET_CHARACTERS_MIN:
@@ -87,7 +87,14 @@ def _without_secrets(live: LiveCall, shown: bytes) -> bytes:
     return shown
 
 
-def _close(live: LiveCall, content_type: str, last: bytes) -> Answered:
+async def _ended(live: LiveCall, content_type: str, last: bytes, end: End) -> Answered:
+    """The vendor has said all: end the call, then show the last of it."""
+    outcome = _outcome(live)
+    if not live.is_ended:
+        await end(outcome)
+    if outcome is Outcome.TRUNCATED:
+        told = errors.BadGateway("The provider's answer ended early.", code="upstream_truncated")
+        last += _event(live, told)
     if live.client_gone:
         raise ClientGone
     if not live.exchange.head_sent:

@@ -4,6 +4,7 @@ Once the last byte has come the connection is no longer the answer's; until then
 `release` must be called, or the connection stays open.
 """
 
+import asyncio
 from typing import Protocol
 
 from gateway.upstream.decoding import CorruptEncoding, Decoder, decoder
@@ -30,8 +31,10 @@ _NOT_THE_ANSWERS = frozenset(
 class Link(Protocol):
     """What an answer needs of the connection it comes on."""
 
-    async def wait(self, exchange: Exchange, seconds: float) -> None:
-        """Suspend until the exchange has something new; too long is its failure."""
+    is_paused: bool  # it reads no more: too much waits in the exchange it carries
+
+    def wait(self, exchange: Exchange, seconds: float) -> "asyncio.Future[None]":
+        """Done when the exchange has something new; too long is its failure."""
 
     def drained(self, exchange: Exchange) -> None:
         """There is room in the exchange again."""
@@ -46,10 +49,11 @@ class Answer:
     __slots__ = (
         "_decoder",
         "_exchange",
-        "_headers",
         "_idle_s",
         "_link",
         "content_type",
+        "is_event_stream",
+        "named",
         "reused",
         "status",
     )
@@ -58,12 +62,18 @@ class Answer:
         self._exchange, self._link, self._idle_s = exchange, link, idle_s
         self.status = exchange.status
         self.reused = reused  # the connection had carried an earlier request
-        head = {name.lower(): value for name, value in exchange.head}
-        self.content_type = head.get(b"content-type", b"").decode("latin-1")
-        self._headers: list[tuple[str, str]] | None = None
+        # The headers by name; of one that is repeated, the last.
+        named = self.named = exchange.named
+        self.content_type = named.get(b"content-type", b"").decode("latin-1")
+        self.is_event_stream = exchange.is_event_stream
         self._decoder: Decoder | None = None
-        if b"content-encoding" in head:
-            self._decoder = self._chosen_decoder(head[b"content-encoding"].decode("latin-1"))
+        if b"content-encoding" in named:
+            self._decoder = self._chosen_decoder(named[b"content-encoding"].decode("latin-1"))
+
+    def header(self, name: bytes) -> str | None:
+        """The text of one of `named`."""
+        value = self.named.get(name)
+        return None if value is None else value.decode("latin-1")
 
     @property
     def headers(self) -> list[tuple[str, str]]:
@@ -72,24 +82,34 @@ class Answer:
         Those that speak of the connection, the framing or the encoding are left out: they are not
         true of what `read` gives.
         """
-        if self._headers is None:
-            named = {
-                word.strip().lower()
-                for name, value in self._exchange.head
-                if name.lower() == b"connection"
-                for word in value.split(b",")
-            }
-            self._headers = [
-                (name.lower().decode("latin-1"), value.decode("latin-1"))
-                for name, value in self._exchange.head
-                if name.lower() not in _NOT_THE_ANSWERS and name.lower() not in named
-            ]
-        return self._headers
+        head = self._exchange.head
+        of_the_connection = {
+            word.strip().lower()
+            for name, value in head
+            if name == b"connection"
+            for word in value.split(b",")
+        }
+        return [
+            (name.decode("latin-1"), value.decode("latin-1"))
+            for name, value in head
+            if name not in _NOT_THE_ANSWERS and name not in of_the_connection
+        ]
 
     @property
     def is_whole(self) -> bool:
         """The last byte has come: `read` will not suspend any more."""
         return self._exchange.is_complete
+
+    @property
+    def is_over(self) -> bool:
+        """All was read: `read` would give b"". Never said of an answer that is decoded."""
+        exchange = self._exchange
+        return exchange.is_complete and not exchange.chunks and self._decoder is None
+
+    def rest(self) -> bytes | None:
+        """All there is to read, if it has come and needs no decoding; None: `read` it."""
+        exchange = self._exchange
+        return exchange.take() if exchange.is_complete and self._decoder is None else None
 
     async def read(self) -> bytes:
         """What has come since the last time, decoded; waits if that is nothing. b"" is the end.
@@ -100,31 +120,34 @@ class Answer:
         """
         exchange = self._exchange
         while True:
-            if exchange.chunks or self._decoder is not None:
-                chunk = self._taken()
+            if self._decoder is not None:
+                chunk = self._decoded(self._decoder)
                 if chunk:
                     return chunk
+            elif exchange.chunks:
+                chunk = exchange.take()
+                if self._link.is_paused:
+                    self._link.drained(exchange)
+                return chunk
             if exchange.is_complete:
                 self._end()
                 return b""
             if exchange.failure is not None:
                 raise exchange.failure
-            await self._link.wait(exchange, self._idle_s)
+            try:
+                await self._link.wait(exchange, self._idle_s)
+            except BaseException:
+                self._link.abandon(exchange)
+                raise
 
     def release(self) -> None:
         """Done with it. What was not read to its end is closed: another must not read the rest."""
-        self._link.abandon(self._exchange)
+        self.abort()
 
     def abort(self) -> None:
         """Close the connection now, if the answer is still coming on it; the vendor sees it."""
-        self._link.abandon(self._exchange)
-
-    def _taken(self) -> bytes:
-        if self._decoder is None:
-            chunk = self._exchange.take()
-            self._link.drained(self._exchange)
-            return chunk
-        return self._decoded(self._decoder)
+        if not self._exchange.is_complete:
+            self._link.abandon(self._exchange)
 
     def _decoded(self, decoder: Decoder) -> bytes:
         try:

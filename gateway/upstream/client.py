@@ -8,10 +8,10 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from gateway.upstream.answer import Answer
-from gateway.upstream.connection import Connection, Deadlines
+from gateway.upstream.connection import Connection, Waits
 from gateway.upstream.dialing import Dialer, Origin, tls_context
 from gateway.upstream.errors import UpstreamRefused
 from gateway.upstream.head import authority, head, length_line
@@ -24,6 +24,13 @@ _HEADS_MAX = 1_024  # request heads kept in their written form
 _POOLS_MAX = 1_024  # origins; those without a connection are forgotten above it
 
 
+class _Way(NamedTuple):
+    """What is the same for the requests that differ only in their bodies."""
+
+    head: bytes  # but for what depends on the body
+    pool: Pool
+
+
 class Upstream:
     """Sends requests to vendors over pooled connections. Made and used within one event loop."""
 
@@ -33,7 +40,7 @@ class Upstream:
         self._connections_max: Mapping[_Place, int] = {}
         self._dialer = Dialer(tls_context(extra_ca))
         self._pools: dict[_Place, Pool] = {}
-        self._heads: dict[tuple[str, str, object, str, str, int], bytes] = {}
+        self._ways: dict[tuple[str, str, object, str, str, int], _Way] = {}
         self._loop = asyncio.get_running_loop()
 
     async def send(
@@ -41,7 +48,7 @@ class Upstream:
         request: UpstreamRequest,
         target: Target,
         *,
-        deadlines: Deadlines,
+        deadlines: Waits,
         on_sent: Callable[[], None] | None = None,
     ) -> Answer:
         """Send a request; returns when the head of the final answer is complete.
@@ -49,18 +56,29 @@ class Upstream:
         `on_sent` is called once the first byte has been handed over: from then on the vendor may
         have seen the request. Raises an `UpstreamError`; cancelled, it closes the connection.
         """
-        written = self._head(request, target)
-        pool = self._pool(target)
+        method, path, headers, body = request
+        way = self._ways.get((method, path, headers, target.scheme, target.host, target.port))
+        written, pool = way or self._new_way(request, target)
         connection = pool.take(self._loop.time())
         if connection is None:
             connection = await pool.connect(deadlines.connect_s)
-        return await connection.send(
-            written + length_line(request),
-            request.body,
-            deadlines=deadlines,
-            on_sent=on_sent,
-            is_bodyless=request.method == "HEAD",
+        exchange = connection.begin(
+            written + length_line(method, len(body)), body, is_bodyless=method == "HEAD"
         )
+        reused = connection.requests > 1
+        try:
+            if on_sent is not None and exchange.failure is None:
+                on_sent()
+            if not connection.is_sent:
+                await connection.send_slices(exchange, body, idle_s=deadlines.idle_s)
+            while not exchange.status and exchange.failure is None:
+                await connection.wait(exchange, deadlines.first_byte_s)
+        except BaseException:
+            connection.abandon(exchange)
+            raise
+        if exchange.failure is not None and not exchange.status:
+            raise exchange.failure
+        return Answer(exchange, connection, idle_s=deadlines.idle_s, reused=reused)
 
     def limit(self, connections_max: Mapping[_Place, int]) -> None:
         """From now on at most so many connections to these origins; to others as many as before.
@@ -82,9 +100,17 @@ class Upstream:
             pool.close()
         await self._dialer.close()
 
-    def _pool(self, target: Target) -> Pool:
-        pool = self._pools.get((target.scheme, target.host, target.port))
-        return pool if pool is not None else self._new_pool(target)
+    def _new_way(self, request: UpstreamRequest, target: Target) -> _Way:
+        """Write and check the head, find or make the pool, and remember both."""
+        origin = (target.scheme, target.host, target.port)
+        written = head(request, authority(*origin))
+        pool = self._pools.get(origin) or self._new_pool(target)
+        if len(self._ways) >= _HEADS_MAX:
+            self._ways.clear()
+        way = self._ways[(request.method, request.path, request.headers, *origin)] = _Way(
+            written, pool
+        )
+        return way
 
     def _limits_of(self, origin: _Place) -> Limits:
         most = self._connections_max.get(origin)
@@ -95,6 +121,7 @@ class Upstream:
             raise UpstreamRefused(f"the scheme {target.scheme[:20]!r} is not spoken here")
         if len(self._pools) >= _POOLS_MAX:
             self._pools = {key: pool for key, pool in self._pools.items() if pool.open}
+            self._ways.clear()  # they lead to pools that are forgotten
         origin = Origin(target.scheme, target.host, target.port)
 
         async def dial(pool: Pool, deadline_s: float) -> Connection:
@@ -104,21 +131,3 @@ class Upstream:
 
         pool = self._pools[origin] = Pool(dial, limits=self._limits_of(origin))
         return pool
-
-    def _head(self, request: UpstreamRequest, target: Target) -> bytes:
-        """Written and checked once for the calls that differ only in their bodies."""
-        key = (
-            request.method,
-            request.path,
-            request.headers,
-            target.scheme,
-            target.host,
-            target.port,
-        )
-        written = self._heads.get(key)
-        if written is None:
-            written = head(request, authority(target.scheme, target.host, target.port))
-            if len(self._heads) >= _HEADS_MAX:
-                self._heads.clear()
-            self._heads[key] = written
-        return written

@@ -9,13 +9,11 @@ import asyncio
 import math
 import re
 import select
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, cast
 
 import httptools
 
-from gateway.upstream.answer import Answer
 from gateway.upstream.errors import (
     Phase,
     UpstreamCut,
@@ -35,19 +33,35 @@ _CHECKED_WHEN_IDLE_S = 1.0
 _KEEP_ALIVE_TIMEOUT = re.compile(rb"(?:^|[\s,;])timeout=(\d{1,6})", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deadlines:
+class Waits(Protocol):
     """How long each step of a call may take. There is none for the whole: good streams are long."""
 
-    connect_s: float  # wait for a free connection, or name, address and certificate of a new one
-    first_byte_s: float  # from the request's last byte to the end of the answer's head
-    idle_s: float  # without a byte of the answer's body; without progress while sending
+    @property
+    def connect_s(self) -> float:
+        """For a free connection, or for name, address and certificate of a new one."""
+
+    @property
+    def first_byte_s(self) -> float:
+        """From the request's last byte to the end of the answer's head."""
+
+    @property
+    def idle_s(self) -> float:
+        """Without a byte of the answer's body; without progress while sending."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deadlines:
+    """The plainest `Waits`."""
+
+    connect_s: float
+    first_byte_s: float
+    idle_s: float
 
 
 class Owner(Protocol):
     """Who is told where the connection stands."""
 
-    def freed(self, connection: "Connection") -> None:
+    def freed(self, connection: "Connection", now_s: float) -> None:
         """It can carry another request."""
 
     def lost(self, connection: "Connection") -> None:
@@ -65,9 +79,7 @@ class Connection(asyncio.Protocol):
         "_deadline_s",
         "_exchange",
         "_is_closed",
-        "_is_paused",
         "_is_reusable",
-        "_is_sent",
         "_is_writable",
         "_loop",
         "_owner",
@@ -79,6 +91,8 @@ class Connection(asyncio.Protocol):
         "_transport",
         "idle_since_s",
         "is_after_stream",
+        "is_paused",
+        "is_sent",
         "keep_alive_s",
         "opened_at_s",
         "requests",
@@ -92,9 +106,10 @@ class Connection(asyncio.Protocol):
         self._poll: select.poll | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at_s = self._deadline_s = math.inf
-        self._is_closed = self._is_paused = False
+        self._is_closed = False
+        self.is_paused = False  # it reads no more: too much waits in the exchange
         self._is_writable = True
-        self._is_sent = True  # the request of the exchange has been handed over whole
+        self.is_sent = True  # the request of the exchange has been handed over whole
         self._is_reusable = True  # the vendor will read another request
         self._received_bytes = 0  # for the exchange
         self.opened_at_s = self.idle_since_s = loop.time()
@@ -112,6 +127,15 @@ class Connection(asyncio.Protocol):
         """It may carry a request, for all we know without asking the system."""
         return not self._is_closed and not self._transport.is_closing()
 
+    def is_warm(self, now_s: float) -> bool:
+        """It has just worked, and not for a stream: it may carry a request, nothing to doubt."""
+        return (
+            now_s - self.idle_since_s < _CHECKED_WHEN_IDLE_S
+            and not self.is_after_stream
+            and not self._is_closed
+            and not self._transport.is_closing()
+        )
+
     def is_fresh(self, now_s: float) -> bool:
         """It may carry a request. One that has been idle is asked: a byte or an end lies there."""
         if not self.is_open():
@@ -123,10 +147,12 @@ class Connection(asyncio.Protocol):
             self._poll.register(self._transport.get_extra_info("socket"), select.POLLIN)
         return not self._poll.poll(0)
 
-    def rest(self, until_s: float) -> None:
+    def rest(self, now_s: float, until_s: float) -> None:
         """Wait in the pool, and close when `until_s` passes."""
-        self.idle_since_s = self._loop.time()
-        self._set_deadline(until_s)
+        self.idle_since_s = now_s
+        self._deadline_s = until_s
+        if until_s < self._timer_at_s:
+            self._arm(until_s)
 
     def close(self) -> None:
         """Close at once, whatever is under way. Harmless when repeated."""
@@ -144,73 +170,28 @@ class Connection(asyncio.Protocol):
 
     # One exchange.
 
-    async def send(
-        self,
-        head: bytes,
-        body: bytes,
-        *,
-        deadlines: Deadlines,
-        on_sent: Callable[[], None] | None = None,
-        is_bodyless: bool = False,
-    ) -> Answer:
-        """Send a request and wait for the head of its answer. Cancelled, it closes."""
-        exchange = self._begin(head, body, is_bodyless=is_bodyless)
-        reused = self.requests > 1
-        try:
-            if on_sent is not None and exchange.failure is None:
-                on_sent()
-            if not self._is_sent:
-                await self._send_slices(exchange, body, idle_s=deadlines.idle_s)
-            while not exchange.status and exchange.failure is None:
-                await self.wait(exchange, deadlines.first_byte_s)
-        except BaseException:
-            self.abandon(exchange)
-            raise
-        if exchange.failure is not None and not exchange.status:
-            raise exchange.failure
-        return Answer(exchange, self, idle_s=deadlines.idle_s, reused=reused)
+    # Nothing here suspends, so that a call has no coroutine of ours between it and its future;
+    # who awaits one abandons the exchange when the wait is cancelled.
 
-    async def wait(self, exchange: Exchange, seconds: float) -> None:
-        """Suspend until the exchange has something new; too long is its failure."""
-        self._set_deadline(self._loop.time() + seconds)
-        waiter = exchange.waiter = self._loop.create_future()
-        try:
-            await waiter
-        except BaseException:
-            self.abandon(exchange)
-            raise
-        finally:
-            exchange.waiter = None
-
-    def drained(self, exchange: Exchange) -> None:
-        """There is room in the exchange again."""
-        if self._is_paused and self._exchange is exchange:
-            self._is_paused = False
-            self._transport.resume_reading()
-
-    def abandon(self, exchange: Exchange) -> None:
-        """Close the connection if the exchange is still its own."""
-        if self._exchange is exchange:
-            self.close()
-
-    def _begin(self, head: bytes, body: bytes, *, is_bodyless: bool) -> Exchange:
-        """Hand over the request, or as much of it as goes in one piece."""
+    def begin(self, head: bytes, body: bytes, *, is_bodyless: bool) -> Exchange:
+        """Hand over the request, or as much of it as goes in one piece (`is_sent`)."""
         assert self._exchange is None, "a connection carries one request at a time"
         exchange = self._exchange = Exchange(is_bodyless=is_bodyless)
         self.requests += 1
         self._received_bytes = 0
         self._deadline_s = math.inf
-        self._is_sent = False
-        if not self.is_open():
+        self.is_sent = False
+        if self._is_closed or self._transport.is_closing():
             self._fail(UpstreamCut, "the connection was lost before the request", sent=False)
         elif len(body) <= _SLICE_BYTES:
             self._transport.write(head + body)
-            self._is_sent = True
+            self.is_sent = True
         else:
             self._transport.write(head)
         return exchange
 
-    async def _send_slices(self, exchange: Exchange, body: bytes, *, idle_s: float) -> None:
+    async def send_slices(self, exchange: Exchange, body: bytes, *, idle_s: float) -> None:
+        """Hand over a body that is too large for one piece."""
         view = memoryview(body)
         for start in range(0, len(view), _SLICE_BYTES):
             while not self._is_writable and not exchange.status and exchange.failure is None:
@@ -218,7 +199,26 @@ class Connection(asyncio.Protocol):
             if exchange.status or exchange.failure is not None:
                 return  # answered before it had read all: what it says counts
             self._transport.write(view[start : start + _SLICE_BYTES])
-        self._is_sent = True
+        self.is_sent = True
+
+    def wait(self, exchange: Exchange, seconds: float) -> "asyncio.Future[None]":
+        """Done when the exchange has something new; too long is its failure."""
+        at_s = self._deadline_s = self._loop.time() + seconds
+        if at_s < self._timer_at_s:
+            self._arm(at_s)
+        waiter = exchange.waiter = self._loop.create_future()
+        return waiter
+
+    def drained(self, exchange: Exchange) -> None:
+        """There is room in the exchange again."""
+        if self.is_paused and self._exchange is exchange:
+            self.is_paused = False
+            self._transport.resume_reading()
+
+    def abandon(self, exchange: Exchange) -> None:
+        """Close the connection if the exchange is still its own."""
+        if self._exchange is exchange:
+            self.close()
 
     # What the transport tells.
 
@@ -247,7 +247,7 @@ class Connection(asyncio.Protocol):
             self._deadline_s = math.inf
             exchange.wake()
             if exchange.size > BUFFER_BYTES_MAX:
-                self._is_paused = True
+                self.is_paused = True
                 self._transport.pause_reading()
         elif not exchange.status and self._received_bytes > HEAD_BYTES_MAX:
             self._fail(UpstreamGarbled, "the head of the vendor's answer is too long")
@@ -263,7 +263,7 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._is_writable = True
-        if self._exchange is not None and not self._is_sent:
+        if self._exchange is not None and not self.is_sent:
             self._exchange.wake()
 
     # What the parser tells.
@@ -277,7 +277,7 @@ class Connection(asyncio.Protocol):
         exchange = self._exchange
         assert exchange is not None
         if not exchange.status:  # else it is a trailer, which nobody needs
-            exchange.head.append((name, value))
+            exchange.head.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         exchange, parser = self._exchange, self._parser
@@ -289,21 +289,19 @@ class Connection(asyncio.Protocol):
                 raise _Interrupt
             exchange.head.clear()
             return
-        if len(exchange.head) > HEADERS_MAX or self._received_bytes > HEAD_BYTES_MAX:
-            self._check_head(exchange)
+        head = exchange.head
+        named = exchange.named = dict(head)
+        if self._received_bytes > HEAD_BYTES_MAX or len(head) > HEADERS_MAX:
+            self._check_size(head)
+        if b"transfer-encoding" in named:
+            self._check_codings(head)
+        if b"keep-alive" in named:
+            found = _KEEP_ALIVE_TIMEOUT.search(named[b"keep-alive"])
+            self.keep_alive_s = float(found[1]) if found else math.inf
         self._is_reusable = parser.should_keep_alive()
-        self.is_after_stream = False
-        for name, value in exchange.head:
-            match name.lower():
-                case b"keep-alive":
-                    found = _KEEP_ALIVE_TIMEOUT.search(value)
-                    self.keep_alive_s = float(found[1]) if found else math.inf
-                case b"content-type":
-                    self.is_after_stream = value.lower().startswith(b"text/event-stream")
-                case b"transfer-encoding" if value.strip().lower() != b"chunked":
-                    raise _Interrupt  # a coding that was not asked for and is not undone here
-                case _:
-                    pass
+        self.is_after_stream = exchange.is_event_stream = (
+            named.get(b"content-type", b"").lower().startswith(b"text/event-stream")
+        )
         exchange.status = status
         if exchange.is_bodyless:
             exchange.is_complete = True
@@ -322,20 +320,26 @@ class Connection(asyncio.Protocol):
 
     # How it goes on.
 
-    def _check_head(self, exchange: Exchange) -> None:
+    def _check_size(self, head: list[tuple[bytes, bytes]]) -> None:
         """Judge a long head exactly; what was received may hold much of the body, too."""
-        size = sum(len(name) + len(value) for name, value in exchange.head)
-        if len(exchange.head) > HEADERS_MAX or size > HEAD_BYTES_MAX:
+        size = sum(len(name) + len(value) for name, value in head)
+        if len(head) > HEADERS_MAX or size > HEAD_BYTES_MAX:
             raise _Interrupt
+
+    def _check_codings(self, head: list[tuple[bytes, bytes]]) -> None:
+        """Refuse every coding that was not asked for and is not undone here."""
+        for name, value in head:
+            if name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+                raise _Interrupt
 
     def _part(self) -> None:
         """The answer is whole: hand the connection back, or close it."""
         self._exchange = None
-        if self._is_paused:
-            self._is_paused = False
+        if self.is_paused:
+            self.is_paused = False
             self._transport.resume_reading()
-        if self._is_reusable and self._is_sent and not self._is_closed:
-            self._owner.freed(self)
+        if self._is_reusable and self.is_sent and not self._is_closed:
+            self._owner.freed(self, self._loop.time())
         else:
             self.close()
 
@@ -353,7 +357,7 @@ class Connection(asyncio.Protocol):
         """End the exchange with a failure, and the connection with it."""
         exchange = self._exchange
         assert exchange is not None
-        phase: Phase = "body" if exchange.status else "head" if self._is_sent else "send"
+        phase: Phase = "body" if exchange.status else "head" if self.is_sent else "send"
         exchange.failure = kind(
             message,
             phase=phase,
@@ -367,20 +371,20 @@ class Connection(asyncio.Protocol):
 
     # One timer, armed anew only when it fires or must fire earlier.
 
-    def _set_deadline(self, at_s: float) -> None:
-        self._deadline_s = at_s
-        if at_s < self._timer_at_s and not self._is_closed:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = self._loop.call_at(at_s, self._tick)
-            self._timer_at_s = at_s
+    def _arm(self, at_s: float) -> None:
+        if self._is_closed:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(at_s, self._tick)
+        self._timer_at_s = at_s
 
     def _tick(self) -> None:
         self._timer, self._timer_at_s = None, math.inf
         if self._deadline_s == math.inf:
             return
         if self._deadline_s - self._loop.time() > _TIMER_SLACK_S:
-            self._set_deadline(self._deadline_s)
+            self._arm(self._deadline_s)
         elif self._exchange is None:
             self.close()
         else:

@@ -18,6 +18,8 @@ class Exchange:
         "head",
         "is_bodyless",
         "is_complete",
+        "is_event_stream",
+        "named",
         "size",
         "status",
         "waiter",
@@ -26,7 +28,11 @@ class Exchange:
     def __init__(self, *, is_bodyless: bool) -> None:
         self.is_bodyless = is_bodyless  # the request was HEAD
         self.status = 0  # 0 until the head of the final answer is complete
+        # As it came; the names in lower case.
         self.head: list[tuple[bytes, bytes]] = []
+        # The same by name, once it is complete: of a name that is repeated, the last.
+        self.named: dict[bytes, bytes] = {}
+        self.is_event_stream = False  # says the head
         self.chunks: list[bytes] = []
         self.size = 0  # bytes in chunks
         self.is_complete = False  # the answer ended cleanly
@@ -36,8 +42,12 @@ class Exchange:
     @property
     def ends_with_connection(self) -> bool:
         """The answer has no length of its own: it ends when the connection does."""
-        framed = (b"content-length", b"transfer-encoding")
-        return bool(self.status) and not any(name.lower() in framed for name, _ in self.head)
+        named = self.named
+        return (
+            bool(self.status)
+            and b"content-length" not in named
+            and b"transfer-encoding" not in named
+        )
 
     def take(self) -> bytes:
         """Everything that has come and was not taken yet."""

@@ -55,11 +55,11 @@ def head(request: UpstreamRequest, authority: str) -> bytes:
     return "\r\n".join(lines).encode("latin-1")
 
 
-def length_line(request: UpstreamRequest) -> bytes:
+def length_line(method: str, body_bytes: int) -> bytes:
     """The rest of the head; a request that can have no body says nothing about one."""
-    if not request.body and request.method in ("GET", "HEAD", "DELETE"):
+    if not body_bytes and method in ("GET", "HEAD", "DELETE"):
         return b"\r\n"
-    return b"Content-Length: %d\r\n\r\n" % len(request.body)
+    return b"Content-Length: %d\r\n\r\n" % body_bytes
 
 
 def authority(scheme: str, host: str, port: int) -> str:

@@ -77,13 +77,15 @@ class Pool:
 
     def take(self, now_s: float) -> Connection | None:
         """The idle connection used last, if one is fit for a request."""
-        for place in range(len(self._idle) - 1, -1, -1):
-            connection = self._idle[place]
-            if connection.is_after_stream and now_s - connection.idle_since_s < AFTER_STREAM_S:
-                continue
-            if self._is_taken(connection, now_s):
-                return connection
-        return None
+        idle = self._idle
+        if not idle:
+            return None
+        if not idle[-1].is_warm(now_s):
+            return self._found(now_s)
+        connection = idle.pop()
+        self._busy.add(connection)
+        self.tallies.reused += 1
+        return connection
 
     async def connect(self, connect_s: float) -> Connection:
         """A new connection, or, when there may be no more of them, the next that becomes free.
@@ -121,25 +123,24 @@ class Pool:
         self._busy.add(connection)
         return connection
 
-    def freed(self, connection: Connection) -> None:
+    def freed(self, connection: Connection, now_s: float) -> None:
         """A connection can carry another request: the next in the queue gets it, else it rests."""
-        now_s = asyncio.get_running_loop().time()
-        aged_at_s = connection.opened_at_s + self.limits.age_s
+        limits = self.limits
         until_s = min(
-            now_s + self.limits.idle_s,
+            now_s + limits.idle_s,
             now_s + connection.keep_alive_s - _KEEP_ALIVE_MARGIN_S,
-            aged_at_s,
+            connection.opened_at_s + limits.age_s,
         )
         if self._is_closed or until_s <= now_s:
             connection.close()
             return
-        waiter = self._next_waiter()
+        waiter = self._next_waiter() if self._waiting else None
         if waiter is not None:
             waiter.set_result(connection)
             return
         self._busy.discard(connection)
         self._idle.append(connection)
-        connection.rest(until_s)
+        connection.rest(now_s, until_s)
 
     def lost(self, connection: Connection) -> None:
         """A connection is closed: its slot is the next one's."""
@@ -157,6 +158,16 @@ class Pool:
             connection.close()
         while (waiter := self._next_waiter()) is not None:
             waiter.set_exception(UpstreamBusy("the gateway is shutting down"))
+
+    def _found(self, now_s: float) -> Connection | None:
+        """The idle connection used last that is fit after a closer look."""
+        for place in range(len(self._idle) - 1, -1, -1):
+            connection = self._idle[place]
+            if connection.is_after_stream and now_s - connection.idle_since_s < AFTER_STREAM_S:
+                continue
+            if self._is_taken(connection, now_s):
+                return connection
+        return None
 
     def _is_taken(self, connection: Connection, now_s: float) -> bool:
         """Take this idle connection; False if it was not fit and is closed now."""
@@ -200,7 +211,7 @@ class Pool:
         if connection is None:
             self._free_slot()
         elif connection.is_open():
-            self.freed(connection)
+            self.freed(connection, asyncio.get_running_loop().time())
 
     def _next_waiter(self) -> asyncio.Future[Connection | None] | None:
         while self._waiting:

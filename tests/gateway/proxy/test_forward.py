@@ -26,6 +26,56 @@ async def test_a_vendor_that_stumbles_is_asked_once_more(gate: Gatehouse, vendor
     assert record.attempts == 2
 
 
+BODY = orjson.dumps(
+    {
+        "model": "served",
+        "choices": [{"index": 0, "message": {"content": "hi"}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12},
+    }
+)
+
+
+@pytest.mark.parametrize("encoding", ["", "gzip"])
+@pytest.mark.parametrize("framing", ["length", "chunked", "close"])
+@pytest.mark.parametrize("cuts", [[], [0], [7], [0, 7, 20, len(BODY) - 1]])
+async def test_a_body_is_the_same_however_it_comes(
+    gate: Gatehouse, vendor: Vendor, cuts: list[int], framing: str, encoding: str
+) -> None:
+    model = await vendor.script(
+        "cut", body=BODY.decode(), cuts=cuts, framing=framing, encoding=encoding
+    )
+
+    status, _, body = await gate.post({**ASK, "model": model})
+
+    assert (status, body) == (200, BODY)
+    (record,) = await gate.records()
+    assert (record.charge, record.attempts) == (10 * 3000 + 2 * 15000, 1)
+    assert (record.outcome, record.model_served) == (Outcome.SUCCESS, "served")
+    assert record.first_byte_us > 0
+
+
+async def test_a_good_answer_without_a_body_is_passed_on_and_costs_nothing(
+    gate: Gatehouse, vendor: Vendor
+) -> None:
+    model = await vendor.script("empty", body="")
+
+    status, _, body = await gate.post({**ASK, "model": model})
+
+    assert (status, body) == (200, b"")
+    (record,) = await gate.records()
+    assert (record.charge, record.outcome, record.attempts) == (0, Outcome.TRUNCATED, 1)
+
+
+async def test_an_error_in_a_good_body_is_a_failed_attempt(gate: Gatehouse, vendor: Vendor) -> None:
+    model = await vendor.script("e", body='{"error": {"message": "overloaded", "code": 503}}')
+
+    status, _, body = await gate.post({**ASK, "model": model})
+
+    assert (status, orjson.loads(body)["error"]["message"]) == (503, "overloaded")
+    (record,) = await gate.records()
+    assert (record.charge, record.outcome) == (0, Outcome.UPSTREAM_ERROR)
+
+
 @pytest.mark.parametrize("status", [400, 404, 409, 422])
 async def test_a_refusal_is_final(gate: Gatehouse, vendor: Vendor, status: int) -> None:
     model = await vendor.script("no", status=status, error={"message": "no", "code": "because"})

@@ -60,6 +60,53 @@ async def test_a_key_of_ours_that_a_vendor_quotes_in_its_stream_is_not_shown(
     assert b"Incorrect API key provided: [secret]." in body
 
 
+EVENT = b'data: {"model":"m","choices":[{"index":0,"delta":{"content":" t"}}]}\n\n'
+LAST = b'data: {"model":"m","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":10,"completion_tokens":3}}\n\n'
+DONE = b"data: [DONE]\n\n"
+STREAM = EVENT * 3 + LAST + USAGE + DONE
+
+
+@pytest.mark.parametrize("encoding", ["", "gzip"])
+@pytest.mark.parametrize("framing", ["chunked", "close"])
+@pytest.mark.parametrize(
+    "cuts", [[], [5], [len(EVENT)], [len(STREAM) - len(DONE)], [*range(1, len(STREAM))]]
+)
+async def test_a_stream_is_the_same_however_it_comes(
+    gate: Gatehouse, vendor: Vendor, cuts: list[int], framing: str, encoding: str
+) -> None:
+    model = await vendor.script(
+        "cut",
+        body=STREAM.decode(),
+        content_type="text/event-stream",
+        cuts=cuts,
+        framing=framing,
+        encoding=encoding,
+    )
+
+    status, _, body = await gate.post({**ASK, "model": model})
+
+    assert (status, body) == (200, EVENT * 3 + LAST + DONE)
+    (record,) = await gate.records()
+    assert (record.charge, record.outcome) == (10 * 3000 + 3 * 15000, Outcome.SUCCESS)
+
+
+@pytest.mark.parametrize("cuts", [[], [len(STREAM)], [len(STREAM) + 5]])
+async def test_a_key_quoted_in_half_an_event_behind_the_end_is_not_shown(
+    gate: Gatehouse, vendor: Vendor, cuts: list[int]
+) -> None:
+    told = STREAM.decode() + f'data: {{"error": {{"message": "wrong key {API_KEY}"}}}}'
+    model = await vendor.script("e", body=told, content_type="text/event-stream", cuts=cuts)
+
+    status, _, body = await gate.post({**ASK, "model": model})
+
+    assert status == 200
+    assert body.startswith(EVENT * 3 + LAST + DONE)
+    assert API_KEY.encode() not in body
+    (record,) = await gate.records()
+    assert record.outcome == Outcome.SUCCESS
+
+
 async def test_a_stream_that_stalls_is_given_up_and_the_client_told(
     redis_url: str, vendor: Vendor, tmp_path: Path
 ) -> None:

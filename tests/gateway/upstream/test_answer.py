@@ -1,6 +1,7 @@
 """What comes back, however the vendor cuts, frames or breaks it."""
 
 import asyncio
+import gzip
 from itertools import pairwise
 
 import pytest
@@ -133,6 +134,63 @@ async def test_headers_of_the_connection_and_those_it_names_are_not_the_answers(
         assert headers == [("x-request-id", "req_1"), ("set-cookie", "a"), ("set-cookie", "b")]
 
 
+async def test_names_of_headers_mean_the_same_in_any_case() -> None:
+    async with wire() as ours:
+        call = ours.call()
+        await (await ours.peer()).answer(
+            b"HTTP/1.1 200 OK\r\nCONTENT-TYPE: Text/Event-Stream; charset=x\r\n"
+            b"KEEP-ALIVE: timeout=1\r\nX-Twice: 1\r\nx-twice: 2\r\n"
+            b"CONTENT-Encoding: identity\r\nCoNtEnT-LeNgTh: 0\r\n\r\n"
+        )
+        answer = await call
+        assert answer.content_type == "Text/Event-Stream; charset=x"
+        assert answer.is_event_stream
+        assert answer.header(b"x-twice") == "2"
+        assert answer.header(b"x-never") is None
+        assert answer.headers[1:] == [("x-twice", "1"), ("x-twice", "2")]
+        assert gauges(ours) == (0, 0, 0, 0), "it is kept no shorter than the vendor keeps it"
+
+
+async def test_a_header_of_the_last_answer_is_not_one_of_this() -> None:
+    async with wire() as ours:
+        call = ours.call()
+        peer = await ours.peer()
+        await peer.answer(OK.replace(b"\r\n\r\n", b"\r\nRetry-After: 7\r\n\r\n"))
+        assert (await call).header(b"retry-after") == "7"
+        call = ours.call()
+        await peer.answer(b"HTTP/1.1 103 Hints\r\nRetry-After: 9\r\n\r\n" + OK)
+        assert (await call).header(b"retry-after") is None
+
+
+async def test_what_is_left_of_an_answer_is_given_at_once_only_when_all_of_it_has_come() -> None:
+    async with wire() as ours:
+        call = ours.call()
+        peer = await ours.peer()
+        await peer.answer(CHUNKED + b"2\r\nok\r\n")
+        answer = await call
+        assert answer.rest() is None
+        assert await answer.read() == b"ok"
+        assert not answer.is_over
+        await peer.send(b"3\r\nend\r\n0\r\n\r\n")
+        while not answer.is_whole:
+            await asyncio.sleep(0)
+        assert not answer.is_over
+        assert answer.rest() == b"end"
+        assert answer.is_over
+        assert await answer.read() == b""
+
+
+async def test_what_must_be_decoded_is_never_given_as_it_stands() -> None:
+    packed = gzip.compress(b"ok")
+    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed)
+    async with wire() as ours:
+        call = ours.call()
+        await (await ours.peer()).answer(head + packed)
+        answer = await call
+        assert answer.rest() is None
+        assert await whole(answer) == b"ok"
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -142,6 +200,8 @@ async def test_headers_of_the_connection_and_those_it_names_are_not_the_answers(
         b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: two\r\n\r\nok",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nxx",
+        CHUNKED.replace(b"Content-Type: ", b"TRANSFER-ENCODING: gzip\r\nX: ") + b"0\r\n\r\n",
+        CHUNKED.replace(b"200 OK\r\n", b"200 OK\r\nTransfer-Encoding: gzip\r\n") + b"0\r\n\r\n",
         b"HTTP/1.1 101 Switching\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nX-Long: " + b"x" * 70_000 + b"\r\nContent-Length: 2\r\n\r\nok",
         b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 129 + b"Content-Length: 2\r\n\r\nok",

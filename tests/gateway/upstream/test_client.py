@@ -14,14 +14,17 @@ from gateway.upstream import (
     UpstreamCut,
     UpstreamError,
     UpstreamUnreachable,
+    client,
 )
 from providers.adapter import Secret, Target
 from tests.gateway.upstream.wire import (
     CHAT,
     CHUNKED,
+    OK,
     PATIENT,
     Wire,
     gauges,
+    whole,
     wire,
 )
 from tests.vendor import Vendor
@@ -49,6 +52,65 @@ async def test_on_sent_is_called_once_something_was_sent_and_not_before() -> Non
         with pytest.raises(UpstreamUnreachable):
             await ours.call(on_sent=lambda: sent.append(2))
     assert sent == [1]
+
+
+async def test_a_remembered_head_is_of_this_very_request() -> None:
+    """One that differs in anything but its body is written anew."""
+    async with wire() as ours:
+        peer = await ours.warm()
+        requests = [
+            CHAT,
+            CHAT._replace(body=b"another"),
+            CHAT._replace(headers=(("Authorization", "Bearer sk-other"),)),
+            CHAT._replace(path="/v1/other"),
+            CHAT._replace(method="GET", body=b""),
+            CHAT,
+        ]
+        heads = []
+        for request in requests:
+            call = ours.call(request)
+            head, body = await peer.request()
+            await peer.send(OK)
+            assert await whole(await call) == b"ok"
+            assert body == request.body
+            heads.append(head.split(b"Content-Length")[0])
+        assert heads[0] == heads[1] == heads[5]
+        assert len(set(heads)) == 4
+        assert b"sk-other" in heads[2]
+        assert b"sk-vendor" not in heads[2]
+
+
+async def test_what_is_remembered_of_requests_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_HEADS_MAX", 3)
+    async with wire() as ours:
+        peer = await ours.warm()
+        for number in range(10):
+            call = ours.call(CHAT._replace(path=f"/{number}"))
+            head, _ = await peer.request()
+            await peer.send(OK)
+            assert await whole(await call) == b"ok"
+            assert head.startswith(b"POST /%d " % number)
+            assert len(ours.upstream._ways) <= 3
+
+
+async def test_a_pool_that_was_forgotten_is_not_used_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else its connections would be in no metric, and never be closed."""
+    monkeypatch.setattr(client, "_POOLS_MAX", 1)
+    async with wire() as ours, wire() as others:
+        (await ours.warm()).close()
+        (forgotten,) = ours.upstream.pools.values()
+        while forgotten.open:
+            await asyncio.sleep(0)
+        first, ours.target = ours.target, others.target
+        call = ours.call()
+        await (await others.peer()).answer()
+        await call
+        ours.target = first
+        await ours.warm()
+        assert forgotten.open == 0
+        assert [pool.idle for pool in ours.upstream.pools.values()] == [1, 1]
 
 
 async def nobody_listens(ours: Wire) -> None:

@@ -10,7 +10,7 @@ from gateway.upstream.exchange import Exchange
 def exchange(*head: tuple[bytes, bytes]) -> Exchange:
     """One whose head has come."""
     ours = Exchange(is_bodyless=False)
-    ours.status, ours.head = 200, list(head)
+    ours.status, ours.head, ours.named = 200, list(head), dict(head)
     return ours
 
 
@@ -31,8 +31,8 @@ def test_a_lone_chunk_is_given_as_it_is() -> None:
     ("head", "ends"),
     [
         ([], True),
-        ([(b"Content-Type", b"text/plain")], True),
-        ([(b"CONTENT-LENGTH", b"3")], False),
+        ([(b"content-type", b"text/plain")], True),
+        ([(b"content-length", b"3")], False),
         ([(b"transfer-encoding", b"chunked")], False),
     ],
 )

@@ -278,7 +278,7 @@ async def test_an_old_idle_connection_is_asked_whether_it_still_stands() -> None
         in_a_while_s = asyncio.get_running_loop().time() + 5
         connection = pool.take(in_a_while_s)
         assert connection is not None
-        pool.freed(connection)
+        pool.freed(connection, asyncio.get_running_loop().time())
         # The system has seen the end of the connection, the event loop has not yet.
         with socket.socket(fileno=os.dup(peer.writer.get_extra_info("socket").fileno())) as same:
             same.shutdown(socket.SHUT_WR)
