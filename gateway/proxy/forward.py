@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from gateway import errors
+from gateway.proxy.exchange import ClientGone
 from gateway.proxy.live import Candidate, LiveCall
-from gateway.proxy.server import ClientGone
 from gateway.upstream import Answer, Deadlines, Upstream, UpstreamError
 from ledger.usage import Source
 from providers.adapter import Adapter, Failure, Meter

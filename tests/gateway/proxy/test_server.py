@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import orjson
 
-from gateway.proxy.server import Answered, ClientGone, Exchange
+from gateway.proxy.exchange import Answered, ClientGone, Exchange
 from tests.gateway.proxy.door import WALL, Door, post
 
 JSON = b"Content-Type: application/json\r\n"
