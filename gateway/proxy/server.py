@@ -92,12 +92,11 @@ class Guard(RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        was_idle = self._current_request is None and not self._messages
         super().data_received(data)
         if self._head_deadline is not None:
             if self._messages:
                 self._stop_waiting()
-        elif was_idle and not self._messages:
+        elif self._current_request is None and not self._messages:
             self._await_head()
 
     def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's own signature
@@ -137,7 +136,7 @@ class Guard(RequestHandler):
                         self._handler_waiter.set_result(None)
                 if self._upgraded or (not exchange.is_read and exchange.has_body):
                     await self._tidy(exchange, answered)
-                if not answered.keep_alive or self._close:
+                if not answered.keep_alive or self._close or self._force_close:
                     break
                 # Or an idle connection would keep all of its last request.
                 del message, content, exchange
