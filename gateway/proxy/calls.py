@@ -28,7 +28,7 @@ from gateway.proxy import admit, finish, forward, relay
 from gateway.proxy.answer import refuse
 from gateway.proxy.clients import Clients
 from gateway.proxy.exchange import CLOSE, Answered, ClientGone, Exchange
-from gateway.proxy.intake import read_body
+from gateway.proxy.intake import body_at_hand, read_body
 from gateway.proxy.live import LiveCall, Terms
 from gateway.proxy.tell import Teller
 from gateway.settings import OnDisconnect
@@ -125,7 +125,10 @@ class Calls:
         now_s = parts.wall_s()
         now_ms = int(now_s * 1000)
         admit.check_principal(live.principal, now_ms)
-        body = await read_body(exchange, live.terms.config.limits)
+        limits = live.terms.config.limits
+        body = body_at_hand(exchange, limits)
+        if body is None:
+            body = await read_body(exchange, limits)
         live.began_s = live.clock()
         live.call = await _read(operation, body)
         admit.check_vendor_ids(live.call)
