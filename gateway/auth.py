@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, assert_never
 
-from gateway.credential import AuthError, AuthUnavailable, Reason, key_in
+from gateway.credential import AuthError, AuthUnavailable, Reason, Shown, key_in
 from gateway.key_cache import CacheAway, CachedKey, KeyCache, KeyChange
 from gateway.principal import KnownKey, Principal
 
@@ -100,13 +100,17 @@ class Authenticator:
         self.queries = 0
         self.found = {"process": 0, "redis": 0, "postgres": 0, "unknown": 0}
 
-    def cached(self, header: str | None) -> Principal | None:
+    def cached(self, header: str | None, shown: Shown | None = None) -> Principal | None:
         """The principal, if this process knows it; `None`: ask `lookup`. `AuthError` if refused.
 
-        `header` is the value of Authorization or of x-api-key. This is the hot path: no await.
+        `header` is the value of Authorization or of x-api-key, `shown` what its connection showed
+        before. This is the hot path: no await.
         """
-        key = key_in(header)
-        digest = self._digest(key)
+        digest = None if shown is None else shown.digest_of(header)
+        if digest is None:
+            digest = self._digest(key_in(header))
+            if shown is not None and header is not None:
+                shown.add(header, digest)
         entry = self._known.get(digest)
         now = self._monotonic()
         if entry is not None and now < entry.fresh_until:

@@ -1,8 +1,8 @@
 """The header lines of an answer: an allow-list of the vendor's, and what we have to say."""
 
 from gateway import errors
+from gateway.proxy.exchange import Answered, Exchange
 from gateway.proxy.live import LiveCall
-from gateway.proxy.server import Answered, Exchange
 
 _PASSED = (b"openai-processing-ms", b"openai-version")
 _STREAM_LINES = "Cache-Control: no-cache, no-transform\r\nX-Accel-Buffering: no\r\n"
@@ -10,23 +10,21 @@ _STREAM_LINES = "Cache-Control: no-cache, no-transform\r\nX-Accel-Buffering: no\
 
 def head_lines(live: LiveCall, content_type: str, *, charge: int | None = None) -> bytes:
     """Rendered header lines of a good answer. `charge`: nano-USD; None while a stream goes on."""
-    lines = [f"Content-Type: {content_type}\r\nX-Request-Id: {live.id_text}\r\n"]
+    head = f"Content-Type: {content_type}\r\nX-Request-Id: {live.id_text}\r\n"
     if charge is None:
-        lines.append(_STREAM_LINES)
-        lines.append(f"X-Tollgate-Balance-Nanos: {live.held.free}\r\n")
+        head += f"{_STREAM_LINES}X-Tollgate-Balance-Nanos: {live.held.free}\r\n"
     else:
         # The hold is given back and the charge taken by the time the client reads this.
         balance = live.held.free + live.hold.amount - charge
-        lines.append(
-            f"X-Tollgate-Charge-Nanos: {charge}\r\nX-Tollgate-Balance-Nanos: {balance}\r\n"
-        )
+        head += f"X-Tollgate-Charge-Nanos: {charge}\r\nX-Tollgate-Balance-Nanos: {balance}\r\n"
     if live.hold.rates:
-        lines.append(_rate_lines(live))
+        head += _rate_lines(live)
     answer = live.answer
     if answer is not None:
-        named = answer.named
-        lines += [f"{n.decode()}: {answer.header(n)}\r\n" for n in _PASSED if n in named]
-    return "".join(lines).encode("latin-1")
+        for name in _PASSED:
+            if name in answer.named:
+                head += f"{name.decode()}: {answer.header(name)}\r\n"
+    return head.encode("latin-1")
 
 
 def _rate_lines(live: LiveCall) -> str:

@@ -27,9 +27,9 @@ from gateway.principal import Principal
 from gateway.proxy import admit, finish, forward, relay
 from gateway.proxy.answer import refuse
 from gateway.proxy.clients import Clients
-from gateway.proxy.intake import read_body
+from gateway.proxy.exchange import CLOSE, Answered, ClientGone, Exchange
+from gateway.proxy.intake import body_at_hand, read_body
 from gateway.proxy.live import LiveCall, Terms
-from gateway.proxy.server import CLOSE, Answered, ClientGone, Exchange
 from gateway.proxy.tell import Teller
 from gateway.settings import OnDisconnect
 from gateway.upstream import HOP, Upstream
@@ -125,7 +125,10 @@ class Calls:
         now_s = parts.wall_s()
         now_ms = int(now_s * 1000)
         admit.check_principal(live.principal, now_ms)
-        body = await read_body(exchange, live.terms.config.limits)
+        limits = live.terms.config.limits
+        body = body_at_hand(exchange, limits)
+        if body is None:
+            body = await read_body(exchange, limits)
         live.began_s = live.clock()
         live.call = await _read(operation, body)
         admit.check_vendor_ids(live.call)
@@ -172,7 +175,7 @@ class Calls:
             exchange.header("x-api-key"),
             query=exchange.query_string,
         )
-        return authenticator.cached(key) or await authenticator.lookup(key)
+        return authenticator.cached(key, exchange.memory.shown) or await authenticator.lookup(key)
 
     async def _carry(self, live: LiveCall, task: asyncio.Task[Any]) -> Answered:
         """Forward and relay an admitted call; whatever happens, it is ended before this returns."""

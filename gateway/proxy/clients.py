@@ -24,8 +24,18 @@ class Clients:
     def id_of(self, live: LiveCall) -> str:
         """The client of this call, by the name its application gives it, else by where it is."""
         exchange, user = live.exchange, live.call.user
-        who = f"u:{user}" if user else f"a:{exchange.peer}:{exchange.header('user-agent') or ''}"
-        salt = self._salt(live.principal.organization_id)
+        organization_id = live.principal.organization_id
+        if user:
+            return self._id(organization_id, f"u:{user}")
+        memory, agent = exchange.memory, exchange.header("user-agent") or ""
+        known_organization_id, known_agent, client_id = memory.client
+        if known_organization_id != organization_id or known_agent != agent:
+            client_id = self._id(organization_id, f"a:{memory.peer}:{agent}")
+            memory.client = (organization_id, agent, client_id)
+        return client_id
+
+    def _id(self, organization_id: str, who: str) -> str:
+        salt = self._salt(organization_id)
         return blake2b(who.encode(errors="replace"), key=salt, digest_size=_ID_BYTES).hexdigest()
 
     def _salt(self, organization_id: str) -> bytes:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from gateway import errors
+from gateway.proxy.exchange import ClientGone
 from gateway.proxy.live import LiveCall
-from gateway.proxy.server import ClientGone
 from gateway.upstream import Answer, Upstream, UpstreamError
 from ledger.usage import Source
 from providers.adapter import Adapter, Failure, Meter

@@ -3,18 +3,37 @@
 import asyncio
 
 from gateway import errors
-from gateway.proxy.server import Exchange
+from gateway.proxy.exchange import Exchange
 from gateway.settings import Limits
 
+_JSON = "application/json"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def body_at_hand(exchange: Exchange, limits: Limits) -> bytes | None:
+    """The whole body, if it came with the head; None: `read_body` waits for it.
+
+    Raises the `GatewayError` for a wrong type or a large body, whether it has come or not.
+    """
+    header = exchange.header
+    if header("content-type") != _JSON or header("content-encoding") is not None:
+        _check_media(exchange)
+    length = header("content-length")
+    if length is None or int(length) <= limits.body_bytes_max:
+        whole = exchange.whole_body()
+        if whole is None or len(whole) <= limits.body_bytes_max:
+            return whole
+    raise _too_large(limits)
 
 
 async def read_body(exchange: Exchange, limits: Limits) -> bytes:
     """The whole body. Raises the `GatewayError` for a wrong type, a large or a slow body."""
-    _check_head(exchange, limits)
+    whole = body_at_hand(exchange, limits)
+    return await _read(exchange, limits) if whole is None else whole
+
+
+async def _read(exchange: Exchange, limits: Limits) -> bytes:
     payload = exchange.content
-    if payload.is_eof():  # it came with the head
-        return payload.read_nowait(-1)
     if exchange.header("expect") is not None:
         exchange.write(_CONTINUE)
     # One buffer that grows: parts would stay in memory beside what is made of them.
@@ -32,9 +51,9 @@ async def read_body(exchange: Exchange, limits: Limits) -> bytes:
     return bytes(body)
 
 
-def _check_head(exchange: Exchange, limits: Limits) -> None:
+def _check_media(exchange: Exchange) -> None:
     media = exchange.header("content-type")
-    if media is None or media.partition(";")[0].strip().lower() != "application/json":
+    if media is None or media.partition(";")[0].strip().lower() != _JSON:
         raise errors.UnsupportedMedia(
             "Send the body as Content-Type: application/json.", code="unsupported_media_type"
         )
@@ -42,9 +61,6 @@ def _check_head(exchange: Exchange, limits: Limits) -> None:
         raise errors.UnsupportedMedia(
             "Send the body uncompressed, without Content-Encoding.", code="unsupported_encoding"
         )
-    length = exchange.content_length
-    if length is not None and length > limits.body_bytes_max:
-        raise _too_large(limits)
 
 
 def _too_large(limits: Limits) -> errors.TooLarge:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from gateway.principal import Principal
-from gateway.proxy.server import Exchange
+from gateway.proxy.exchange import Exchange
 from gateway.settings import Config, Provider, Route
 from gateway.upstream import Answer
 from ledger.admission import Held, Hold

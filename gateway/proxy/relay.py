@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable
 
 from gateway import errors
 from gateway.proxy.answer import head_lines
+from gateway.proxy.exchange import Answered, ClientGone
 from gateway.proxy.forward import Opened
 from gateway.proxy.live import LiveCall
-from gateway.proxy.server import Answered, ClientGone
 from gateway.upstream import UpstreamError
 from ledger.record import Outcome
 from providers.adapter import Failure

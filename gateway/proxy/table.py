@@ -13,7 +13,7 @@ from gateway.auth import Authenticator
 from gateway.credential import presented
 from gateway.proxy.answer import refuse
 from gateway.proxy.calls import Calls
-from gateway.proxy.server import CLOSE, Answered, ClientGone, Exchange
+from gateway.proxy.exchange import CLOSE, Answered, ClientGone, Exchange
 from gateway.settings import Route
 from providers.adapter import Operation
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from gateway.auth import Authenticator, AuthLimits, Clock
-from gateway.credential import AuthError, AuthUnavailable, Reason
+from gateway.credential import AuthError, AuthUnavailable, Reason, Shown
 from gateway.key_cache import KeyChange
 from gateway.management import api_keys
 from gateway.management.api_keys import KeyTerms
@@ -233,16 +233,19 @@ async def test_without_the_news_a_refusal_is_remembered_for_a_second(stage: Tena
 
 
 async def test_a_revoked_key_is_forgotten_within_a_second(stage: Tenancy) -> None:
-    text = new_key()
+    text, shown = new_key(), Shown()
     key = await stage.make_key(text)
     async with authenticating(stage, Lookups(stage.pool)) as authenticator:
         assert await reason(authenticator, text) is None
+        assert authenticator.cached(text, shown) is authenticator.cached(text, shown) is not None
         assert await api_keys.revoke(stage.pool, stage.cache, key.id)
 
         async def is_refused() -> bool:
             return await reason(authenticator, text) is Reason.REVOKED
 
         assert await until(is_refused) < 0.5
+        with pytest.raises(AuthError):  # though the connection that showed it remembers it
+            authenticator.cached(text, shown)
 
 
 async def test_a_revoked_key_ends_in_four_other_processes_within_a_second(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.credential import AuthError, Reason, key_in, presented
+from gateway.credential import AuthError, Reason, Shown, key_in, presented
 from gateway.errors import BadRequest, body
 from gateway.keys import issue
 
@@ -63,3 +63,16 @@ def test_a_key_in_the_url_is_refused_even_beside_a_good_header() -> None:
         presented(f"Bearer {KEY}", None, query=f"key={KEY}")
     assert caught.value.code == "api_key_in_url"
     assert KEY not in str(caught.value)
+
+
+def test_a_connection_remembers_a_few_headers_by_their_whole_text() -> None:
+    shown = Shown()
+    shown.add(f"Bearer {KEY}", b"digest")
+
+    assert shown.digest_of(f"Bearer {KEY}") == b"digest"
+    for other in (None, "", KEY, f"Bearer {KEY} ", f"Bearer {KEY[:-1]}"):
+        assert shown.digest_of(other) is None
+
+    for number in range(100):
+        shown.add(f"Bearer {number}", b"other")
+    assert sum(shown.digest_of(f"Bearer {number}") is not None for number in range(100)) <= 8

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from gateway import errors
 from gateway.proxy.answer import refuse
-from gateway.proxy.server import Answered, Exchange
+from gateway.proxy.exchange import Answered, Exchange
 from tests.gateway.proxy.door import Door, post
 from tests.gateway.proxy.gatehouse import PRINCIPAL, Gatehouse
 from tests.vendor import Vendor

@@ -4,15 +4,22 @@ from types import SimpleNamespace
 from typing import Any
 
 from gateway.proxy.clients import Clients
+from gateway.proxy.exchange import Memory
 from providers.adapter import Secret
 
 
-def live(*, organization: str = "o", user: str | None = None, agent: str = "sdk") -> Any:
+def live(
+    *,
+    organization: str = "o",
+    user: str | None = None,
+    agent: str = "sdk",
+    memory: Memory | None = None,
+) -> Any:
     """As much of a live call as names its client."""
     return SimpleNamespace(
         call=SimpleNamespace(user=user),
         principal=SimpleNamespace(organization_id=organization),
-        exchange=SimpleNamespace(peer="192.0.2.1", header=lambda _: agent),
+        exchange=SimpleNamespace(memory=memory or Memory("192.0.2.1"), header=lambda _: agent),
     )
 
 
@@ -36,3 +43,17 @@ def test_the_id_is_the_same_in_every_gateway_and_hides_the_name() -> None:
     assert one.id_of(live(user="ada")) == other.id_of(live(user="ada"))
     assert "ada" not in one.id_of(live(user="ada"))
     assert len(one.id_of(live(user="ada" * 100))) == 16
+
+
+def test_what_a_connection_remembers_is_of_the_same_organization_and_agent() -> None:
+    clients, memory = Clients(Secret("p" * 32)), Memory("192.0.2.1")
+    told_apart: list[dict[str, Any]] = [
+        {"organization": "o"},
+        {"organization": "q"},
+        {"agent": "other"},
+        {"user": "ada"},
+        {"agent": ""},
+    ]
+
+    for who in told_apart * 2:
+        assert clients.id_of(live(**who, memory=memory)) == clients.id_of(live(**who))

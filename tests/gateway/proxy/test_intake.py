@@ -8,8 +8,8 @@ import pytest
 
 from gateway import errors
 from gateway.proxy.answer import refuse
+from gateway.proxy.exchange import Answered, Exchange
 from gateway.proxy.intake import read_body
-from gateway.proxy.server import Answered, Exchange
 from gateway.settings import Limits
 from tests.gateway.proxy.door import Door, post
 
