@@ -12,9 +12,9 @@ A call that was admitted always reaches `finish`: errors, disconnects and cancel
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import uuid_utils
 
@@ -23,7 +23,6 @@ from gateway.auth import Authenticator
 from gateway.closed import Closed
 from gateway.credential import presented
 from gateway.journals import Journals, lost_end
-from gateway.principal import Principal
 from gateway.proxy import admit, finish, forward, relay
 from gateway.proxy.answer import refuse
 from gateway.proxy.clients import Clients
@@ -76,7 +75,6 @@ class Calls:
         self._parts = parts
         self.terms = terms  # replaced whole when prices or configuration change
         self.live: dict[bytes, LiveCall] = {}
-        self._tasks: dict[bytes, asyncio.Task[Any]] = {}
         self._idle = asyncio.Event()
         self.draining = 0  # calls read to their end although their client has left
 
@@ -98,11 +96,12 @@ class Calls:
             return CLOSE
         task = asyncio.current_task()
         assert task is not None
-        self.live[live.call_id], self._tasks[live.call_id] = live, task
+        live.task = task
+        self.live[live.call_id] = live
         try:
-            return await self._carry(live, task)
+            return await self._carry(live)
         finally:
-            del self.live[live.call_id], self._tasks[live.call_id]
+            del self.live[live.call_id]
             if not self.live:
                 self._idle.set()
 
@@ -114,14 +113,20 @@ class Calls:
 
     def cut(self) -> None:
         """End every open call, whether its client is there or not, with what it has consumed."""
-        for task in self._tasks.values():
-            task.cancel()
+        for live in self.live.values():
+            live.task.cancel()
 
     async def _admit(self, live: LiveCall, operation: Operation) -> None:
         parts, exchange = self._parts, live.exchange
         if exchange.header(HOP) is not None:
             raise errors.LoopDetected
-        live.principal = await self._authenticated(exchange)
+        key = presented(
+            exchange.header("authorization"),
+            exchange.header("x-api-key"),
+            query=exchange.query_string,
+        )
+        principal = parts.authenticator.cached(key, exchange.memory.shown)
+        live.principal = principal or await parts.authenticator.lookup(key)
         now_s = parts.wall_s()
         now_ms = int(now_s * 1000)
         admit.check_principal(live.principal, now_ms)
@@ -130,7 +135,11 @@ class Calls:
         if body is None:
             body = await read_body(exchange, limits)
         live.began_s = live.clock()
-        live.call = await _read(operation, body)
+        live.call = (
+            _read(operation, body)
+            if len(body) <= _READ_HERE_BYTES_MAX
+            else await asyncio.to_thread(_read, operation, body)
+        )
         admit.check_vendor_ids(live.call)
         live.route = admit.find_route(live)
         live.candidates = admit.find_candidates(live, now_s)
@@ -168,19 +177,9 @@ class Calls:
             raise admit.refusal(answer, hold)
         return answer
 
-    async def _authenticated(self, exchange: Exchange) -> Principal:
-        authenticator = self._parts.authenticator
-        key = presented(
-            exchange.header("authorization"),
-            exchange.header("x-api-key"),
-            query=exchange.query_string,
-        )
-        return authenticator.cached(key, exchange.memory.shown) or await authenticator.lookup(key)
-
-    async def _carry(self, live: LiveCall, task: asyncio.Task[Any]) -> Answered:
+    async def _carry(self, live: LiveCall) -> Answered:
         """Forward and relay an admitted call; whatever happens, it is ended before this returns."""
-        live.leave = lambda: self._left(live, task)
-        live.exchange.on_gone = live.leave
+        live.leave = live.exchange.on_gone = partial(self._left, live)
         if live.exchange.is_gone:
             live.client_gone = True  # it left while the hold was made
 
@@ -190,8 +189,8 @@ class Calls:
         except errors.GatewayError as error:
             outcome = _outcome_of(live, error)
             live.status, live.code = error.status_now, error.code
-            if not live.is_ended:
-                await self._ended_safely(live, outcome)
+            if not live.is_ended and (safe := self._ended(live, outcome)) is not None:
+                await safe
             return self._answer_error(live, error)
         except ClientGone:
             outcome = Outcome.CLIENT_DISCONNECT
@@ -199,7 +198,7 @@ class Calls:
         except asyncio.CancelledError:
             if not live.client_gone:
                 raise  # the worker stops
-            task.uncancel()
+            live.task.uncancel()
             outcome = Outcome.CLIENT_DISCONNECT
             return CLOSE
         except Exception:  # the request's edge: whatever it was, the call is ended below, and seen
@@ -229,13 +228,9 @@ class Calls:
             live, upstream=self._parts.upstream, adapter=self._parts.adapter
         )
         live.status = opened.answer.status
-
-        async def end(outcome: Outcome) -> None:
-            await self._ended_safely(live, outcome)
-
         if opened.is_streamed:
-            return await relay.relay_stream(live, opened, end)
-        return await relay.relay_body(live, opened, end)
+            return await relay.relay_stream(live, opened, self._ended)
+        return await relay.relay_body(live, opened, self._ended)
 
     def _dispatch(self, live: LiveCall) -> None:
         try:
@@ -246,7 +241,7 @@ class Calls:
                 "The gateway's journal is full; nothing was charged.", code="journal_full"
             ) from error
 
-    def _left(self, live: LiveCall, task: asyncio.Task[Any]) -> None:
+    def _left(self, live: LiveCall) -> None:
         """The client has gone: read on for the exact charge, within limits, or stop at once."""
         if live.client_gone:
             return
@@ -261,26 +256,28 @@ class Calls:
         if drains:
             self.draining += 1
             live.drain_end = asyncio.get_running_loop().call_later(
-                limits.drain_s_max, self._stop, live, task
+                limits.drain_s_max, self._stop, live
             )
         else:
-            self._stop(live, task)
+            self._stop(live)
 
-    def _stop(self, live: LiveCall, task: asyncio.Task[Any]) -> None:
+    def _stop(self, live: LiveCall) -> None:
         if live.call_id in self.live and self.live[live.call_id] is live:
-            task.cancel()
+            live.task.cancel()
 
-    async def _ended_safely(self, live: LiveCall, outcome: Outcome) -> None:
-        """End the call; returns once its end can't be lost any more, so the last byte may go."""
-        journal, journals = self._parts.journal, self._parts.journals
+    def _ended(self, live: LiveCall, outcome: Outcome) -> Awaitable[None] | None:
+        """End the call. Its last byte may go once what this gives is awaited; None: at once."""
         self._end(live, outcome)
-        if not live.is_unjournaled and not journal.is_group:
-            return
-        # Asked for before anything is awaited: the answer of Redis cannot have come yet.
-        placed = journals.placed(live.call_id)
+        if live.is_unjournaled or self._parts.journal.is_group:
+            # Asked for before anything is awaited: the answer of Redis cannot have come yet.
+            return self._safe(live, self._parts.journals.placed(live.call_id))
+        return None
+
+    async def _safe(self, live: LiveCall, placed: "asyncio.Future[None]") -> None:
+        """Return once the call's end can't be lost any more."""
         try:
             if not live.is_unjournaled:
-                await journal.synced()
+                await self._parts.journal.synced()
                 return
             await asyncio.wait({placed}, timeout=_PLACED_S)
         except JournalFull:
@@ -305,7 +302,7 @@ class Calls:
         try:
             parts.journal.finished(made)
         except JournalFull:
-            # The disk is full: then the client waits for Redis to have it (`_ended_safely`).
+            # The disk is full: then the client waits for Redis to have it (`_safe`).
             live.is_unjournaled = True
             parts.teller.journal_full()
         parts.conveyor.settle(made)
@@ -341,11 +338,9 @@ def _open_call(live: LiveCall) -> OpenCall:
     )
 
 
-async def _read(operation: Operation, body: bytes) -> Call:
+def _read(operation: Operation, body: bytes) -> Call:
     try:
-        if len(body) <= _READ_HERE_BYTES_MAX:
-            return read_call(operation, body)
-        return await asyncio.to_thread(read_call, operation, body)
+        return read_call(operation, body)
     except BadCall as error:
         raise errors.BadRequest(
             error.message, code=error.code or "invalid_request", param=error.param

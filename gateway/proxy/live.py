@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gateway.principal import Principal
 from gateway.proxy.exchange import Exchange
@@ -64,6 +64,7 @@ class LiveCall:
         "route",
         "sent_s",
         "status",
+        "task",
         "terms",
         "upstream_done_s",
     )
@@ -84,6 +85,7 @@ class LiveCall:
         self.began_s = clock()
         self.asked_s = self.admitted_s = self.sent_s = self.first_byte_s = 0.0
         self.upstream_done_s = self.ended_s = 0.0
+        self.task: asyncio.Task[Any]  # that serves it
         self.principal: Principal
         self.call: Call
         self.route: Route

@@ -21,8 +21,8 @@ STALL_S_MAX = 60.0
 
 _SECRET_CHARACTERS_MIN = 8  # shorter ones are found in innocent words
 
-End = Callable[[Outcome], Awaitable[None]]
-"""Ends the call in journal and ledger; returns once the journal has it."""
+End = Callable[[LiveCall, Outcome], Awaitable[None] | None]
+"""Ends the call in journal and ledger. What it gives is awaited before the last byte goes."""
 
 
 async def relay_body(live: LiveCall, opened: Opened, end: End) -> Answered:
@@ -30,7 +30,8 @@ async def relay_body(live: LiveCall, opened: Opened, end: End) -> Answered:
     answer, body = opened.answer, opened.first
     if not opened.is_over:
         answer.release()
-    await end(_outcome(live))
+    if (safe := end(live, _outcome(live))) is not None:
+        await safe
     live.relayed = len(body)
     head = head_lines(live, answer.content_type, charge=live.record.charge)
     return live.exchange.answer(answer.status, head, body)
@@ -47,8 +48,8 @@ async def relay_stream(live: LiveCall, opened: Opened, end: End) -> Answered:
             if is_over:
                 break
             if meter.finished:
-                if not live.is_ended:
-                    await end(_outcome(live))
+                if not live.is_ended and (safe := end(live, _outcome(live))) is not None:
+                    await safe
                 if answer.is_over:  # nothing else can come: what is left to show goes in one write
                     shown, is_over = shown + meter.end(), True
                     continue
@@ -90,8 +91,8 @@ def _without_secrets(live: LiveCall, shown: bytes) -> bytes:
 async def _ended(live: LiveCall, content_type: str, last: bytes, end: End) -> Answered:
     """The vendor has said all: end the call, then show the last of it."""
     outcome = _outcome(live)
-    if not live.is_ended:
-        await end(outcome)
+    if not live.is_ended and (safe := end(live, outcome)) is not None:
+        await safe
     if outcome is Outcome.TRUNCATED:
         told = errors.BadGateway("The provider's answer ended early.", code="upstream_truncated")
         last += _event(live, told)
@@ -120,10 +121,11 @@ async def _broken(live: LiveCall, error: UpstreamError, end: End) -> Answered:
     meter.end()  # what it still keeps is half an event, worth nothing to anybody
     live.failed(error.phase)
     if not live.is_ended:
+        outcome = Outcome.TIMEOUT if error.timeout else Outcome.UPSTREAM_ERROR
         if live.client_gone:
-            await end(Outcome.CLIENT_DISCONNECT)
-        else:
-            await end(Outcome.TIMEOUT if error.timeout else Outcome.UPSTREAM_ERROR)
+            outcome = Outcome.CLIENT_DISCONNECT
+        if (safe := end(live, outcome)) is not None:
+            await safe
     told: errors.GatewayError
     if error.timeout:
         told = errors.GatewayTimeout("The provider stopped sending.", code="upstream_timeout")
