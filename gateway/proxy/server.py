@@ -1,11 +1,10 @@
-"""The data plane's listener: aiohttp's low-level server behind a guard, and answers as raw bytes.
+"""The data plane's listener: aiohttp's low-level server behind a guard.
 
-aiohttp accepts, parses (its C parser), keeps requests in order and shuts down. Between its parser
-and a handler stand an `Exchange` and `Guard.start` of our own, and heads are rendered here: aiohttp
-makes a task, a request and a writer for every call, for context variables and answers of a kind
-that we have not, which cost as much as all else that is done here. What these lean on inside
-aiohttp is held by tests/gateway/proxy/test_server.py. Handlers write to an `Exchange` and return
-`KEEP` or `CLOSE`.
+aiohttp accepts connections, parses (its C parser), queues pipelined requests, keeps the deadline of
+idle connections and shuts down. Whose turn it is, is decided in `Guard.start` and not by aiohttp's
+own `start`, which makes a task, a request and a writer for each call: they serve context variables
+and answers of kinds that we have not, and took 12 of the 20 us that a call spends here. A test
+compares the methods of aiohttp that this leans on with those it was written for.
 """
 
 import asyncio

@@ -192,3 +192,23 @@ async def test_a_body_still_on_its_way_is_not_taken_for_whole() -> None:
         _, headers, body = await line.ask(post(b"12345")[:-1])
 
     assert (body, headers["connection"]) == (b"None", "close")
+
+
+async def test_a_reader_of_a_body_is_told_when_its_connection_is_lost() -> None:
+    broken: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+
+    async def read(exchange: Exchange) -> Answered:
+        try:
+            await exchange.content.read()
+        except ConnectionError as error:
+            broken.set_result(error)
+        return exchange.answer(200, JSON, b"")
+
+    async with Door.opened(read) as door:
+        line = await door.line()
+        line.writer.write(post(b"12345")[:-1])
+        await line.writer.drain()
+        line.writer.close()
+
+        async with asyncio.timeout(5):
+            await broken

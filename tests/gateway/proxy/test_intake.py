@@ -9,7 +9,7 @@ import pytest
 from gateway import errors
 from gateway.proxy.answer import refuse
 from gateway.proxy.exchange import Answered, Exchange
-from gateway.proxy.intake import read_body
+from gateway.proxy.intake import body_at_hand, read_body
 from gateway.settings import Limits
 from tests.gateway.proxy.door import Door, post
 
@@ -60,6 +60,19 @@ async def test_a_body_that_grows_too_large_is_refused_while_it_comes() -> None:
         status, _, _ = await line.ask(head + b"186a1\r\n" + b"x" * 100_001 + b"\r\n")
 
         assert status == 413
+
+
+async def test_a_body_too_large_that_came_with_its_head_is_refused() -> None:
+    async def small(exchange: Exchange) -> Answered:
+        with pytest.raises(errors.TooLarge):
+            body_at_hand(exchange, replace(LIMITS, body_bytes_max=4))
+        return exchange.answer(200, b"", b"refused")
+
+    async with Door.opened(small) as door:
+        line = await door.line()
+        head = post(b"").replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+
+        assert (await line.ask(head + b"5\r\nabcde\r\n0\r\n\r\n"))[2] == b"refused"
 
 
 async def test_a_body_that_does_not_come_is_refused_at_its_deadline() -> None:

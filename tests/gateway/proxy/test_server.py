@@ -153,10 +153,11 @@ async def test_a_call_may_take_longer_than_a_connection_may_be_idle() -> None:
 
 
 async def test_stopping_closes_idle_connections_and_waits_for_calls() -> None:
-    started, go = asyncio.Event(), asyncio.Event()
+    started, go, told = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def wait(exchange: Exchange) -> Answered:
         if exchange.raw_path == "/wait":
+            exchange.on_gone = told.set
             started.set()
             await go.wait()
         return exchange.answer(200, JSON, b"{}")
@@ -170,13 +171,15 @@ async def test_stopping_closes_idle_connections_and_waits_for_calls() -> None:
         door.server.pre_shutdown()
         async with asyncio.timeout(5):
             assert await idle.rest() == b""
-        stopping = asyncio.ensure_future(door.server.shutdown(5))
-        await asyncio.sleep(0)
+        stopping = asyncio.ensure_future(door.server.shutdown(60))
+        await asyncio.sleep(0.05)
         go.set()
 
-        assert (await busy.ask(b""))[0] == 200
-        assert await busy.rest() == b""
-        await stopping
+        async with asyncio.timeout(10):
+            assert (await busy.ask(b""))[0] == 200
+            assert await busy.rest() == b""
+            await stopping
+        assert not told.is_set()
 
 
 async def test_stopping_cancels_the_calls_that_take_too_long() -> None:
@@ -244,6 +247,28 @@ async def test_a_connection_goes_on_after_an_upgrade_that_was_declined() -> None
 
         assert [(await line.ask(b""))[2] for _ in range(2)] == [b"one", b"two"]
         assert (await line.ask(post(b"three")))[2] == b"three"
+
+
+async def test_a_connection_lost_before_its_call_is_over_leaves_no_timer() -> None:
+    async def linger(exchange: Exchange) -> Answered:
+        gone = asyncio.Event()
+        exchange.on_gone = gone.set
+        answered = exchange.answer(200, JSON, b"{}")
+        await gone.wait()
+        return answered
+
+    async with Door.opened(linger, wall=replace(WALL, keep_alive_s=0.1)) as door:
+        line = await door.line()
+        await line.ask(post(b"x"))
+        (guard,) = door.server.connections
+        await asyncio.sleep(0.2)  # the timer of the connection has come and gone
+        line.writer.close()
+        async with asyncio.timeout(5):
+            while door.server.connections:
+                await asyncio.sleep(0.01)
+
+        timer = guard._keepalive_handle
+        assert timer is None or timer.cancelled()
 
 
 async def test_a_bug_in_the_middle_of_an_answer_cuts_it() -> None:
