@@ -89,7 +89,8 @@ def _in_one_piece(live: LiveCall, answer: Answer, adapter: Adapter) -> Opened | 
     now_s = live.upstream_done_s = live.clock()
     live.first_byte_s = live.first_byte_s or now_s
     shown = meter.feed(body) + meter.end() if body else meter.end()
-    return _begun(live, Opened(answer, meter, is_streamed=False, first=shown, is_over=True))
+    opened = Opened(answer, meter, is_streamed=False, first=shown, is_over=True)
+    return opened if meter.failure is None else _judged(live, opened, meter.failure)
 
 
 async def _begin(live: LiveCall, answer: Answer, adapter: Adapter) -> Opened | Failed:
@@ -115,18 +116,17 @@ async def _begin(live: LiveCall, answer: Answer, adapter: Adapter) -> Opened | F
                 shown.append(meter.end())
     except UpstreamError as error:
         return _unreachable(live, error)
-    return _begun(live, Opened(answer, meter, streamed, b"".join(shown), is_over))
+    opened = Opened(answer, meter, streamed, b"".join(shown), is_over)
+    return opened if meter.failure is None else _judged(live, opened, meter.failure)
 
 
-def _begun(live: LiveCall, opened: Opened) -> Opened | Failed:
-    """The answer, unless it said nothing but an error: that is a failed attempt.
+def _judged(live: LiveCall, opened: Opened, failure: Failure) -> Opened | Failed:
+    """A good answer tells an error: if it told nothing else, the attempt has failed.
 
     What was consumed is charged by its vendor, so an error behind it ends the answer and is shown
     as part of it; nobody tries again.
     """
-    meter = opened.meter
-    failure = meter.failure
-    if failure is None or meter.usage().source is not Source.NONE:
+    if opened.meter.usage().source is not Source.NONE:
         return opened
     opened.answer.abort()
     live.failed("answer")

@@ -170,8 +170,8 @@ class Connection(asyncio.Protocol):
 
     # One exchange.
 
-    # Nothing here suspends, so that a call has no coroutine of ours between it and its future;
-    # who awaits one abandons the exchange when the wait is cancelled.
+    # Only a large body suspends here: the caller awaits what `wait` returns, with no coroutine of
+    # ours between. When that is cancelled, the caller abandons the exchange.
 
     def begin(self, head: bytes, body: bytes, *, is_bodyless: bool) -> Exchange:
         """Hand over the request, or as much of it as goes in one piece (`is_sent`)."""

@@ -80,37 +80,29 @@ async def test_a_remembered_head_is_of_this_very_request() -> None:
         assert b"sk-vendor" not in heads[2]
 
 
-async def test_what_is_remembered_of_requests_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "_HEADS_MAX", 3)
-    async with wire() as ours:
-        peer = await ours.warm()
-        for number in range(10):
-            call = ours.call(CHAT._replace(path=f"/{number}"))
-            head, _ = await peer.request()
-            await peer.send(OK)
-            assert await whole(await call) == b"ok"
-            assert head.startswith(b"POST /%d " % number)
-            assert len(ours.upstream._ways) <= 3
+async def test_what_is_remembered_of_requests_is_bounded() -> None:
+    upstream = Upstream()
+    for number in range(2 * client._HEADS_MAX):
+        way = upstream._new_way(CHAT._replace(path=f"/{number}"), TARGET)
+        assert way.head.startswith(b"POST /%d " % number)
+        assert len(upstream._ways) <= client._HEADS_MAX
+    assert len(upstream.pools) == 1
+    await upstream.close()
 
 
-async def test_a_pool_that_was_forgotten_is_not_used_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_pool_that_was_forgotten_is_not_used_again() -> None:
     """Else its connections would be in no metric, and never be closed."""
-    monkeypatch.setattr(client, "_POOLS_MAX", 1)
-    async with wire() as ours, wire() as others:
+    async with wire() as ours:
         (await ours.warm()).close()
         (forgotten,) = ours.upstream.pools.values()
         while forgotten.open:
             await asyncio.sleep(0)
-        first, ours.target = ours.target, others.target
-        call = ours.call()
-        await (await others.peer()).answer()
-        await call
-        ours.target = first
+        for number in range(client._POOLS_MAX):
+            ours.upstream._new_pool(replace(TARGET, host=f"host-{number}"))
+        assert forgotten not in ours.upstream.pools.values()
         await ours.warm()
         assert forgotten.open == 0
-        assert [pool.idle for pool in ours.upstream.pools.values()] == [1, 1]
+        assert [pool.idle for pool in ours.upstream.pools.values() if pool.open] == [1]
 
 
 async def nobody_listens(ours: Wire) -> None:
