@@ -184,10 +184,13 @@ class Exchange:
             raise ClientGone
         transport.write(data)
 
+    @property
+    def is_behind(self) -> bool:
+        """The client takes less than it is sent."""
+        return self._line.writing_paused
+
     async def drained(self, stall_s_max: float) -> None:
         """Wait until the client has taken most of what was written; one that stalls is gone."""
-        if not self._line.writing_paused:
-            return
         try:
             async with asyncio.timeout(stall_s_max):
                 await self._line.drained()

@@ -53,7 +53,9 @@ async def relay_stream(live: LiveCall, opened: Opened, end: End) -> Answered:
                 if answer.is_over:  # nothing else can come: what is left to show goes in one write
                     shown, is_over = shown + meter.end(), True
                     continue
-            await _show(live, answer.content_type, shown)
+            _show(live, answer.content_type, shown)
+            if live.exchange.is_behind and not live.client_gone:
+                await _caught_up(live)
             received = await answer.read()
             if received:
                 shown = meter.feed(received)
@@ -65,7 +67,7 @@ async def relay_stream(live: LiveCall, opened: Opened, end: End) -> Answered:
     return await _ended(live, answer.content_type, shown, end)
 
 
-async def _show(live: LiveCall, content_type: str, shown: bytes) -> None:
+def _show(live: LiveCall, content_type: str, shown: bytes) -> None:
     if live.client_gone:
         return
     try:
@@ -73,8 +75,14 @@ async def _show(live: LiveCall, content_type: str, shown: bytes) -> None:
             live.exchange.start(live.status, head_lines(live, content_type), shown)
         elif shown:
             live.exchange.write_chunk(shown)
-            await live.exchange.drained(STALL_S_MAX)
         live.relayed += len(shown)
+    except ClientGone:
+        live.leave()
+
+
+async def _caught_up(live: LiveCall) -> None:
+    try:
+        await live.exchange.drained(STALL_S_MAX)
     except ClientGone:
         live.leave()
 
