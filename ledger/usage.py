@@ -68,23 +68,19 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
 
     def input_tokens(self) -> int:
         """Every prompt token, cached or not, as price tiers by length count them."""
-        return _sum(self.counts, INPUT_TOKENS)
+        return sum([count for unit, count in self.counts.items() if unit in INPUT_TOKENS])
 
     def output_tokens(self) -> int:
         """Every generated token, reasoning included."""
-        return _sum(self.counts, OUTPUT_TOKENS)
+        return sum([count for unit, count in self.counts.items() if unit in OUTPUT_TOKENS])
 
     def tokens(self) -> int:
         """Every token, as limits of tokens per minute count them."""
-        return _sum(self.counts, _TOKENS)
-
-
-def _sum(counts: Mapping[str, int], units: frozenset[Unit]) -> int:
-    total = 0
-    for unit, count in counts.items():
-        if unit in units:
-            total += count
-    return total
+        total = 0
+        for unit, count in self.counts.items():
+            if unit in _TOKENS:
+                total += count
+        return total
 
 
 NOTHING = Usage({}, source=Source.NONE)

@@ -31,7 +31,8 @@ def check_principal(principal: Principal, now_ms: int) -> None:
 def find_route(live: LiveCall) -> Route:
     """The route of the model the client named; `GatewayError` if it has none or may not use it."""
     name, principal = live.call.model, live.principal
-    route = live.terms.config.route(name)
+    config = live.terms.config
+    route = config.exact.get(name) or config.route(name)
     if route is None or live.call.operation not in route.model.operations:
         raise errors.NotFound(
             f"The model {name[:200]!r} does not exist or cannot be used with"

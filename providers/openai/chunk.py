@@ -146,8 +146,7 @@ def form_of(block: Block, chunk: Chunk) -> Form | None:
     if not end - start == _plain_length(chunk) != len(_PROBE):
         return None
     probed = decode_chunk(probe)  # `chunk` was decoded, so this can be
-    same = (probed.model, probed.service_tier) == (chunk.model, chunk.service_tier)
-    if not same or _plain_length(probed) != len(_PROBE):
+    if _plain_length(probed) != len(_PROBE):
         return None
     if after:
         after += _SUFFIX

@@ -130,7 +130,8 @@ def survey(operation: Operation, fields: Mapping[str, Raw]) -> Survey:
 
 
 def _of_messages(raw: Raw) -> Survey:
-    limit_elements(raw, b"{")
+    if len(memoryview(raw)) > _COUNTED_BYTES:
+        limit_elements(raw, b"{")
     found = None
     for message in _decode_messages(raw) or ():
         content = message.content

@@ -180,6 +180,8 @@ def _only(wanted: str, details: Any) -> int:
     """The one count that these details give, 0 if they give none; -1 if they say more."""
     if type(details) is not dict:
         return -1
+    if not any(details.values()):
+        return 0
     count = details.get(wanted) or 0
     if type(count) is not int or sum(map(bool, details.values())) != bool(count):
         return -1

@@ -37,13 +37,22 @@ def block(raw: bytes) -> Block:
 
 
 _TEXTS = st.sampled_from(["a", " the", "\n", '"', "\\", "é", "日本", "", " x" * 60, "\x7f"])
-_USUAL = st.builds(
-    delta,
-    st.sampled_from(["content", "reasoning_content", "reasoning", "text", "refusal"]),
-    _TEXTS,
-    compact=st.booleans(),
+_SHAPES: list[dict[str, Any]] = [
+    *[{"name": name} for name in ("content", "reasoning_content", "reasoning", "text", "refusal")],
+    {"name": "content", "compact": False},
+    {"name": "content", "model": "m-2", "service_tier": "flex"},
+    {"name": "content", "obfuscation": "aB3"},
+    {"name": "content", "usage": {"prompt_tokens": 12, "completion_tokens": 2}},
+    {"name": "content", "x_groq": {"usage": {"prompt_tokens": 12, "completion_tokens": 2}}},
+    {"name": "content", "cost": {"usd": 1}},
+    {"name": "content", "error": {"message": "no"}},
+]
+# A few events in a row that differ in their texts alone.
+_RUNS = st.builds(
+    lambda shape, texts: [delta(text=text, **shape) for text in texts],
+    st.sampled_from(_SHAPES),
+    st.lists(_TEXTS, min_size=1, max_size=4),
 )
-_FILLED = st.builds(delta, st.just("content"), _TEXTS, obfuscation=_TEXTS)
 _ODD = st.sampled_from(
     [
         chunk("a", model="m-2"),
@@ -74,30 +83,52 @@ _ODD = st.sampled_from(
 
 @settings(max_examples=1_000)
 @given(
-    st.lists(st.lists(_USUAL, min_size=1, max_size=1) | st.lists(_USUAL | _FILLED | _ODD)),
-    st.lists(_TEXTS, min_size=2),
+    st.lists(_RUNS | st.lists(_ODD, max_size=2), max_size=6),
     st.integers(1, 400) | st.none(),
-    st.booleans(),
+    st.integers(0, 1),
 )
 def test_a_stream_is_counted_as_if_every_event_were_decoded(
-    events: list[list[bytes]], texts: list[str], size: int | None, asks: Any
+    runs: list[list[bytes]], size: int | None, asks: int
 ) -> None:
-    parts = [raw for some in events for raw in some]
-    parts += [delta("content", text, obfuscation="abc"[: len(text)]) for text in texts]
-    parts += [delta("content", text) for text in texts]
-    of = call(asks_usage=asks)
-    pieces = parts if size is None else list(cut(b"".join(parts), size))
+    events = [each for run in runs for each in run]
+    pieces = events if size is None else list(cut(b"".join(events), size))
+    of = call(asks_usage=bool(asks))
     meters = StreamMeter(of, QUIRKS["openai"], 9_000), Decoding(of, QUIRKS["openai"], 9_000)
 
     shown = [[each.feed(piece) for piece in pieces] + [each.end()] for each in meters]
 
-    knowing, decoding = meters
     assert shown[0] == shown[1]
-    assert knowing.usage() == decoding.usage()
-    for name in ("deltas", "text_bytes", "model", "tier", "failure", "flags"):
-        assert getattr(knowing._tally, name) == getattr(decoding._tally, name), name
-    for name in ("_last", "_ended", "started", "finished"):
-        assert getattr(knowing, name) == getattr(decoding, name), name
+    assert told(meters[0]) == told(meters[1])
+
+
+def told(of: StreamMeter) -> dict[str, Any]:
+    """All that a meter knows."""
+    tally = ("deltas", "text_bytes", "model", "tier", "failure", "flags", "_deltas_at_report")
+    own = ("_last", "_ended", "started", "finished", "failure")
+    return {
+        "usage": of.usage(),
+        **{f"tally {name}": getattr(of._tally, name) for name in tally},
+        **{name: getattr(of, name) for name in own},
+    }
+
+
+def test_a_known_event_tells_its_model_and_tier_again() -> None:
+    of = StreamMeter(call(), QUIRKS["openai"], 9_000)
+    usual = delta("content", "a", model="m-1", service_tier="flex")
+    of.feed(usual)
+    of.feed(delta("content", "a", model="m-2", service_tier="fast"))
+    assert of._is_known(usual)
+
+    assert (of.usage().model, of.usage().tier) == ("m-1", "flex")
+
+
+def test_an_event_behind_half_a_comment_is_part_of_the_comment() -> None:
+    of = StreamMeter(call(asks_usage=True), QUIRKS["openai"], 9_000)
+    of.feed(delta("content", "one"))
+    of.feed(b": half")
+    of.feed(delta("content", "two"))
+
+    assert of._tally.text_bytes == 3
 
 
 @pytest.mark.parametrize("name", ["content", "reasoning_content", "reasoning", "text"])

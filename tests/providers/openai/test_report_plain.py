@@ -100,3 +100,11 @@ def test_the_straight_way_reads_what_the_long_way_reads(
 )
 def test_the_usual_reports_go_the_straight_way(report: Any, expected: Reading) -> None:
     assert _read_plain(report, QUIRKS["openai"], CHAT) == expected
+
+
+def test_reasoning_beside_the_completion_is_not_read_as_part_of_it() -> None:
+    report = usual(12, 5, completion_tokens_details={"reasoning_tokens": 3})
+
+    assert _read_plain(report, QUIRKS["xai"], CHAT) is None
+    assert read_report(report, QUIRKS["xai"], CHAT).completion == 8
+    assert _read_plain(report, QUIRKS["xai"], Operation.RESPONSES) is not None
