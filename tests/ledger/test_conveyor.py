@@ -7,7 +7,7 @@ import pytest
 
 from gateway.embedded import Urls
 from ledger.admission import Held, Refused, Slot
-from ledger.conveyor import Conveyor
+from ledger.conveyor import LOOK_EVERY_S, Conveyor
 from ledger.functions import Partition, Renewal
 from ledger.record import EndKind
 from ledger.step import Settled
@@ -42,6 +42,30 @@ class TestCalls:
         await asyncio.gather(*(conveyor.hold(hold(1)) for _ in range(100)))
 
         assert 100 in line.batches
+
+    @pytest.mark.parametrize("kind", ["settle", "late", "renew", "extend"])
+    async def test_no_work_waits_until_the_lanes_are_looked_at(
+        self, line: Line, conveyor: Conveyor, kind: str
+    ) -> None:
+        loop, waits_s = asyncio.get_running_loop(), []
+        for _ in range(5):
+            one = hold(1)
+            if kind != "late":
+                await conveyor.hold(one)
+            await asyncio.sleep(0)
+            line.batches.clear()
+            began_s = loop.time()
+            if kind in {"settle", "late"}:
+                conveyor.settle(end_of(one, 0))
+                await conveyor.drain(5.0)
+            elif kind == "renew":
+                conveyor.renew(NUMBER, [Renewal(one.call_id)])
+            else:
+                await conveyor.extend(hold(2, call_id=one.call_id))
+            await until(lambda: bool(line.batches))
+            waits_s.append(loop.time() - began_s)
+
+        assert sorted(waits_s)[2] < LOOK_EVERY_S / 5
 
     async def test_a_refusal_is_an_answer(self, conveyor: Conveyor) -> None:
         assert await conveyor.hold(hold(1_001)) == Refused("wallet", WALLET, 1_000, 0)
