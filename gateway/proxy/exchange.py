@@ -14,6 +14,7 @@ from aiohttp.http_writer import HttpVersion10, HttpVersion11
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from gateway.credential import Shown
+from gateway.outbox import Outbox
 
 _REASONS = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
@@ -89,6 +90,7 @@ class Line(Protocol):
     transport: asyncio.Transport | None
     memory: Memory
     dates: Dates
+    outbox: Outbox
 
     @property
     def writing_paused(self) -> bool:
@@ -178,11 +180,12 @@ class Exchange:
         return parts.popleft() if len(parts) == 1 else content.read_nowait(-1)
 
     def write(self, data: bytes) -> None:
-        """Send these bytes; `ClientGone` if nobody is there."""
-        transport = self._line.transport
+        """Send these bytes with what else this turn sends; `ClientGone` if nobody is there."""
+        line = self._line
+        transport = line.transport
         if transport is None or transport.is_closing():
             raise ClientGone
-        transport.write(data)
+        line.outbox.put(transport, data)
 
     @property
     def is_behind(self) -> bool:
@@ -202,6 +205,7 @@ class Exchange:
         """Close the client's connection now: the only way to say that an answer is not whole."""
         transport = self._line.transport
         if transport is not None:
+            self._line.outbox.flush()
             transport.abort()
 
     def answer(self, status: int, headers: bytes, body: bytes, *, close: bool = False) -> Answered:

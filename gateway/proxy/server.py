@@ -22,6 +22,7 @@ from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import ERROR, RequestHandler, _ErrInfo
 
 from gateway import errors
+from gateway.outbox import Outbox
 from gateway.proxy.exchange import CLOSE, Answered, ClientGone, Dates, Exchange, Memory
 
 _log = logging.getLogger(__name__)
@@ -64,14 +65,14 @@ class Guard(RequestHandler):
     protocol reads: whose turn it is, whether somebody waits, when an idle connection ends.
     """
 
-    __slots__ = ("_head_deadline", "_wall", "dates", "memory", "server")
+    __slots__ = ("_head_deadline", "_wall", "dates", "memory", "outbox", "server")
 
     _current_request: Any  # an Exchange, which is no BaseRequest
 
     def __init__(self, server: "DataServer", wall: Wall, **options: Any) -> None:
         super().__init__(server, **options)
         self.server, self._wall = server, wall
-        self.dates, self.memory = server.dates, Memory("")
+        self.dates, self.outbox, self.memory = server.dates, server.outbox, Memory("")
         self._head_deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -102,6 +103,10 @@ class Guard(RequestHandler):
         # Every body asks for this at its end, and hardly any was ever paused.
         if self._reading_paused:
             super().resume_reading(resume_parser)
+
+    def force_close(self) -> None:
+        self.outbox.flush()
+        super().force_close()
 
     async def drained(self) -> None:
         """Wait until most of what was written is taken; `ConnectionError` if nobody is there."""
@@ -153,6 +158,7 @@ class Guard(RequestHandler):
         """Close the connection when what was written has left."""
         if not self._force_close:
             self._task_handler = None
+            self.outbox.flush()
             if self.transport is not None:
                 self.transport.close()
 
@@ -216,7 +222,7 @@ class DataServer(web.Server):
     def __init__(self, handler: Handler, wall: Wall) -> None:
         super().__init__(cast("Any", handler), handler_cancellation=False)
         self.handler, self._wall = handler, wall
-        self.dates = Dates(self._loop)
+        self.dates, self.outbox = Dates(self._loop), Outbox(self._loop)
         self.refused = 0
 
     @property

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
+from gateway.outbox import Outbox
 from gateway.upstream.answer import Answer
 from gateway.upstream.connection import Connection, Waits
 from gateway.upstream.dialing import Dialer, Origin, tls_context
@@ -42,6 +43,7 @@ class Upstream:
         self._pools: dict[_Place, Pool] = {}
         self._ways: dict[tuple[str, str, object, str, str, int], _Way] = {}
         self._loop = asyncio.get_running_loop()
+        self._outbox = Outbox(self._loop)
 
     async def send(
         self,
@@ -126,7 +128,7 @@ class Upstream:
 
         async def dial(pool: Pool, deadline_s: float) -> Connection:
             return await self._dialer.dial(
-                origin, lambda: Connection(self._loop, pool), deadline_s=deadline_s
+                origin, lambda: Connection(self._loop, pool, self._outbox), deadline_s=deadline_s
             )
 
         pool = self._pools[origin] = Pool(dial, limits=self._limits_of(origin))

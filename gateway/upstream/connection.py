@@ -14,6 +14,7 @@ from typing import Protocol, cast
 
 import httptools
 
+from gateway.outbox import Outbox
 from gateway.upstream.errors import (
     Phase,
     UpstreamCut,
@@ -82,6 +83,7 @@ class Connection(asyncio.Protocol):
         "_is_reusable",
         "_is_writable",
         "_loop",
+        "_outbox",
         "_owner",
         "_parser",
         "_poll",
@@ -98,8 +100,8 @@ class Connection(asyncio.Protocol):
         "requests",
     )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, owner: Owner) -> None:
-        self._loop, self._owner = loop, owner
+    def __init__(self, loop: asyncio.AbstractEventLoop, owner: Owner, outbox: Outbox) -> None:
+        self._loop, self._owner, self._outbox = loop, owner, outbox
         self._transport: asyncio.Transport
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._exchange: Exchange | None = None
@@ -184,7 +186,7 @@ class Connection(asyncio.Protocol):
         if self._is_closed or self._transport.is_closing():
             self._fail(UpstreamCut, "the connection was lost before the request", sent=False)
         elif len(body) <= _SLICE_BYTES:
-            self._transport.write(head + body)
+            self._outbox.put(self._transport, head + body)
             self.is_sent = True
         else:
             self._transport.write(head)
