@@ -68,7 +68,7 @@ async def test_a_connection_that_outlives_its_stream_carries_the_next_request() 
         peer = await ours.peer()
         await peer.answer(STREAM)
         await whole(await call)
-        await asyncio.sleep(AFTER_STREAM_S)  # as long as it is not trusted
+        await asyncio.sleep(2 * AFTER_STREAM_S)  # it is not trusted for the first half of it
         call = ours.call()
         await peer.answer()
         assert (await call).reused
