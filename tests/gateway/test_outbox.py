@@ -23,8 +23,15 @@ async def connected() -> AsyncIterator[tuple[asyncio.Transport, socket.socket]]:
         theirs.close()
 
 
-def outbox() -> Outbox:
-    return Outbox(asyncio.get_running_loop())
+async def outbox() -> Outbox:
+    """An outbox whose last turn had several writes."""
+    box = Outbox(asyncio.get_running_loop())
+    async with connected() as (transport, theirs):
+        box.put(transport, b"a")
+        box.put(transport, b"b")
+        while await received(theirs) != b"b":
+            pass
+    return box
 
 
 async def received(sock: socket.socket) -> bytes:
@@ -33,7 +40,7 @@ async def received(sock: socket.socket) -> bytes:
 
 
 async def test_nothing_leaves_before_all_that_is_ready_had_its_turn() -> None:
-    box = outbox()
+    box = await outbox()
     async with connected() as (transport, theirs):
         box.put(transport, b"one ")
 
@@ -43,17 +50,27 @@ async def test_nothing_leaves_before_all_that_is_ready_had_its_turn() -> None:
         assert await received(theirs) == b"one two"
 
 
-async def test_a_later_turn_is_written_as_well() -> None:
-    box = outbox()
+async def test_a_write_leaves_at_once_where_the_turn_before_had_no_other() -> None:
+    box = Outbox(asyncio.get_running_loop())
+    async with connected() as (transport, theirs):
+        for _ in range(3):
+            box.put(transport, b"alone")
+            assert theirs.recv(1024) == b"alone"
+            await asyncio.sleep(0)  # the turn ends
+
+
+async def test_what_follows_the_first_write_of_a_turn_leaves_after_it() -> None:
+    box = Outbox(asyncio.get_running_loop())
     async with connected() as (transport, theirs):
         box.put(transport, b"one")
-        assert await received(theirs) == b"one"
         box.put(transport, b"two")
+
+        assert theirs.recv(1024) == b"one"
         assert await received(theirs) == b"two"
 
 
 async def test_what_waits_can_be_written_at_once_and_is_written_once() -> None:
-    box = outbox()
+    box = await outbox()
     async with connected() as (transport, theirs):
         box.put(transport, b"last words")
         box.flush()
@@ -64,7 +81,7 @@ async def test_what_waits_can_be_written_at_once_and_is_written_once() -> None:
 
 
 async def test_a_closed_connection_keeps_nothing_from_the_others() -> None:
-    box = outbox()
+    box = await outbox()
     async with connected() as (closed, _), connected() as (transport, theirs):
         box.put(closed, b"nobody is there")
         box.put(transport, b"somebody is")
@@ -76,7 +93,7 @@ async def test_a_closed_connection_keeps_nothing_from_the_others() -> None:
 async def test_a_connection_that_refuses_is_cut_and_the_others_are_served(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    box = outbox()
+    box = await outbox()
     async with connected() as (broken, its_end), connected() as (transport, theirs):
         broken.write_eof()
         assert await received(its_end) == b""
@@ -89,7 +106,7 @@ async def test_a_connection_that_refuses_is_cut_and_the_others_are_served(
 
 
 async def test_who_writes_without_pause_sees_that_nobody_reads() -> None:
-    box = outbox()
+    box = await outbox()
     async with connected() as (transport, _):
         for _ in range(100):
             box.put(transport, bytes(BYTES_MAX // 4))
