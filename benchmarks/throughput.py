@@ -21,7 +21,9 @@ from benchmarks.stand import Stand
 
 BACKLOG_S_MAX = 2.0
 DIRECT_PER_NGINX_MIN = 1.5
-_BUSY_MIN = 0.95  # below it, the one measured was not what limited the calls
+# Below it, the one measured was not what limited the calls. A rival would look slower than it is;
+# the gateway only makes itself look slower, which its share tells.
+_BUSY_MIN = 0.95
 _WARM_S = 2.0
 _PROFILED = 80  # functions shown
 
@@ -119,6 +121,7 @@ async def _compared(
             "load": f"{generator()}, {options.connections} connections",
             "organizations": options.organizations,
             "cpu_us_per_call_of": medians(spent),
+            "gateway_busy": round(statistics.median(one.busy for one in rounds["gateway"]), 3),
             "backlog_s": round(max(backlogs_s), 2),
             "records": records,
             "rounds": {name: [_shown(one) for one in each] for name, each in rounds.items()},
@@ -173,7 +176,7 @@ def _objections(
         if refused:
             found.append(f"{refused} calls of {name} were refused or failed")
         busy = statistics.median(one.busy for one in each)
-        if name != "direct" and busy < _BUSY_MIN:
+        if name not in ("direct", "gateway") and busy < _BUSY_MIN:
             found.append(f"{name} used {busy:.0%} of its core: something else was the limit")
     return found
 
