@@ -22,13 +22,14 @@ from tests.scenarios.caller import (
 )
 from tests.scenarios.deployment import Deployment, Key
 from tests.scenarios.invariants import assert_books, assert_nothing_recorded, owed
+from tests.scenarios.scale import LONG
 from tests.vendor import Vendor
 
 pytestmark = pytest.mark.scenario
 BODIES = 1000
 CALLERS = 8
 MIB = 1024**2
-UPLOADS = 8
+UPLOADS = 50 if LONG else 8
 UPLOAD_BYTES = 20 * MIB
 COMPLETIONS, EMBEDDINGS = "/v1/completions", "/v1/embeddings"
 
