@@ -213,7 +213,7 @@ async def uploaded(tollgate: Deployment, key: Key, body: bytes) -> Answer:
 async def test_large_bodies_take_no_more_than_twice_their_size(
     tollgate: Deployment, vendor_apart: Vendor
 ) -> None:
-    key = await tollgate.new_key(credit_usd="1000")
+    key = await tollgate.new_key(credit_usd=str(100 * UPLOADS))  # a bound on all that text is dear
     model = await vendor_apart.script("large", input_tokens=100, output_tokens=7)
     content = "x" * UPLOAD_BYTES
     body = orjson.dumps(asks(CHAT, model, messages=[{"role": "user", "content": content}]))
