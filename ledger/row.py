@@ -16,6 +16,7 @@ HOUR_US = 3_600_000_000
 DAY_US = 24 * HOUR_US
 CLOSED_AFTER_US = DAY_US  # a day's figures stand a day after it ended
 
+_FREE = frozenset({EndKind.RELEASED, EndKind.EXPIRED})  # ends that nothing is charged for
 _COLUMNS = frozenset({Unit.INPUT, Unit.CACHE_READ, Unit.CACHE_WRITE_5M, Unit.OUTPUT})
 _json = msgspec.json.Encoder(order="sorted").encode
 
@@ -96,7 +97,9 @@ class Figures(NamedTuple):
 
 def row_of(ended: Ended) -> Row:
     """The end as a row of usage_record."""
-    record, usage = ended.record, ended.record.usage
+    record = ended.record
+    # Their record may be the ticket, whose usage is what the call would have cost if it were lost.
+    usage = {} if ended.kind in _FREE else record.usage
     count = usage.get
     other = None
     if not usage.keys() <= _COLUMNS:

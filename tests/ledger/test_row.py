@@ -57,6 +57,16 @@ def test_a_lost_call_is_an_estimate() -> None:
     assert figures_of(row_of(ended(record(), EndKind.LOST))).estimated == 1
 
 
+@pytest.mark.parametrize("kind", [EndKind.RELEASED, EndKind.EXPIRED])
+def test_an_end_that_is_free_has_consumed_nothing_whatever_its_ticket_guessed(
+    kind: EndKind,
+) -> None:
+    made = record()
+    made.usage = {"input": 9, "web_searches": 4}
+    row = row_of(ended(made, kind))
+    assert (row.input, row.output, row.other_usage) == (0, 0, None)
+
+
 def test_the_log_has_what_money_does_not_need() -> None:
     made = record()
     row = row_of(ended(made))
