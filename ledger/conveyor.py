@@ -42,7 +42,8 @@ class Conveyor:
     `on_generation(partition, generation)`: the partition is in a new one, so ends that only an
     older one had are to be settled again. `on_batch(steps, wait_us)`: a batch goes out, and how
     long the oldest of its holds has waited. All are called from the event loop.
-    Every `renew_s` the leases of all open calls are renewed.
+    Every `renew_s` the leases of all open calls are renewed. `gateway`, unique to the process, is
+    signed with at roll calls (`ledger.rollcall`) once all that is here was told; "": never.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Conveyor:
         *,
         partitions: int,
         renew_s: float = RENEW_S,
+        gateway: str = "",
         on_epoch: Callable[[int], None] = _nothing,
         on_settled: Callable[[Settled], None] = _nothing,
         on_generation: Callable[[int, int], None] = _nothing,
@@ -60,7 +62,7 @@ class Conveyor:
         self._on_epoch, self._on_generation = on_epoch, on_generation
         self._on_settled, self._on_batch = on_settled, on_batch
         tell = Tell(self._epoch, self._generation, self._settled, self._say)
-        self._lanes = tuple(Lane(number, tell) for number in range(partitions))
+        self._lanes = tuple(Lane(number, tell, gateway) for number in range(partitions))
         # Every lane in which something waits, or that wants to ask; others may be among them.
         self._busy: set[Lane] = set()
         self._wire: Wire | None = None
@@ -137,6 +139,14 @@ class Conveyor:
         lane.renew(renewals)
         self._busy.add(lane)
         self._wake()
+
+    def look(self, partition: int) -> None:
+        """Ask at once in which generation the partition is: a recovery calls its roll."""
+        if partition < len(self._lanes):
+            lane = self._lanes[partition]
+            lane.look()
+            self._busy.add(lane)
+            self._wake()
 
     def generation(self, partition: int) -> int:
         """The generation the partition was last seen in; 0 before it was seen."""
@@ -271,7 +281,7 @@ class Conveyor:
             for step in lane.steps(now_s):
                 flight.append((lane, step))
                 items += len(step.items)
-            if lane.is_waiting or lane.wants_state:
+            if lane.is_restless:
                 self._busy.add(lane)
         if not flight:
             return
@@ -319,7 +329,7 @@ class Conveyor:
             self._say("Redis is silent", f"for {SILENT_S} s")
             self._break()
         self._flush()
-        if self._flight or self._is_scheduled or any(lane.is_waiting for lane in self._busy):
+        if self._flight or self._is_scheduled or any(lane.is_restless for lane in self._busy):
             self._tick_later()
         else:
             self._is_ticking = self._is_awake = False
@@ -352,7 +362,13 @@ class Conveyor:
         asyncio.get_running_loop().call_soon(self._on_epoch, partition)
 
     def _generation(self, partition: int, generation: int) -> None:
-        asyncio.get_running_loop().call_soon(self._on_generation, partition, generation)
+        asyncio.get_running_loop().call_soon(self._tell_generation, partition, generation)
+
+    def _tell_generation(self, partition: int, generation: int) -> None:
+        """What fails to hand over its ends is not signed for."""
+        self._on_generation(partition, generation)
+        self._lanes[partition].told(generation)
+        self._wake()
 
     def _say(self, event: str, reason: str) -> None:
         """One line a second at most, with how many were left out."""

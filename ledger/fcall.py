@@ -17,6 +17,17 @@ Answer = TypeVar("Answer")
 Word: TypeAlias = bytes | str | int
 
 KEY_COUNT = 11
+# Errors of the server's own. After these nothing of the call was done, so nothing is held by it.
+NOT_SERVING = frozenset({"READONLY", "LOADING", "MASTERDOWN"})
+NOTHING_RAN = NOT_SERVING | {
+    "OOM",
+    "NOPERM",
+    "NOAUTH",
+    "MISCONF",
+    "NOREPLICAS",
+    "BUSY",
+    "CLUSTERDOWN",
+}
 _NAMES = ("meta", "free", "base", "spent", "held", "ver", "holds", "due", "rates", "slots")
 _encode = msgspec.msgpack.Encoder().encode
 

@@ -17,15 +17,12 @@ from redis.exceptions import RedisError
 
 from ledger.commit import Position, Superseded
 from ledger.drain import BATCH_MAX, Drain, acknowledge
-from ledger.fcall import PartitionState, execute, obeyed
+from ledger.fcall import PartitionState, obeyed
 from ledger.functions import Epoch, Partition, WalletState
 from ledger.postgres import AWAY, Connection, one_row, open_pool
+from ledger.rollcall import call_roll
 
 EPOCH_CHANNEL = "tg:epoch"  # a gateway's notice: the number of a partition that refused a call
-GENERATION_CHANNEL = "tg:generation"  # our answer: "<partition> <generation>", look at it now
-GATEWAYS_KEY = "tg:gateways"  # zset: gateway id -> unix ms of Redis of its last heartbeat
-ROLL_CALL_S = 1.5
-ALIVE_MS = 1_500  # a gateway whose heartbeat is older is not waited for
 
 _CONNECTIONS_MAX = 4  # more would not make sixteen recoveries at once any faster
 _RETRY_S_MIN, _RETRY_S_MAX = 0.1, 1.0
@@ -108,11 +105,7 @@ class _Claim(NamedTuple):
     owner: str
     install: str
     cause: str
-
-
-def roll_key(partition: int, generation: int) -> str:
-    """The set in which gateways sign that they have sent and held again what they have."""
-    return f"tg:{{p{partition:02d}}}:roll:{generation}"
+    is_roster_lost: bool  # the heartbeats of the gateways went with the data, perhaps
 
 
 def ailment(state: PartitionState, *, generation: int, version: int) -> str:
@@ -196,7 +189,7 @@ class Recovery:
             # Renewed by freezing: whatever moved money before this line is in an older stream.
             await partition.freeze(claim.generation, install=claim.install)
             drained = await _drain_older(connection, partition, claim, position)
-        await self._roll_call(number, claim.generation)
+        await call_roll(self._redis, number, claim.generation, is_roster_lost=claim.is_roster_lost)
         async with self._connected() as connection:
             drained += await _drain(connection, partition, claim, Position(claim.generation, "0-0"))
             wallets, version = await _load(connection, partition, claim)
@@ -290,31 +283,12 @@ class Recovery:
             row = await one_row(connection, _CLAIM, number, self._owner, generation, state.version)
             await connection.execute(_LOG, number, generation, cause, self._owner)
         watermark = Position(row["watermark_generation"], row["watermark_id"])
-        return _Claim(generation, self._owner, row["install"], cause), watermark
-
-    async def _roll_call(self, number: int, generation: int) -> None:
-        """Let live gateways hold again what is open and send what Postgres may not have.
-
-        Each signs when it has. One that does not is not waited for longer than `ROLL_CALL_S`: what
-        it still has comes as late, and what it holds is held afterwards.
-        """
-        await execute(self._redis, "PUBLISH", GENERATION_CHANNEL, f"{number} {generation}")
-        loop = asyncio.get_running_loop()
-        until_s = loop.time() + ROLL_CALL_S
-        while loop.time() < until_s:
-            if not await self._missing(number, generation):
-                return
-            await asyncio.sleep(_BUSY_S)
-        _log.warning("gateways missing at roll call", extra={"partition": number})
-
-    async def _missing(self, number: int, generation: int) -> bool:
-        seconds, _ = await execute(self._redis, "TIME")
-        since_ms = int(seconds) * 1000 - ALIVE_MS
-        alive = await execute(self._redis, "ZRANGEBYSCORE", GATEWAYS_KEY, since_ms, "+inf")
-        if not alive:
-            return False
-        signed = await execute(self._redis, "SMEMBERS", roll_key(number, generation))
-        return not set(alive) <= set(signed)
+        is_first = part["state"] == "new"
+        # One that matches was written by this very server, which has every heartbeat since; after
+        # a recovery left half-way it may be that recovery that it remembers.
+        is_intact = state.sequence_matches and part["state"] != "recovering"
+        claim = _Claim(generation, self._owner, row["install"], cause, not (is_first or is_intact))
+        return claim, watermark
 
 
 async def _drain_older(

@@ -1,5 +1,5 @@
 #!lua name=tollgate
--- version: 1
+-- version: 2
 --
 -- The Redis side of the ledger: what is held, charged and logged, each step atomic, many per call.
 --
@@ -605,6 +605,24 @@ end
 
 write("tg_rehold", "AR", {"allow-oom"}, function(call)
   return each_item(call, flaw_of_hold, rehold_step)
+end)
+
+--------------------------------------------------------------------------------------------------
+-- sign: tg_sign, KEYS[12] tg:{p07}:roll:<generation>, ARGV[2] a gateway
+--
+-- Notes that the gateway has told and held again, in this generation, all it has. An older
+-- generation is refused, as everywhere. It moves no balance and may be repeated. Answers 1.
+
+register("tg_sign", {"allow-oom"}, function(keys, args)
+  local refused = refusal({unpack(keys, 1, 11)}, args, "AR")
+  if refused then return refused end
+  local roll = string.sub(keys[META], 1, -5) .. "roll:" .. args[1]
+  if #args ~= 2 or keys[12] ~= roll or not is_name(args[2]) then
+    return redis.error_reply("ARGS the generation's roll and a gateway")
+  end
+  redis.call("SADD", roll, args[2])
+  redis.call("EXPIRE", roll, 60)
+  return 1
 end)
 
 --------------------------------------------------------------------------------------------------
