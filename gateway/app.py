@@ -180,6 +180,7 @@ class Worker:
         )
         assert sheets.sheet is not None, "there are prices"
         calls = Calls(parts, Terms(config, sheets.sheet))
+        conveyor.renewal = calls.renewal
         publisher = stack.enter_context(
             Publisher(config.run_dir, process=name, metrics=metrics, readiness=readiness)
         )

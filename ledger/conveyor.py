@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Iterable
 
 from ledger.admission import End, Held, Hold, Refused
-from ledger.fcall import Renewal
+from ledger.fcall import Renewal, renewal_of
 from ledger.lane import Lane
 from ledger.step import Asked, Settled, Step, Tell
 from ledger.wire import Address, Answers, Wire, WireError
@@ -25,6 +25,7 @@ OPEN_S = 1.0  # for connecting and being let in
 SILENT_S = 2.0  # a batch that takes longer is lost; the longest function takes a tenth of it
 LOOK_EVERY_S = 0.5  # at every partition's generation: a call without traffic must be held again too
 RENEW_S = 20.0  # a third of the usual lease, so two renewals may be lost
+RENEW_SLICE = 100  # calls whose progress is worked out in one turn of the loop: some 2 ms
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.01, 0.5
 SAY_EVERY_S = 1.0
 MONEY_PAUSE_S = 0.05  # an end of another call is on its way at any moment
@@ -61,6 +62,7 @@ class Conveyor:
         self._address, self._renew_s = Address(url), renew_s
         self._on_epoch, self._on_generation = on_epoch, on_generation
         self._on_settled, self._on_batch = on_settled, on_batch
+        self.renewal: Callable[[Hold], Renewal] = renewal_of  # of an open call: lease, progress
         tell = Tell(self._epoch, self._generation, self._settled, self._say)
         self._lanes = tuple(Lane(number, tell, gateway) for number in range(partitions))
         # Every lane in which something waits, or that wants to ask; others may be among them.
@@ -134,7 +136,7 @@ class Conveyor:
             self._wake()
 
     def renew(self, partition: int, renewals: Iterable[Renewal]) -> None:
-        """Tell what open calls have consumed so far. Leases are renewed without being asked."""
+        """Tell new leases. Those of open calls are renewed without being asked."""
         lane = self._lanes[partition]
         lane.renew(renewals)
         self._busy.add(lane)
@@ -234,7 +236,7 @@ class Conveyor:
                 self._busy.update(self._lanes)
                 if loop.time() >= renew_at_s:
                     renew_at_s += self._renew_s
-                    self._renew_all()
+                    await self._renew_all()
                 self._wake()
         finally:
             self._wire, self._is_connected = None, False
@@ -245,9 +247,14 @@ class Conveyor:
                 self._busy.add(lane)
             self._is_awake = False
 
-    def _renew_all(self) -> None:
+    async def _renew_all(self) -> None:
+        """A slice at a time: the loop serves calls in between."""
         for lane in self._lanes:
-            lane.renew(Renewal(hold.call_id, hold.lease_ms) for hold in lane.open.values())
+            holds = [*lane.open.values()]
+            for start in range(0, len(holds), RENEW_SLICE):
+                slice_ = [h for h in holds[start : start + RENEW_SLICE] if h.call_id in lane.open]
+                self.renew(lane.number, [self.renewal(hold) for hold in slice_])
+                await asyncio.sleep(0)
 
     # Batches -------------------------------------------------------------------------------------
 

@@ -74,6 +74,11 @@ class Renewal(NamedTuple):
     record: bytes = b""  # what the sweeper would log; empty: what it has
 
 
+def renewal_of(hold: Hold) -> Renewal:
+    """A new lease, and no news."""
+    return Renewal(hold.call_id, hold.lease_ms)
+
+
 def key_names(partition: int, generation: int) -> tuple[str, ...]:
     """The keys of a partition, in the order in which every function takes them."""
     tag = f"tg:{{p{partition:02d}}}:"
