@@ -15,9 +15,9 @@ import asyncpg
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from ledger.commit import Position, Superseded
-from ledger.drain import BATCH_MAX, Drain, acknowledge
-from ledger.fcall import PartitionState, obeyed
+from ledger.commit import Committed, Position, Superseded
+from ledger.drain import BATCH_MAX, PROVEN_CHANNEL, Drain, acknowledge, proof_lines
+from ledger.fcall import PartitionState, execute, obeyed
 from ledger.functions import Epoch, Partition, WalletState
 from ledger.postgres import AWAY, Connection, one_row, open_pool
 from ledger.rollcall import call_roll
@@ -108,6 +108,12 @@ class _Claim(NamedTuple):
     is_roster_lost: bool  # the heartbeats of the gateways went with the data, perhaps
 
 
+class _Drained(NamedTuple):
+    entries: int
+    position: Position
+    committed: list[Committed]
+
+
 def ailment(state: PartitionState, *, generation: int, version: int) -> str:
     """Why a partition that Postgres calls active must be recovered; "" if it need not be."""
     if not state.generation:
@@ -186,12 +192,19 @@ class Recovery:
             if claimed is None:
                 return None
             claim, position = claimed
+            # Before the gateways see the new generation, so that they need not send this again.
+            ahead = await _drain(connection, partition, claim, position, acks=False)
+            await self._prove(number, ahead.position)
             # Renewed by freezing: whatever moved money before this line is in an older stream.
             await partition.freeze(claim.generation, install=claim.install)
-            drained = await _drain_older(connection, partition, claim, position)
+            await acknowledge(partition, claim.generation, ahead.committed)
+            drained = ahead.entries + await _drain_older(
+                connection, partition, claim, ahead.position
+            )
         await call_roll(self._redis, number, claim.generation, is_roster_lost=claim.is_roster_lost)
         async with self._connected() as connection:
-            drained += await _drain(connection, partition, claim, Position(claim.generation, "0-0"))
+            news = await _drain(connection, partition, claim, Position(claim.generation, "0-0"))
+            drained += news.entries
             wallets, version = await _load(connection, partition, claim)
             open_holds = await partition.activate(claim.generation, version)
             fence = (number, claim.generation, claim.owner)
@@ -204,6 +217,9 @@ class Recovery:
         return Recovered(
             number, claim.generation, claim.cause, drained, wallets, open_holds, seconds
         )
+
+    async def _prove(self, number: int, position: Position) -> None:
+        await execute(self._redis, "PUBLISH", PROVEN_CHANNEL, proof_lines({number: position}))
 
     async def _until_healthy(self, number: int) -> None:
         retry_s, skip = _RETRY_S_MIN, 0
@@ -282,6 +298,8 @@ class Recovery:
             generation = max(part["generation"], state.generation) + 1 + skip
             row = await one_row(connection, _CLAIM, number, self._owner, generation, state.version)
             await connection.execute(_LOG, number, generation, cause, self._owner)
+        if state.install not in {"", row["install"]}:
+            raise ValueError(f"the data belongs to deployment {state.install}")
         watermark = Position(row["watermark_generation"], row["watermark_id"])
         is_first = part["state"] == "new"
         # One that matches was written by this very server, which has every heartbeat since; after
@@ -298,7 +316,7 @@ async def _drain_older(
     drained = 0
     fence = (partition.number, claim.generation, claim.owner)
     while position.generation < claim.generation:
-        drained += await _drain(connection, partition, claim, position)
+        drained += (await _drain(connection, partition, claim, position)).entries
         position = Position(position.generation + 1, "0-0")
         moved = await connection.execute(_NEXT_STREAM, *fence, position.generation)
         if moved != "UPDATE 1":
@@ -307,24 +325,32 @@ async def _drain_older(
 
 
 async def _drain(
-    connection: Connection, partition: Partition, claim: _Claim, position: Position
-) -> int:
-    """Bring the rest of one stream into Postgres; how many entries it were."""
-    drain, drained = Drain(connection), 0
+    connection: Connection,
+    partition: Partition,
+    claim: _Claim,
+    position: Position,
+    *,
+    acks: bool = True,
+) -> _Drained:
+    """Bring the rest of one stream into Postgres. `acks`: tell Redis, which must be frozen."""
+    drain, done = Drain(connection), _Drained(0, position, [])
     while True:
-        step = await drain.step(partition, position, recovering=(claim.generation, claim.owner))
-        await acknowledge(partition, claim.generation, step.committed)
-        drained += sum(committed.entries for committed in step.committed)
-        if step.position is not None:
-            position = step.position
-        elif step.read:  # a credit has the row at this moment
+        step = await drain.step(
+            partition, done.position, recovering=(claim.generation, claim.owner)
+        )
+        if acks:
+            await acknowledge(partition, claim.generation, step.committed)
+        position = step.position or done.position
+        entries = sum(committed.entries for committed in step.committed)
+        done = _Drained(done.entries + entries, position, [*done.committed, *step.committed])
+        if step.position is None and step.read:  # a credit has the row at this moment
             await asyncio.sleep(_BUSY_S)
             row = await one_row(connection, _WATERMARK, partition.number)
             if row[0] != position.generation:
                 raise Superseded(f"partition {partition.number}: generation {claim.generation}")
-            position = Position(*row)
+            done = done._replace(position=Position(*row))
         if step.read < BATCH_MAX and (step.position is not None or not step.read):
-            return drained
+            return done
 
 
 async def _load(connection: Connection, partition: Partition, claim: _Claim) -> tuple[int, int]:

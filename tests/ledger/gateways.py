@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from gateway.channel import hear
 from ledger.admission import End, Hold
 from ledger.conveyor import Conveyor
+from ledger.drain import PROVEN_CHANNEL, read_proof
 from ledger.frames import OpenCall
 from ledger.journal import Journal
 from ledger.rollcall import GENERATION_CHANNEL, Presence, read_call
@@ -49,6 +50,7 @@ class Gateway:
                     gateway.beating,
                     group.create_task(gateway.conveyor.run(), name="conveyor"),
                     group.create_task(gateway._hear(), name="generations"),
+                    group.create_task(gateway._hear_proofs(), name="proofs"),
                 ]
                 yield gateway
                 for task in tasks:
@@ -74,6 +76,13 @@ class Gateway:
         await hear(
             self.redis, GENERATION_CHANNEL, lambda said: self.conveyor.look(read_call(said)[0])
         )
+
+    async def _hear_proofs(self) -> None:
+        await hear(self.redis, PROVEN_CHANNEL, self._prove)
+
+    def _prove(self, said: bytes) -> None:
+        for partition, at in read_proof(said).items():
+            self.journal.proven(partition, generation=at.generation, stream_id=at.stream_id)
 
     def _settled(self, settled: Settled) -> None:
         self.journal.appended(

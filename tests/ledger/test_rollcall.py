@@ -161,6 +161,23 @@ class TestOpenCalls:
         assert await deployment.balance(acme) == 10_000 - 4_700
         assert await deployment.differences() == []
 
+    async def test_that_ended_in_a_stream_that_survives_are_not_sent_again(
+        self, deployment: Deployment, start: Start, recovered: list[Recovered]
+    ) -> None:
+        acme = await deployment.active(credit=10_000)
+        gateway = await start()
+        for _ in range(20):
+            hold = await held(gateway, asked(acme, 100))
+            gateway.ended(deployment.end(acme, hold.call_id, 10))
+        assert await gateway.conveyor.drain(5.0) == 0
+        await deployment.redis.hset(f"tg:{{p{acme.partition:02d}}}:meta", "seq", "5")
+
+        assert isinstance(await gateway.conveyor.hold(asked(acme, 1), deadline_s=5.0), Held)
+
+        assert recovered[-1].drained == 20
+        assert gateway.journal.unproven_count == 0
+        assert await deployment.balance(acme) == 9_800
+
     async def test_of_a_quiet_gateway_are_held_again_as_fast(
         self, deployment: Deployment, start: Start
     ) -> None:
