@@ -2,7 +2,8 @@
 
 A gateway says that it is alive by a heartbeat, in Redis' own time. It signs a partition's roll in a
 generation once everything it had was answered there: then what it holds counts before anybody is
-admitted. Nobody is waited for longer than `ROLL_CALL_S`, so a dead gateway delays and never stops.
+admitted. Nobody who is silent is waited for longer than `ROLL_CALL_S`: the dead delay and never
+stop a recovery.
 """
 
 import asyncio
@@ -19,6 +20,9 @@ GATEWAYS_KEY = "tg:gateways"  # zset: gateway id -> unix ms of Redis of its last
 BEAT_S = 0.5
 ALIVE_MS = 1_500  # a gateway whose heartbeat is older is not waited for
 ROLL_CALL_S = 1.5
+# So long while gateways are still telling: money that is told late is money admitted twice, and the
+# calls that wait meanwhile are refused. Shorter than the lease of the partition's owner.
+TELLING_S = 3.5
 # After a loss of data the heartbeats are lost as well: every live gateway beats within this.
 ROSTER_S = BEAT_S + 0.25
 
@@ -26,6 +30,7 @@ _AGAIN_S = 0.1  # after a heartbeat that failed: Redis is back at any moment
 _LEAVE_S = 1.0
 _FORGET_MS = 60_000  # heartbeats so old are of the dead, and dropped
 _LOOK_EVERY_S = 0.01
+_PAUSE_S = 0.3  # a gateway that tells nothing for so long has told all it can
 
 _log = logging.getLogger(__name__)
 
@@ -50,12 +55,16 @@ async def call_roll(redis: Redis, partition: int, generation: int, *, is_roster_
     """
     await execute(redis, "PUBLISH", GENERATION_CHANNEL, f"{partition} {generation}")
     loop = asyncio.get_running_loop()
-    known_s = loop.time() + (ROSTER_S if is_roster_lost else 0.0)
-    until_s = loop.time() + ROLL_CALL_S
-    while loop.time() < until_s:
+    began_s = told_s = loop.time()
+    known_s = began_s + (ROSTER_S if is_roster_lost else 0.0)
+    told = 0
+    while loop.time() < max(began_s + ROLL_CALL_S, min(began_s + TELLING_S, told_s + _PAUSE_S)):
         if loop.time() >= known_s and not await _missing(redis, partition, generation):
             return
         await asyncio.sleep(_LOOK_EVERY_S)
+        before, told = told, await execute(redis, "XLEN", key_names(partition, generation)[-1])
+        if told > before:
+            told_s = loop.time()
     missing = await _missing(redis, partition, generation)
     _log.warning(
         "gateways missing at roll call", extra={"partition": partition, "gateways": len(missing)}

@@ -22,6 +22,7 @@ from ledger.rollcall import (
     GATEWAYS_KEY,
     ROLL_CALL_S,
     ROSTER_S,
+    TELLING_S,
     Presence,
     Signature,
     roll_key,
@@ -213,6 +214,31 @@ class TestWaiting:
 
         assert done is not None
         assert ROLL_CALL_S <= done.seconds < ROLL_CALL_S + SLACK_S
+
+    async def test_one_that_goes_on_telling_is_waited_for_longer(
+        self, deployment: Deployment
+    ) -> None:
+        acme = await deployment.active()
+        seconds, _ = await deployment.redis.time()
+        await deployment.redis.zadd(GATEWAYS_KEY, {"slow": int(seconds) * 1000 + 60_000})
+        await deployment.pool.execute("UPDATE part SET state = 'damaged'")
+        loop, told = asyncio.get_running_loop(), 0
+        recovering = asyncio.ensure_future(deployment.recover(acme))
+        until_s = loop.time() + ROLL_CALL_S + 0.5
+        while loop.time() < until_s:
+            if await deployment.generation(acme) == 2:
+                assert await deployment.late(acme, new_call_id(), 1) == "late"
+                told += 1
+            await asyncio.sleep(0.02)
+        assert not recovering.done()
+        await deployment.redis.sadd(roll_key(acme.partition, 2), "slow")
+
+        done = await recovering
+
+        assert done is not None
+        assert done.seconds < TELLING_S
+        assert done.drained == told > 0
+        assert await deployment.free(acme) == 1_000_000 - told
 
     async def test_one_that_dies_during_the_roll_call_is_given_up(
         self, deployment: Deployment
