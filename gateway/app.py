@@ -22,6 +22,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from gateway.auth import Authenticator, AuthLimits, Clock
+from gateway.channel import hear
 from gateway.closed import Closed
 from gateway.config import load, pepper, secrets_in
 from gateway.journals import Journals
@@ -49,6 +50,7 @@ from ledger.fcall import obeyed
 from ledger.journal import Journal
 from ledger.pricing import PriceSheet
 from ledger.recovery import EPOCH_CHANNEL
+from ledger.rollcall import GENERATION_CHANNEL, Presence, read_call
 from providers.adapter import Secret
 from providers.openai.dialect import OpenAI
 
@@ -119,6 +121,7 @@ class Worker:
     parts: Parts
     vitals: Vitals
     redis: Redis
+    presence: Presence
     notices: asyncio.Queue[int]  # partitions that need a recovery
     lines: Lines
 
@@ -141,6 +144,9 @@ class Worker:
         notices: asyncio.Queue[int] = asyncio.Queue()
         redis = open_redis(_url(config.redis.url))
         stack.push_async_callback(redis.aclose)
+        gateway = f"{name}-{os.getpid()}-{secrets.token_hex(8)}"
+        presence = Presence(redis, gateway)
+        stack.push_async_callback(presence.leave)
         journal = _journal(config, name, stack)
         journals = Journals(journal, config.journal_dir, prices=lambda: sheets.sheet)
         stack.callback(journals.release)
@@ -148,6 +154,7 @@ class Worker:
             _url(config.redis.url),
             partitions=config.ledger.partitions,
             renew_s=config.ledger.hold_renew_s,
+            gateway=gateway,
             on_epoch=notices.put_nowait,
             on_settled=journals.on_settled,
             on_generation=journals.on_generation,
@@ -173,11 +180,12 @@ class Worker:
         )
         assert sheets.sheet is not None, "there are prices"
         calls = Calls(parts, Terms(config, sheets.sheet))
+        conveyor.renewal = calls.renewal
         publisher = stack.enter_context(
             Publisher(config.run_dir, process=name, metrics=metrics, readiness=readiness)
         )
         vitals = Vitals(calls=calls, parts=parts, dropped=dropped, publisher=publisher)
-        return cls(calls, parts, vitals, redis, notices, lines)
+        return cls(calls, parts, vitals, redis, presence, notices, lines)
 
     def configure(self, config: Config, sheet: PriceSheet) -> None:
         """Take a new configuration with its prices; calls in flight keep what they started with."""
@@ -193,7 +201,9 @@ class Worker:
 
     def jobs(self) -> Iterator[tuple[str, Coroutine[None, None, None]]]:
         """What runs beside the calls for as long as the worker does."""
-        yield "conveyor", self.parts.conveyor.run()
+        yield "presence", self.presence.run()
+        yield "conveyor", self._convey()
+        yield "generations", hear(self.redis, GENERATION_CHANNEL, self._look)
         yield "auth", self.parts.authenticator.run()
         yield "backlog", self.parts.closed.hear()
         yield "journal", self.parts.journal.sync_loop()
@@ -242,6 +252,15 @@ class Worker:
     def _probe(self) -> tuple[bool, bytes]:
         state = self.vitals.publisher.readiness.state()
         return state.ready, msgspec.json.encode(state)
+
+    async def _convey(self) -> None:
+        """Hold nothing before the recoveries know of us: they wait for nobody else."""
+        await self.presence.known.wait()
+        await self.parts.conveyor.run()
+
+    def _look(self, message: bytes) -> None:
+        partition, _ = read_call(message)
+        self.parts.conveyor.look(partition)
 
     async def _pass_notices(self) -> None:
         """Tell whoever recovers that a partition needs it. Redis may be away, then it will ask."""

@@ -15,7 +15,7 @@ from gateway.channel import hear
 from ledger.admission import End
 from ledger.adoption import AdoptedJournal, adopt
 from ledger.conveyor import Conveyor
-from ledger.flusher import PROVEN_CHANNEL, read_proof
+from ledger.drain import PROVEN_CHANNEL, read_proof
 from ledger.frames import OpenCall
 from ledger.journal import Journal
 from ledger.money import ZERO, Nanos

@@ -5,7 +5,7 @@ All of one call's limits sit in one partition and are judged in one atomic step,
 
 from typing import NamedTuple
 
-from ledger.money import Nanos
+from ledger.money import ZERO, Nanos
 from ledger.record import EndKind
 
 
@@ -75,6 +75,19 @@ class End(NamedTuple):
     record: bytes
     caps: tuple[Cap, ...] = ()
     tokens: int = 0  # input + output, for the tokens-per-minute bucket
+
+
+def released(hold: Hold) -> End:
+    """The end of a hold of which nothing was consumed."""
+    return End(
+        hold.call_id,
+        hold.partition,
+        hold.wallet,
+        EndKind.RELEASED,
+        ZERO,
+        hold.ticket,
+        hold.caps,
+    )
 
 
 class LedgerUnavailable(Exception):

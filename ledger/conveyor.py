@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Iterable
 
 from ledger.admission import End, Held, Hold, Refused
-from ledger.fcall import Renewal
+from ledger.fcall import Renewal, renewal_of
 from ledger.lane import Lane
 from ledger.step import Asked, Settled, Step, Tell
 from ledger.wire import Address, Answers, Wire, WireError
@@ -25,6 +25,7 @@ OPEN_S = 1.0  # for connecting and being let in
 SILENT_S = 2.0  # a batch that takes longer is lost; the longest function takes a tenth of it
 LOOK_EVERY_S = 0.5  # at every partition's generation: a call without traffic must be held again too
 RENEW_S = 20.0  # a third of the usual lease, so two renewals may be lost
+RENEW_SLICE = 100  # calls whose progress is worked out in one turn of the loop: some 2 ms
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.01, 0.5
 SAY_EVERY_S = 1.0
 MONEY_PAUSE_S = 0.05  # an end of another call is on its way at any moment
@@ -42,7 +43,8 @@ class Conveyor:
     `on_generation(partition, generation)`: the partition is in a new one, so ends that only an
     older one had are to be settled again. `on_batch(steps, wait_us)`: a batch goes out, and how
     long the oldest of its holds has waited. All are called from the event loop.
-    Every `renew_s` the leases of all open calls are renewed.
+    Every `renew_s` the leases of all open calls are renewed. `gateway`, unique to the process, is
+    signed with at roll calls (`ledger.rollcall`) once all that is here was told; "": never.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Conveyor:
         *,
         partitions: int,
         renew_s: float = RENEW_S,
+        gateway: str = "",
         on_epoch: Callable[[int], None] = _nothing,
         on_settled: Callable[[Settled], None] = _nothing,
         on_generation: Callable[[int, int], None] = _nothing,
@@ -59,8 +62,9 @@ class Conveyor:
         self._address, self._renew_s = Address(url), renew_s
         self._on_epoch, self._on_generation = on_epoch, on_generation
         self._on_settled, self._on_batch = on_settled, on_batch
+        self.renewal: Callable[[Hold], Renewal] = renewal_of  # of an open call: lease, progress
         tell = Tell(self._epoch, self._generation, self._settled, self._say)
-        self._lanes = tuple(Lane(number, tell) for number in range(partitions))
+        self._lanes = tuple(Lane(number, tell, gateway) for number in range(partitions))
         # Every lane in which something waits, or that wants to ask; others may be among them.
         self._busy: set[Lane] = set()
         self._wire: Wire | None = None
@@ -132,11 +136,19 @@ class Conveyor:
             self._wake()
 
     def renew(self, partition: int, renewals: Iterable[Renewal]) -> None:
-        """Tell what open calls have consumed so far. Leases are renewed without being asked."""
+        """Tell new leases. Those of open calls are renewed without being asked."""
         lane = self._lanes[partition]
         lane.renew(renewals)
         self._busy.add(lane)
         self._wake()
+
+    def look(self, partition: int) -> None:
+        """Ask at once in which generation the partition is: a recovery calls its roll."""
+        if partition < len(self._lanes):
+            lane = self._lanes[partition]
+            lane.look()
+            self._busy.add(lane)
+            self._wake()
 
     def generation(self, partition: int) -> int:
         """The generation the partition was last seen in; 0 before it was seen."""
@@ -224,7 +236,7 @@ class Conveyor:
                 self._busy.update(self._lanes)
                 if loop.time() >= renew_at_s:
                     renew_at_s += self._renew_s
-                    self._renew_all()
+                    await self._renew_all()
                 self._wake()
         finally:
             self._wire, self._is_connected = None, False
@@ -235,9 +247,14 @@ class Conveyor:
                 self._busy.add(lane)
             self._is_awake = False
 
-    def _renew_all(self) -> None:
+    async def _renew_all(self) -> None:
+        """A slice at a time: the loop serves calls in between."""
         for lane in self._lanes:
-            lane.renew(Renewal(hold.call_id, hold.lease_ms) for hold in lane.open.values())
+            holds = [*lane.open.values()]
+            for start in range(0, len(holds), RENEW_SLICE):
+                slice_ = [h for h in holds[start : start + RENEW_SLICE] if h.call_id in lane.open]
+                self.renew(lane.number, [self.renewal(hold) for hold in slice_])
+                await asyncio.sleep(0)
 
     # Batches -------------------------------------------------------------------------------------
 
@@ -271,7 +288,7 @@ class Conveyor:
             for step in lane.steps(now_s):
                 flight.append((lane, step))
                 items += len(step.items)
-            if lane.is_waiting or lane.wants_state:
+            if lane.is_restless:
                 self._busy.add(lane)
         if not flight:
             return
@@ -319,7 +336,7 @@ class Conveyor:
             self._say("Redis is silent", f"for {SILENT_S} s")
             self._break()
         self._flush()
-        if self._flight or self._is_scheduled or any(lane.is_waiting for lane in self._busy):
+        if self._flight or self._is_scheduled or any(lane.is_restless for lane in self._busy):
             self._tick_later()
         else:
             self._is_ticking = self._is_awake = False
@@ -352,7 +369,13 @@ class Conveyor:
         asyncio.get_running_loop().call_soon(self._on_epoch, partition)
 
     def _generation(self, partition: int, generation: int) -> None:
-        asyncio.get_running_loop().call_soon(self._on_generation, partition, generation)
+        asyncio.get_running_loop().call_soon(self._tell_generation, partition, generation)
+
+    def _tell_generation(self, partition: int, generation: int) -> None:
+        """What fails to hand over its ends is not signed for."""
+        self._on_generation(partition, generation)
+        self._lanes[partition].told(generation)
+        self._wake()
 
     def _say(self, event: str, reason: str) -> None:
         """One line a second at most, with how many were left out."""

@@ -11,6 +11,7 @@ from ledger.functions import Partition
 from ledger.postgres import Connection
 from ledger.stream import Ended, admitted_ms, parse
 
+PROVEN_CHANNEL = "tg:proven"  # lines "<partition> <generation> <stream id>", as Postgres has them
 BATCH_MAX = 5_000  # entries in a transaction: some 40 ms, which nobody waiting for the row minds
 _DAYS_AHEAD = 2  # a gateway's clock may be this wrong before its calls go to the default partition
 _ACK_MAX = 500  # call ids in one step of Redis
@@ -79,3 +80,14 @@ async def acknowledge(partition: Partition, generation: int, batches: Sequence[C
     for committed in batches:
         for start in range(0, len(committed.call_ids), _ACK_MAX):
             await partition.ack(generation, committed.call_ids[start : start + _ACK_MAX])
+
+
+def proof_lines(proven: dict[int, Position]) -> str:
+    """The message on `PROVEN_CHANNEL`."""
+    return "\n".join(f"{number} {at.generation} {at.stream_id}" for number, at in proven.items())
+
+
+def read_proof(message: bytes) -> dict[int, Position]:
+    """What a message on `PROVEN_CHANNEL` says."""
+    lines = (line.split() for line in message.decode().splitlines())
+    return {int(number): Position(int(gen), stream_id) for number, gen, stream_id in lines}

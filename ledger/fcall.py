@@ -19,6 +19,17 @@ Word: TypeAlias = bytes | str | int
 
 KEY_COUNT = 11
 _LOOK_EVERY_S = 1.0
+# Errors of the server's own. After these nothing of the call was done, so nothing is held by it.
+NOT_SERVING = frozenset({"READONLY", "LOADING", "MASTERDOWN"})
+NOTHING_RAN = NOT_SERVING | {
+    "OOM",
+    "NOPERM",
+    "NOAUTH",
+    "MISCONF",
+    "NOREPLICAS",
+    "BUSY",
+    "CLUSTERDOWN",
+}
 _NAMES = ("meta", "free", "base", "spent", "held", "ver", "holds", "due", "rates", "slots")
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -63,6 +74,11 @@ class Renewal(NamedTuple):
     lease_ms: int = 60_000
     charge: int = -1  # nano-USD so far; -1: not known, or no news
     record: bytes = b""  # what the sweeper would log; empty: what it has
+
+
+def renewal_of(hold: Hold) -> Renewal:
+    """A new lease, and no news."""
+    return Renewal(hold.call_id, hold.lease_ms)
 
 
 def key_names(partition: int, generation: int) -> tuple[str, ...]:

@@ -18,14 +18,12 @@ from redis.exceptions import RedisError
 from ledger.backlog import Backlog
 from ledger.bases import push_bases
 from ledger.commit import Committed, Position
-from ledger.drain import BATCH_MAX, Drain, Step, acknowledge
+from ledger.drain import BATCH_MAX, PROVEN_CHANNEL, Drain, Step, acknowledge, proof_lines
 from ledger.fcall import execute
 from ledger.functions import Epoch, Partition
 from ledger.postgres import AWAY, connect
 from ledger.recovery import ailment
 from ledger.trim import trim
-
-PROVEN_CHANNEL = "tg:proven"  # lines "<partition> <generation> <stream id>", as Postgres has them
 
 _COUNT_EVERY_S = 1.0
 _IDLE_S = 0.4  # between looks at a stream that had nothing: sixteen idle ones must cost nothing
@@ -80,17 +78,6 @@ async def watermarks(connection: asyncpg.Connection) -> dict[int, Position]:
     """How far each partition's stream is in Postgres: what proves a journal's entries."""
     rows = await connection.fetch("SELECT number, watermark_generation, watermark_id FROM part")
     return {row[0]: Position(row[1], row[2]) for row in rows}
-
-
-def proof_lines(proven: dict[int, Position]) -> str:
-    """The message on `PROVEN_CHANNEL`."""
-    return "\n".join(f"{number} {at.generation} {at.stream_id}" for number, at in proven.items())
-
-
-def read_proof(message: bytes) -> dict[int, Position]:
-    """What a message on `PROVEN_CHANNEL` says."""
-    lines = (line.split() for line in message.decode().splitlines())
-    return {int(number): Position(int(gen), stream_id) for number, gen, stream_id in lines}
 
 
 def _nothing(*_: object) -> None:

@@ -6,31 +6,30 @@ the front. A hold that somebody stopped waiting for is released as soon as it is
 to be there. And nothing is sent in a generation that Redis has not confirmed.
 """
 
-from asyncio import Future
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from hiredis import ReplyError
 
-from ledger.admission import End, Held, Hold, Refused
+from ledger.admission import End, Held, Hold, released
 from ledger.fcall import (
     KEY_COUNT,
+    NOT_SERVING,
+    NOTHING_RAN,
     Epoch,
     PartitionState,
     Renewal,
     Word,
     end_arguments,
     highest_place,
-    hold_answer,
     hold_arguments,
     key_names,
     refusal,
     renewal_arguments,
     state_answer,
 )
-from ledger.money import ZERO
-from ledger.record import EndKind
+from ledger.rollcall import Signature
 from ledger.step import Asked, Phase, Settled, Step, Tell
 from ledger.wire import packed
 
@@ -44,9 +43,9 @@ PAUSE_S = 0.1  # after a refusal that has nothing to do with us: out of memory, 
 
 
 class Lane:
-    """The queues of one partition."""
+    """The queues of one partition. `gateway` signs at roll calls; "" does not."""
 
-    def __init__(self, number: int, tell: Tell) -> None:
+    def __init__(self, number: int, tell: Tell, gateway: str = "") -> None:
         self.number = number
         self.generation = 0
         self.phase = Phase.UNKNOWN
@@ -57,6 +56,7 @@ class Lane:
         self.must_break = False  # the server is no primary, or not ready: connect anew
         self.wants_state = False  # ask with the next batch how the partition is
         self._tell = tell
+        self._signature = Signature(number, gateway)
         self._holds: deque[Asked] = deque()
         self._extensions: deque[Asked] = deque()
         self._ends: deque[End] = deque()
@@ -92,26 +92,24 @@ class Lane:
     def release_unseen(self, hold: Hold) -> None:
         """End a hold that nobody saw admitted, if it was. Its ticket is the record."""
         self._unseen.add(hold.call_id)
-        self.end(
-            End(
-                call_id=hold.call_id,
-                partition=hold.partition,
-                wallet=hold.wallet,
-                kind=EndKind.RELEASED,
-                charge=ZERO,
-                record=hold.ticket,
-                caps=hold.caps,
-            )
-        )
+        self.end(released(hold))
 
     def renew(self, renewals: Iterable[Renewal]) -> None:
         """Queue new leases."""
         self._renewals.extend(renewals)
 
+    def look(self) -> None:
+        """Something is new: ask at once how the partition is."""
+        self.wants_state, self._ask_at_s = True, 0.0
+
+    def told(self, generation: int) -> None:
+        """What this generation's stream does not have was handed over by whoever keeps it."""
+        self._signature.told(generation)
+
     def doubt(self) -> None:
         """The connection is new: whatever was known may be old."""
-        self.phase, self.wants_state = Phase.UNKNOWN, True
-        self._ask_at_s = self._resume_at_s = 0.0
+        self.phase, self._resume_at_s = Phase.UNKNOWN, 0.0
+        self.look()
 
     def wait_s(self, now_s: float) -> float:
         """How long the oldest queued hold has waited."""
@@ -123,8 +121,8 @@ class Lane:
         return self.phase is Phase.ACTIVE
 
     @property
-    def is_waiting(self) -> bool:
-        """Whether anything is queued."""
+    def is_restless(self) -> bool:
+        """Whether anything is queued or to be asked."""
         return bool(
             self._holds
             or self._ends
@@ -132,6 +130,8 @@ class Lane:
             or self._extensions
             or self._reholds
             or self._renewals
+            or self.wants_state
+            or self.phase is not Phase.ACTIVE
         )
 
     def expire(self, now_s: float, *, is_answering: bool) -> None:
@@ -179,7 +179,7 @@ class Lane:
     def steps(self, now_s: float) -> list[Step]:
         """The next steps of this lane; their items are out of the queues until answered."""
         made: list[Step] = []
-        asks = self.wants_state or (not self.is_active and self.is_waiting)
+        asks = self.wants_state or self.phase is not Phase.ACTIVE
         if asks and now_s >= self._ask_at_s:
             self.wants_state, self._ask_at_s = False, now_s + ASK_EVERY_S
             made.append(self._step("tg_state", [], []))
@@ -188,11 +188,16 @@ class Lane:
         if self._reholds:
             # A call that has ended meanwhile must not be held again: nobody would end that.
             self._reholds = deque(h for h in self._reholds if h.call_id in self.open)
-            self._take(made, "tg_rehold", self._reholds, hold_arguments)
         if self.phase is Phase.RECOVERING:
             self._known_ends_as_late()
+            self._signature.owe(self._owed)
+            self._signature.paid(self._unseen)  # nobody saw them admitted: no vendor has them
+            self._take(made, "tg_rehold", self._reholds, hold_arguments)
             self._take(made, "tg_late", self._lates, end_arguments)
+            if words := self._signature.words():
+                made.append(Step("tg_sign", [], self.generation, packed(words)))
             return made
+        self._take(made, "tg_rehold", self._reholds, hold_arguments)
         self._take(made, "tg_renew", self._renewals, renewal_arguments)
         # Before holds: what ends give back may be what a hold needs.
         self._take(made, "tg_settle", self._ends, end_arguments)
@@ -209,6 +214,10 @@ class Lane:
         if len(kept) < len(self._ends):
             self._lates.extend(end for end in self._ends if end.call_id not in self._unseen)
             self._ends = deque(kept)
+
+    def _owed(self) -> list[bytes]:
+        """The calls that are to be held again, and those whose ends are to be told."""
+        return [item.call_id for queue in (self._reholds, self._lates) for item in queue]
 
     def _take(
         self,
@@ -266,6 +275,10 @@ class Lane:
             self._state_answered(state_answer(answer), now_s)
         elif step.function == "tg_renew":
             self.lapsed += sum(1 for renewed in answer if renewed == 0)
+        elif step.function == "tg_rehold":
+            self._signature.paid(hold.call_id for hold in step.items)
+        elif step.function == "tg_sign":
+            self._signature.give()
 
     def lost(self, step: Step) -> None:
         """The connection broke before the answer: it may or may not have happened."""
@@ -299,14 +312,14 @@ class Lane:
                 self.open[hold.call_id] = hold
                 future.set_result(Held(generation, answer[1], tuple(answer[2:])))
             else:
-                _answer(future, answer, generation)
+                asked.answer(answer, generation)
 
     def _extensions_answered(self, step: Step, answers: list[list[Any]]) -> None:
         for asked, answer in zip(step.items, answers, strict=True):
             if answer[0] == 1 and asked.hold.call_id in self.open:
                 self.open[asked.hold.call_id] = asked.hold
             if not asked.future.done():
-                _answer(asked.future, answer, step.generation)
+                asked.answer(answer, step.generation)
 
     def _ends_answered(self, step: Step, answers: list[bytes]) -> None:
         ends: list[End] = []
@@ -327,6 +340,8 @@ class Lane:
                 self._lates.append(end)
             else:
                 self._unanswerable(end, answer)
+        if step.function == "tg_late":
+            self._signature.paid(end.call_id for end in step.items)
         if ends:
             self._tell.settled(Settled(ends, self.number, step.generation, highest_place(places)))
 
@@ -346,6 +361,7 @@ class Lane:
             self.generation, self._prefixes = state.generation, {}
             self._reholds = deque(self.open.values())
             self._renewals.clear()
+            self._signature.begin(state.generation)
             self._tell.generation(self.number, state.generation)
         self.phase = Phase.ACTIVE if state.is_active() else Phase.RECOVERING
 
@@ -357,6 +373,8 @@ class Lane:
 
     def _refused(self, step: Step, message: str, now_s: float) -> None:
         """The server answered with an error."""
+        if step.function == "tg_sign":  # a library that is older than we are, perhaps
+            self._signature.give()
         refused = refusal(message, self.number)
         if isinstance(refused, Epoch):
             self._put_back(step)
@@ -366,33 +384,16 @@ class Lane:
             return
         code = message.partition(" ")[0]
         self._resume_at_s = now_s + PAUSE_S
-        self.must_break = code in _NOT_SERVING
+        self.must_break = code in NOT_SERVING
         self._tell.trouble("ledger step refused", f"{step.function}: {message}")
         if step.function not in {"tg_hold", "tg_extend"}:
             self._put_back(step)
             return
         for asked in step.items:
-            if step.function == "tg_hold" and code not in _NOTHING_RAN:
+            if step.function == "tg_hold" and code not in NOTHING_RAN:
                 self.release_unseen(asked.hold)
             asked.fail(f"Redis refuses: {code}")
 
 
-def _answer(future: Future[Held | Refused], answer: list[Any], generation: int) -> None:
-    try:
-        future.set_result(hold_answer(answer, generation))
-    except ValueError as error:
-        future.set_exception(error)
-
-
 _OF_ENDS = frozenset({"tg_settle", "tg_late"})
 _LOGGED = frozenset({b"S", b"D", b"L"})
-_NOT_SERVING = frozenset({"READONLY", "LOADING", "MASTERDOWN"})
-_NOTHING_RAN = _NOT_SERVING | {
-    "OOM",
-    "NOPERM",
-    "NOAUTH",
-    "MISCONF",
-    "NOREPLICAS",
-    "BUSY",
-    "CLUSTERDOWN",
-}

@@ -15,17 +15,14 @@ import asyncpg
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from ledger.commit import Position, Superseded
-from ledger.drain import BATCH_MAX, Drain, acknowledge
+from ledger.commit import Committed, Position, Superseded
+from ledger.drain import BATCH_MAX, PROVEN_CHANNEL, Drain, acknowledge, proof_lines
 from ledger.fcall import PartitionState, execute, heard, obeyed
 from ledger.functions import Epoch, Partition, WalletState
 from ledger.postgres import AWAY, Connection, one_row, open_pool
+from ledger.rollcall import call_roll
 
 EPOCH_CHANNEL = "tg:epoch"  # a gateway's notice: the number of a partition that refused a call
-GENERATION_CHANNEL = "tg:generation"  # our answer: "<partition> <generation>", look at it now
-GATEWAYS_KEY = "tg:gateways"  # zset: gateway id -> unix ms of Redis of its last heartbeat
-ROLL_CALL_S = 1.5
-ALIVE_MS = 1_500  # a gateway whose heartbeat is older is not waited for
 
 _CONNECTIONS_MAX = 4  # more would not make sixteen recoveries at once any faster
 _RETRY_S_MIN, _RETRY_S_MAX = 0.1, 1.0
@@ -108,11 +105,13 @@ class _Claim(NamedTuple):
     owner: str
     install: str
     cause: str
+    is_roster_lost: bool  # the heartbeats of the gateways went with the data, perhaps
 
 
-def roll_key(partition: int, generation: int) -> str:
-    """The set in which gateways sign that they have sent and held again what they have."""
-    return f"tg:{{p{partition:02d}}}:roll:{generation}"
+class _Drained(NamedTuple):
+    entries: int
+    position: Position
+    committed: list[Committed]
 
 
 def ailment(state: PartitionState, *, generation: int, version: int) -> str:
@@ -193,12 +192,19 @@ class Recovery:
             if claimed is None:
                 return None
             claim, position = claimed
+            # Before the gateways see the new generation, so that they need not send this again.
+            ahead = await _drain(connection, partition, claim, position, acks=False)
+            await self._prove(number, ahead.position)
             # Renewed by freezing: whatever moved money before this line is in an older stream.
             await partition.freeze(claim.generation, install=claim.install)
-            drained = await _drain_older(connection, partition, claim, position)
-        await self._roll_call(number, claim.generation)
+            await acknowledge(partition, claim.generation, ahead.committed)
+            drained = ahead.entries + await _drain_older(
+                connection, partition, claim, ahead.position
+            )
+        await call_roll(self._redis, number, claim.generation, is_roster_lost=claim.is_roster_lost)
         async with self._connected() as connection:
-            drained += await _drain(connection, partition, claim, Position(claim.generation, "0-0"))
+            news = await _drain(connection, partition, claim, Position(claim.generation, "0-0"))
+            drained += news.entries
             wallets, version = await _load(connection, partition, claim)
             open_holds = await partition.activate(claim.generation, version)
             fence = (number, claim.generation, claim.owner)
@@ -211,6 +217,9 @@ class Recovery:
         return Recovered(
             number, claim.generation, claim.cause, drained, wallets, open_holds, seconds
         )
+
+    async def _prove(self, number: int, position: Position) -> None:
+        await execute(self._redis, "PUBLISH", PROVEN_CHANNEL, proof_lines({number: position}))
 
     async def _until_healthy(self, number: int) -> None:
         retry_s, skip = _RETRY_S_MIN, 0
@@ -289,32 +298,15 @@ class Recovery:
             generation = max(part["generation"], state.generation) + 1 + skip
             row = await one_row(connection, _CLAIM, number, self._owner, generation, state.version)
             await connection.execute(_LOG, number, generation, cause, self._owner)
+        if state.install not in {"", row["install"]}:
+            raise ValueError(f"the data belongs to deployment {state.install}")
         watermark = Position(row["watermark_generation"], row["watermark_id"])
-        return _Claim(generation, self._owner, row["install"], cause), watermark
-
-    async def _roll_call(self, number: int, generation: int) -> None:
-        """Let live gateways hold again what is open and send what Postgres may not have.
-
-        Each signs when it has. One that does not is not waited for longer than `ROLL_CALL_S`: what
-        it still has comes as late, and what it holds is held afterwards.
-        """
-        await execute(self._redis, "PUBLISH", GENERATION_CHANNEL, f"{number} {generation}")
-        loop = asyncio.get_running_loop()
-        until_s = loop.time() + ROLL_CALL_S
-        while loop.time() < until_s:
-            if not await self._missing(number, generation):
-                return
-            await asyncio.sleep(_BUSY_S)
-        _log.warning("gateways missing at roll call", extra={"partition": number})
-
-    async def _missing(self, number: int, generation: int) -> bool:
-        seconds, _ = await execute(self._redis, "TIME")
-        since_ms = int(seconds) * 1000 - ALIVE_MS
-        alive = await execute(self._redis, "ZRANGEBYSCORE", GATEWAYS_KEY, since_ms, "+inf")
-        if not alive:
-            return False
-        signed = await execute(self._redis, "SMEMBERS", roll_key(number, generation))
-        return not set(alive) <= set(signed)
+        is_first = part["state"] == "new"
+        # One that matches was written by this very server, which has every heartbeat since; after
+        # a recovery left half-way it may be that recovery that it remembers.
+        is_intact = state.sequence_matches and part["state"] != "recovering"
+        claim = _Claim(generation, self._owner, row["install"], cause, not (is_first or is_intact))
+        return claim, watermark
 
 
 async def _drain_older(
@@ -324,7 +316,7 @@ async def _drain_older(
     drained = 0
     fence = (partition.number, claim.generation, claim.owner)
     while position.generation < claim.generation:
-        drained += await _drain(connection, partition, claim, position)
+        drained += (await _drain(connection, partition, claim, position)).entries
         position = Position(position.generation + 1, "0-0")
         moved = await connection.execute(_NEXT_STREAM, *fence, position.generation)
         if moved != "UPDATE 1":
@@ -333,24 +325,32 @@ async def _drain_older(
 
 
 async def _drain(
-    connection: Connection, partition: Partition, claim: _Claim, position: Position
-) -> int:
-    """Bring the rest of one stream into Postgres; how many entries it were."""
-    drain, drained = Drain(connection), 0
+    connection: Connection,
+    partition: Partition,
+    claim: _Claim,
+    position: Position,
+    *,
+    acks: bool = True,
+) -> _Drained:
+    """Bring the rest of one stream into Postgres. `acks`: tell Redis, which must be frozen."""
+    drain, done = Drain(connection), _Drained(0, position, [])
     while True:
-        step = await drain.step(partition, position, recovering=(claim.generation, claim.owner))
-        await acknowledge(partition, claim.generation, step.committed)
-        drained += sum(committed.entries for committed in step.committed)
-        if step.position is not None:
-            position = step.position
-        elif step.read:  # a credit has the row at this moment
+        step = await drain.step(
+            partition, done.position, recovering=(claim.generation, claim.owner)
+        )
+        if acks:
+            await acknowledge(partition, claim.generation, step.committed)
+        position = step.position or done.position
+        entries = sum(committed.entries for committed in step.committed)
+        done = _Drained(done.entries + entries, position, [*done.committed, *step.committed])
+        if step.position is None and step.read:  # a credit has the row at this moment
             await asyncio.sleep(_BUSY_S)
             row = await one_row(connection, _WATERMARK, partition.number)
             if row[0] != position.generation:
                 raise Superseded(f"partition {partition.number}: generation {claim.generation}")
-            position = Position(*row)
+            done = done._replace(position=Position(*row))
         if step.read < BATCH_MAX and (step.position is not None or not step.read):
-            return drained
+            return done
 
 
 async def _load(connection: Connection, partition: Partition, claim: _Claim) -> tuple[int, int]:

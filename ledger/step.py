@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ledger.admission import End, Held, Hold, LedgerUnavailable, Refused
+from ledger.fcall import hold_answer
 
 
 class Asked(msgspec.Struct, eq=False):
@@ -18,6 +19,13 @@ class Asked(msgspec.Struct, eq=False):
     born_s: float
     deadline_s: float
     is_in_doubt: bool = False  # sent, and the connection broke before the answer
+
+    def answer(self, answer: list[Any], generation: int) -> None:
+        """Give the caller what Redis says."""
+        try:
+            self.future.set_result(hold_answer(answer, generation))
+        except ValueError as error:
+            self.future.set_exception(error)
 
     def fail(self, reason: str) -> None:
         """Tell the caller that nothing was admitted, unless it has left."""

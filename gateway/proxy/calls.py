@@ -23,7 +23,7 @@ from gateway.auth import Authenticator
 from gateway.closed import Closed
 from gateway.credential import presented
 from gateway.journals import Journals, lost_end
-from gateway.proxy import admit, finish, forward, relay
+from gateway.proxy import admit, finish, forward, progress, relay
 from gateway.proxy.answer import refuse
 from gateway.proxy.clients import Clients
 from gateway.proxy.exchange import CLOSE, Answered, ClientGone, Exchange
@@ -33,9 +33,10 @@ from gateway.proxy.tell import Teller
 from gateway.settings import OnDisconnect
 from gateway.upstream import HOP, Upstream
 from gateway.wallets import Wallets, WalletsUnavailable
-from ledger.admission import Held, LedgerUnavailable, Refused
+from ledger.admission import Held, Hold, LedgerUnavailable, Refused
 from ledger.appender import JournalFull
 from ledger.conveyor import Conveyor
+from ledger.fcall import Renewal
 from ledger.frames import OpenCall
 from ledger.journal import Journal
 from ledger.record import Outcome, decode
@@ -110,6 +111,10 @@ class Calls:
         while self.live:
             self._idle.clear()
             await self._idle.wait()
+
+    def renewal(self, hold: Hold) -> Renewal:
+        """The new lease of an open call, with its progress."""
+        return progress.renewal(self.live, hold)
 
     def cut(self) -> None:
         """End every open call, whether its client is there or not, with what it has consumed."""

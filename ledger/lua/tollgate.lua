@@ -1,5 +1,5 @@
 #!lua name=tollgate
--- version: 1
+-- version: 2
 --
 -- The Redis side of the ledger: what is held, charged and logged, each step atomic, many per call.
 --
@@ -608,11 +608,30 @@ write("tg_rehold", "AR", {"allow-oom"}, function(call)
 end)
 
 --------------------------------------------------------------------------------------------------
+-- sign: tg_sign, KEYS[12] tg:{p07}:roll:<generation>, ARGV[2] a gateway
+--
+-- Notes that the gateway has told and held again, in this generation, all it has. An older
+-- generation is refused, as everywhere. It moves no balance and may be repeated. Answers 1.
+
+register("tg_sign", {"allow-oom"}, function(keys, args)
+  local refused = refusal({unpack(keys, 1, 11)}, args, "AR")
+  if refused then return refused end
+  local roll = string.sub(keys[META], 1, -5) .. "roll:" .. args[1]
+  if #args ~= 2 or keys[12] ~= roll or not is_name(args[2]) then
+    return redis.error_reply("ARGS the generation's roll and a gateway")
+  end
+  redis.call("SADD", roll, args[2])
+  redis.call("EXPIRE", roll, 60)
+  return 1
+end)
+
+--------------------------------------------------------------------------------------------------
 -- settle: tg_settle, items of an end (bytes: the record)
 --
 -- Ends an open hold: gives it back where it was held, frees its slots, corrects its token buckets
 -- by taken - tokens, takes the charge from the wallet and from the cap windows of this moment, and
--- appends the entry, m=1. A charge above the hold is taken in full. Answers per item
+-- appends the entry, m=1. A charge above the hold is taken in full. A lost call is charged by its
+-- last progress where that is more than the end says. Answers per item
 --   "S<stream id>"  done    "D<stream id>"  ended before, by an end that knew as much
 --   "U"  no open hold: send `late`          "E<what>"  flawed
 -- Passes at maxmemory, as everything does that ends or keeps a call.
@@ -676,6 +695,14 @@ local function same_end(call, text, kind)
   return nil
 end
 
+-- Charge and record of an end: who ends a dead gateway's call knows no more than it told here last.
+local function best_known(row, head, record)
+  if head[E_KIND] == "lost" and row.progress > head[E_CHARGE] then
+    return row.progress, row.ticket
+  end
+  return head[E_CHARGE], record
+end
+
 local function settle_step(call, id, head, bytes)
   if not head then return "E" .. bytes end
   local known = text_of(call, id)
@@ -687,7 +714,8 @@ local function settle_step(call, id, head, bytes)
   local row = row_of(known)
   local caps = #head[E_CAPS] > 0 and head[E_CAPS] or row.head[H_CAPS]
   correct_buckets(call, row.head[H_RATES], head[E_TOKENS])
-  return "S" .. finish(call, id, row, head[E_KIND], head[E_CHARGE], caps, bytes)
+  local charge, record = best_known(row, head, bytes)
+  return "S" .. finish(call, id, row, head[E_KIND], charge, caps, record)
 end
 
 write("tg_settle", "A", {"allow-oom"}, function(call)
@@ -699,7 +727,7 @@ end)
 --
 -- Logs an end whose hold is not known, m=0: no balance is touched, Postgres decides whether it is
 -- new. While recovering it also ends a hold that survived in the old data, whose sums are not
--- computed yet. Answers "L<stream id>" (logged), "D<stream id>" (logged before), "O" (the hold is
+-- computed yet, as settle would. Answers "L<stream id>" (logged), "D<stream id>" (logged before), "O" (the hold is
 -- open after all: send settle), "E<what>".
 
 local function late_step(call, id, head, bytes)
@@ -711,12 +739,14 @@ local function late_step(call, id, head, bytes)
     local stream_id = same_end(call, known, head[E_KIND])
     if stream_id then return "D" .. stream_id end
   end
+  local charge, record = head[E_CHARGE], bytes
+  if was_open then charge, record = best_known(row_of(known), head, bytes) end
   local windows = {}
-  for i, cap in ipairs(head[E_CHARGE] > 0 and head[E_CAPS] or {}) do
+  for i, cap in ipairs(charge > 0 and head[E_CAPS] or {}) do
     windows[i] = {cap[1], window_start(cap, call.now), cap[2]}
   end
   local stream_id = append_end(
-    call, id, "0", head[E_KIND], head[E_WALLET], head[E_CHARGE], windows, bytes)
+    call, id, "0", head[E_KIND], head[E_WALLET], charge, windows, record)
   if was_open then call.ended[#call.ended + 1] = id end
   return "L" .. stream_id
 end

@@ -12,7 +12,7 @@ from gateway.journals import Journals, lost_end
 from gateway.key_cache import open_redis
 from ledger.admission import End, Held, Hold
 from ledger.conveyor import Conveyor
-from ledger.flusher import PROVEN_CHANNEL
+from ledger.drain import PROVEN_CHANNEL
 from ledger.frames import OpenCall
 from ledger.functions import Entry, Partition, WalletState, install
 from ledger.journal import Journal

@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 
 from ledger.admission import Cap
 from ledger.commit import Position
-from ledger.flusher import PROVEN_CHANNEL, Flusher, proof_lines, read_proof, watermarks
+from ledger.drain import PROVEN_CHANNEL, proof_lines, read_proof
+from ledger.flusher import Flusher, watermarks
 from ledger.money import Nanos
 from tests.ledger.deployment import Deployment, until
 

@@ -68,6 +68,20 @@ class TestSettle:
         assert (there["c@0"].held, there["c@0"].spent) == (0, 0)
         assert (there["c@1"].free, there["c@1"].spent) == (380, 120)
 
+    @pytest.mark.parametrize(("known", "charged"), [(70, 70), (10, 40)])
+    async def test_of_a_lost_call_charges_its_progress_where_that_is_more(
+        self, partition: Partition, known: int, charged: int
+    ) -> None:
+        one = await held(partition, 300, caps=(cap("c", 500),))
+        await partition.renew(1, [Renewal(one.call_id, 60_000, known, b"so far")])
+
+        await partition.settle(1, end_of(one, 40, EndKind.LOST))
+
+        (entry,) = await partition.peek(1, "0", 9)
+        there = await images(partition)
+        assert [(i.held, i.spent) for i in there.values()] == [(0, charged)] * 2
+        assert entry.fields[b"r"] == (b"so far" if charged == known else b"\xferecord")
+
     async def test_that_tells_no_caps_charges_those_that_were_held(
         self, partition: Partition
     ) -> None:
@@ -127,6 +141,18 @@ class TestLate:
         one = await held(partition, 300)
 
         assert (await partition.late(1, end_of(one, 1))).outcome == "open"
+
+    async def test_of_a_lost_call_whose_hold_survived_tells_its_progress(
+        self, partition: Partition
+    ) -> None:
+        one = await held(partition, 300, caps=(cap("c", 500),))
+        await partition.renew(1, [Renewal(one.call_id, 60_000, 70, b"so far")])
+        await partition.freeze(2)
+
+        assert (await partition.late(2, end_of(one, 40, EndKind.LOST))).outcome == "late"
+
+        (entry,) = await partition.peek(2, "0", 9)
+        assert (entry.fields[b"c"], entry.fields[b"r"]) == (b"70", b"so far")
 
     async def test_of_a_swept_call_is_logged_beside_what_the_sweep_said(
         self, partition: Partition

@@ -15,15 +15,8 @@ from redis.exceptions import RedisError
 from ledger.admission import Cap
 from ledger.fcall import Epoch, PartitionState
 from ledger.money import Nanos
-from ledger.recovery import (
-    EPOCH_CHANNEL,
-    GATEWAYS_KEY,
-    GENERATION_CHANNEL,
-    Recovered,
-    Recovery,
-    ailment,
-    roll_key,
-)
+from ledger.recovery import EPOCH_CHANNEL, Recovered, Recovery, ailment
+from ledger.rollcall import GATEWAYS_KEY, GENERATION_CHANNEL, roll_key
 from tests.ledger.deployment import Deployment, deployed, until
 
 CAP = Cap("key-1", Nanos(5_000), (0,))

@@ -141,9 +141,11 @@ class Gatehouse:
             stack.push_async_callback(redis.aclose)
             await _activate(redis, credit)
             sheet = sheet_of(config)
-            parts = _parts(redis_url, redis, folder, principal, sheet, Teller(metrics, log))
+            teller, renew_s = Teller(metrics, log), config.ledger.hold_renew_s
+            parts = _parts(redis_url, redis, folder, principal, sheet, teller, renew_s=renew_s)
             parts = replace(parts, adapter=adapter or parts.adapter)
             calls = Calls(parts, Terms(config, sheet))
+            parts.conveyor.renewal = calls.renewal
             table = Table(calls, parts.authenticator, probe=lambda: (True, b"{}"))
             tasks = [
                 group.create_task(parts.conveyor.run(), name="conveyor"),
@@ -214,12 +216,15 @@ def _parts(
     principal: Principal,
     sheet: PriceSheet,
     teller: Teller,
+    *,
+    renew_s: float,
 ) -> Parts:
     journal = Journal.create(folder / "journal", worker="test")
     journals = Journals(journal, folder / "journal", prices=lambda: sheet)
     conveyor = Conveyor(
         redis_url,
         partitions=1,
+        renew_s=renew_s,
         on_settled=journals.on_settled,
         on_generation=journals.on_generation,
     )
