@@ -7,12 +7,12 @@ import pytest
 
 from gateway import errors
 from gateway.proxy.admit import check_principal, refusal
-from ledger.admission import Hold, Refused
+from ledger.admission import Refused
 from ledger.money import Nanos
 from tests.gateway.proxy.gatehouse import PRINCIPAL, Gatehouse
 from tests.vendor import Vendor
 
-HOLD = Hold(b"x" * 16, 0, "w", Nanos(100))
+NEEDED = Nanos(100)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ HOLD = Hold(b"x" * 16, 0, "w", Nanos(100))
 def test_each_refusal_has_its_status_and_says_when_to_come_back(
     refused: Refused, status: int, code: str
 ) -> None:
-    error = refusal(refused, HOLD)
+    error = refusal(refused, NEEDED)
 
     assert (error.status_now, error.code) == (status, code)
     said = orjson.loads(errors.body(error))["error"]
@@ -45,7 +45,7 @@ def test_each_refusal_has_its_status_and_says_when_to_come_back(
 
 
 def test_a_rate_says_how_long_to_wait_rounded_up() -> None:
-    error = refusal(Refused("rate", "rpm:k", retry_after_ms=1_500), HOLD)
+    error = refusal(Refused("rate", "rpm:k", retry_after_ms=1_500), NEEDED)
 
     assert (error.headers["retry-after"], error.headers["retry-after-ms"]) == ("2", "1500")
 
