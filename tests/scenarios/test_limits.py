@@ -149,7 +149,9 @@ async def test_agents_that_ask_for_far_more_than_they_use_do_not_pin_the_wallet(
         async with caller(tollgate) as line:
             return [await line.post(CHAT, key.secret, body) for _ in range(rounds)]
 
-    answers = sum(await asyncio.gather(*[agent() for _ in range(agents)]), [])
+    answers = [
+        one for many in await asyncio.gather(*[agent() for _ in range(agents)]) for one in many
+    ]
 
     refused = [answer for answer in answers if answer.status != 200]
     records = await assert_books(tollgate, key, records=len(answers) - len(refused))
