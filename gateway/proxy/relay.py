@@ -73,10 +73,12 @@ async def relay_stream(live: LiveCall, opened: Opened, end: End) -> Answered:
 
 
 async def relay_limit(live: LiveCall, answer: Answer, shown: bytes, end: End) -> Answered:
-    """End a stream for which no more can be held, as it would at a limit of the client's own."""
+    """End a stream for which no more can be held, as it would at a limit of the client's own.
+
+    The vendor, which would go on with what nobody can pay, is cut when the call is closed.
+    """
     meter = live.meter
     assert meter is not None
-    answer.abort()  # or the vendor would go on generating what nobody can pay
     live.record.flags.append(REFUSED)
     last = shown + meter.ending(None)
     await _end_once(live, Outcome.LIMITED, end)
