@@ -2,20 +2,21 @@
 
 import asyncio
 import random
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
+from gateway.principal import Budget, Period
 from gateway.proxy.calls import CLAMPED
 from gateway.proxy.growth import UNANSWERED
 from gateway.proxy.relay import REFUSED
 from gateway.proxy.typical import LEARNED_AFTER
 from gateway.settings import Limits
 from ledger.functions import Partition
-from ledger.record import Outcome, Record
+from ledger.money import Nanos
+from ledger.record import Outcome
 from tests.gateway.proxy.gatehouse import CREDIT, PRINCIPAL, Gatehouse, events, request
 from tests.ledger.own_valkey import OwnValkey
 from tests.vendor import Vendor
@@ -47,12 +48,6 @@ def finish_of(body: bytes) -> Any:
     """Why its only choice ended."""
     reasons = [c.get("finish_reason") for event in events(body) for c in event["choices"]]
     return [reason for reason in reasons if reason is not None]
-
-
-def output_held(record: Record, ask: Mapping[str, Any]) -> int:
-    """How many tokens of output were held at least; the input's hold is a small part."""
-    input_nanos = (len(orjson.dumps(ask)) + 10) * 3_750
-    return (record.held - input_nanos) // OUTPUT_NANOS
 
 
 class TestExtending:
@@ -378,7 +373,7 @@ class TestClamping:
     ) -> None:
         model = await vendor.script("h", hold_at=-1)
         ask = {**ASK, "model": model}
-        credit = FIRST * OUTPUT_NANOS + 1_000_000  # for one stream and half of another
+        credit = 3_500_000  # for one stream and most of another, more than what would be clamped to
         opened = Gatehouse.opened(redis_url, vendor, tmp_path, changes=changed(), credit=credit)
         async with opened as gate:
             first = await gate.line()
@@ -389,6 +384,48 @@ class TestClamping:
 
         assert (status, orjson.loads(body)["error"]["code"]) == (429, "credit_held")
         assert int(headers["retry-after"]) >= 1
+
+    async def test_a_budget_clamps_as_a_wallet_does_and_is_told_by_name_once_it_is_spent(
+        self, redis_url: str, vendor: Vendor, tmp_path: Path
+    ) -> None:
+        model = await vendor.script("c", input_tokens=10, output_tokens=900, text=" t")
+        budget = Budget("key:k", Nanos(self.CREDIT), Period.DAILY)
+        opened = Gatehouse.opened(
+            redis_url,
+            vendor,
+            tmp_path,
+            changes=changed(reasoning=True),
+            principal=PRINCIPAL._replace(budgets=(budget,)),
+        )
+        async with opened as gate:
+            _, first, _ = await gate.post({**ASK, "model": model})
+            await gate.settled()
+            status, headers, body = await gate.post({**ASK, "model": model})
+
+        error = orjson.loads(body)["error"]
+        assert 50 <= int(first["x-tollgate-max-output-tokens"]) < self.CREDIT / OUTPUT_NANOS
+        assert (status, error["code"], error["budget"]) == (402, "budget_exceeded", "key:k")
+        assert 0 < error["resets_in_s"] <= 86_400
+        assert headers["x-should-retry"] == "false"
+
+    async def test_a_stream_ends_at_its_budget_too(
+        self, redis_url: str, vendor: Vendor, tmp_path: Path
+    ) -> None:
+        model = await vendor.script("c", output_tokens=900, text=" t")
+        budget = Budget("key:k", Nanos(self.CREDIT), Period.DAILY)
+        opened = Gatehouse.opened(
+            redis_url,
+            vendor,
+            tmp_path,
+            changes=changed(),
+            principal=PRINCIPAL._replace(budgets=(budget,)),
+        )
+        async with opened as gate:
+            await gate.post({**ASK, "model": model})
+            (record,) = await gate.records()
+
+        assert record.outcome == Outcome.LIMITED
+        assert record.charge <= record.held <= self.CREDIT
 
     async def test_an_embedding_has_no_output_to_clamp(
         self, redis_url: str, vendor: Vendor, tmp_path: Path
