@@ -1,6 +1,7 @@
 """Streams that outgrow their hold: it is raised in time, or they end well; nobody overspends."""
 
 import asyncio
+import gc
 import random
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from gateway.principal import Budget, Period
 from gateway.proxy.growth import UNANSWERED
+from gateway.proxy.live import LiveCall
 from gateway.proxy.relay import REFUSED
 from gateway.proxy.typical import LEARNED_AFTER
 from ledger.functions import Partition
@@ -276,6 +278,22 @@ class TestEnding:
 
         assert record.outcome == Outcome.LIMITED
         assert record.charge <= record.held <= self.CREDIT
+
+
+    @pytest.mark.parametrize("credit", [CREDIT, 1_000_000_000])
+    async def test_a_stream_that_grew_leaves_nothing_for_the_garbage_collector(
+        self, redis_url: str, vendor: Vendor, tmp_path: Path, credit: int
+    ) -> None:
+        model = await vendor.script("g", output_tokens=900, text=" t")
+        opened = Gatehouse.opened(redis_url, vendor, tmp_path, changes=changed(), credit=credit)
+        async with opened as gate:
+            gc.disable()
+            try:
+                await gate.post({**ASK, "model": model})
+                await gate.settled()
+                assert not [each for each in gc.get_objects() if isinstance(each, LiveCall)]
+            finally:
+                gc.enable()
 
 
 class TestUnanswered:
