@@ -279,7 +279,6 @@ class TestEnding:
         assert record.outcome == Outcome.LIMITED
         assert record.charge <= record.held <= self.CREDIT
 
-
     @pytest.mark.parametrize("credit", [CREDIT, 1_000_000_000])
     async def test_a_stream_that_grew_leaves_nothing_for_the_garbage_collector(
         self, redis_url: str, vendor: Vendor, tmp_path: Path, credit: int
