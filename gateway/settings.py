@@ -198,6 +198,7 @@ class Model:
     context_tokens: Tokens | None = None
     max_output_tokens: Tokens | None = None  # what the vendor allows at most
     default_output_tokens: Tokens | None = None  # held for calls that set no limit
+    reasoning: bool | None = None  # None: by the vendor's name of it
     operations: tuple[Operation, ...] = tuple(Operation)
 
 
@@ -241,6 +242,8 @@ class Limits:
     keep_alive_s: Seconds = 75.0
     connections_max: Count = 10_000
     default_output_tokens: Tokens = 16_384
+    stream_output_tokens: Tokens = 1_024
+    clamped_output_tokens_min: Tokens = 256
     timeouts: Timeouts = Timeouts()
     drain_s_max: Seconds = 60.0
     drain_share_max: Annotated[float, Between(0, 1)] = 0.1

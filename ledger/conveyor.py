@@ -114,10 +114,10 @@ class Conveyor:
             self._busy.add(lane)
             self._wake()
 
-    async def extend(self, hold: Hold, *, deadline_s: float = HOLD_S) -> Held | Refused:
-        """Raise an open hold to the total `hold.amount`; may be repeated.
+    def extend(self, hold: Hold, *, deadline_s: float = HOLD_S) -> "asyncio.Future[Held | Refused]":
+        """Raise an open hold to the total `hold.amount`; may be repeated, and need not be awaited.
 
-        `LedgerUnavailable` if nobody answers in time: then it may be raised or not.
+        Fails with `LedgerUnavailable` if nobody answers in time: then it may be raised or not.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Held | Refused] = loop.create_future()
@@ -125,7 +125,7 @@ class Conveyor:
         lane.ask_more(Asked(hold, future, now_s, now_s + deadline_s))
         self._busy.add(lane)
         self._wake()
-        return await future
+        return future
 
     def settle(self, end: End) -> None:
         """End a call. It is kept and sent again until a stream has it, whatever happens."""

@@ -26,6 +26,7 @@ class Outcome(StrEnum):
     TRUNCATED = "truncated"  # the vendor's stream ended without its terminal event
     UPSTREAM_ERROR = "upstream_error"
     TIMEOUT = "timeout"
+    LIMITED = "limited"  # a stream we ended early, for no more money could be held for it
     CLIENT_DISCONNECT = "client_disconnect"
     FAILED = "failed"  # ours
     UNKNOWN = "unknown"  # expired or lost

@@ -152,6 +152,9 @@ class Meter(Protocol):
         the answer's form allows neither.
         """
 
+    def generated(self) -> int:
+        """Output tokens so far, as `usage` would estimate them; cheap enough for every event."""
+
     def usage(self) -> Usage:
         """What was consumed so far; `ESTIMATED` while the vendor has not said."""
 

@@ -4,6 +4,8 @@ Nothing here is charged or sent. Whatever is refused here leaves no record, only
 attacker must not be able to write rows.
 """
 
+from msgspec import structs
+
 from gateway import errors
 from gateway.principal import Principal
 from gateway.proxy.live import Candidate, LiveCall
@@ -15,6 +17,7 @@ from ledger.usage import Unit
 from providers.adapter import Call, Operation
 
 _OUTPUTLESS = frozenset({Operation.EMBEDDINGS, Operation.MODERATIONS})
+_MONEY = frozenset({"wallet", "cap"})
 _BYTES_PER_TOKEN = 4  # of usual text; only for calls whose usage nobody can tell any more
 
 
@@ -104,9 +107,12 @@ def output_bound(live: LiveCall) -> int:
     return each * call.choices
 
 
-def build_hold(live: LiveCall, *, now_ms: int) -> Hold:
-    """The hold for this call: the worst case over every target that might serve it."""
-    call, principal, output = live.call, live.principal, output_bound(live)
+def worst_case(live: LiveCall, output: int) -> Nanos:
+    """The most that the call costs with so many output tokens, over all targets it may go to.
+
+    Also finds `live.input_bound`. Raises `BadRequest` if no account could pay it.
+    """
+    call = live.call
     embeds = call.operation is Operation.EMBEDDINGS
     amount = most = 0
     for _, provider, price in live.candidates:
@@ -126,35 +132,82 @@ def build_hold(live: LiveCall, *, now_ms: int) -> Hold:
             "This call could cost more than any account can hold; lower max_tokens.",
             code="call_too_large",
         )
+    return Nanos(amount)
+
+
+def affordable_output(live: LiveCall, nanos: int, *, most: int) -> int:
+    """How many output tokens, `most` at most, the call may have for so much; 0: not even one."""
+    least, beyond = 0, most + 1
+    while beyond - least > 1:
+        middle = (least + beyond) // 2
+        if worst_case(live, middle) <= nanos:
+            least = middle
+        else:
+            beyond = middle
+    return least
+
+
+def build_hold(live: LiveCall, output: int, *, now_ms: int) -> Hold:
+    """The hold for this call with so many output tokens."""
+    principal, amount = live.principal, worst_case(live, output)
     live.record = _ticket(live, held=amount, admitted_us=now_ms * 1000)
     has_rates = principal.rpm is not None or principal.tpm is not None
     return Hold(
         live.call_id,
         principal.partition,
         principal.wallet,
-        Nanos(amount),
+        amount,
         principal.caps(now_ms) if principal.budgets else (),
-        _rates(principal, most + output) if has_rates else (),
+        _rates(principal, live.input_bound + output) if has_rates else (),
         () if principal.concurrency is None else (Slot(principal.key_id, principal.concurrency),),
         int(live.terms.config.ledger.hold_lease_s * 1000),
         encode(live.record),
     )
 
 
-def refusal(refused: Refused, hold: Hold) -> errors.GatewayError:
-    """The error for a hold that was not given."""
-    short = refused.free + refused.held >= hold.amount
+def clamped(live: LiveCall, refused: Refused) -> int:
+    """Output tokens that a call may have whose money is short of its bound; 0: it is refused.
+
+    Only for clients that set no limit themselves: then the bound was ours, and `live.call` has from
+    now on the limit that the money allows, which the vendor is told.
+    """
+    call = live.call
+    if call.output_limit is not None or call.operation in _OUTPUTLESS:
+        return 0
+    if refused.code not in _MONEY or refused.free + refused.held >= live.hold.amount:
+        return 0  # it will do when other calls have ended
+    most = output_bound(live)
+    each = affordable_output(live, max(0, refused.free), most=most) // call.choices
+    if each < live.terms.config.limits.clamped_output_tokens_min:
+        return 0
+    live.call = structs.replace(call, output_limit=each)
+    live.clamped, live.growth = each, None
+    return each * call.choices
+
+
+def needed(live: LiveCall) -> Nanos:
+    """What must be free for the call to be admitted: of one without a limit, the least we set."""
+    hold, call = live.hold, live.call
+    if (call.output_limit is not None and not live.clamped) or call.operation in _OUTPUTLESS:
+        return hold.amount
+    least = live.terms.config.limits.clamped_output_tokens_min
+    return min(hold.amount, worst_case(live, least * call.choices))
+
+
+def refusal(refused: Refused, needed: Nanos) -> errors.GatewayError:
+    """The error for a hold that was not given, though so much would have been enough."""
+    short = refused.free + refused.held >= needed
     match refused.code:
         case "wallet" if short:
             return _money_held(refused)
         case "wallet" | "no_wallet":
-            return errors.PaymentRequired(needed=hold.amount, affordable=max(0, refused.free))
+            return errors.PaymentRequired(needed=needed, affordable=max(0, refused.free))
         case "cap" if short:
             return _money_held(refused)
         case "cap":
             return errors.CapSpent(
                 refused.scope,
-                needed=hold.amount,
+                needed=needed,
                 affordable=max(0, refused.free),
                 resets_in_s=-(-refused.retry_after_ms // 1000),
             )

@@ -17,6 +17,8 @@ def head_lines(live: LiveCall, content_type: str, *, charge: int | None = None) 
         # The hold is given back and the charge taken by the time the client reads this.
         balance = live.held.free + live.hold.amount - charge
         head += f"X-Tollgate-Charge-Nanos: {charge}\r\nX-Tollgate-Balance-Nanos: {balance}\r\n"
+    if live.clamped:
+        head += f"X-Tollgate-Max-Output-Tokens: {live.clamped}\r\n"
     if live.hold.rates:
         head += _rate_lines(live)
     answer = live.answer

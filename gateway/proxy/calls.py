@@ -27,8 +27,9 @@ from gateway.proxy import admit, finish, forward, progress, relay
 from gateway.proxy.answer import refuse
 from gateway.proxy.clients import Clients
 from gateway.proxy.exchange import CLOSE, Answered, ClientGone, Exchange
+from gateway.proxy.growth import StreamHolds
 from gateway.proxy.intake import body_at_hand, read_body
-from gateway.proxy.live import LiveCall, Terms
+from gateway.proxy.live import HoldSpent, LiveCall, Terms
 from gateway.proxy.tell import Teller
 from gateway.settings import OnDisconnect
 from gateway.upstream import HOP, Upstream
@@ -47,6 +48,9 @@ log = logging.getLogger(__name__)
 
 _READ_HERE_BYTES_MAX = 1024 * 1024
 """A MiB takes 4 ms to read. More is read beside the loop, which gets its turn at each step."""
+
+CLAMPED = "limit_clamped"
+"""The flag of a call whose limit we set, for its wallet cannot pay our bound."""
 
 _PLACED_S = 2.0  # what a client waits for Redis when the journal's disk is full
 
@@ -77,6 +81,7 @@ class Calls:
         self.terms = terms  # replaced whole when prices or configuration change
         self.live: dict[bytes, LiveCall] = {}
         self._idle = asyncio.Event()
+        self._streams = StreamHolds(parts.conveyor)
         self.draining = 0  # calls read to their end although their client has left
 
     async def serve(self, exchange: Exchange, operation: Operation) -> Answered:
@@ -148,14 +153,17 @@ class Calls:
         admit.check_vendor_ids(live.call)
         live.route = admit.find_route(live)
         live.candidates = admit.find_candidates(live, now_s)
-        live.hold = admit.build_hold(live, now_ms=now_ms)
+        output = admit.output_bound(live)
+        if live.call.stream:
+            output = self._streams.begin(live, output)
+        live.hold = admit.build_hold(live, output, now_ms=now_ms)
         live.asked_s = live.clock()
         live.held = await self._held(live)
         live.admitted_s = live.clock()
         live.record.client = parts.clients.id_of(live)
 
     async def _held(self, live: LiveCall) -> Held:
-        conveyor, wallets, hold = self._parts.conveyor, self._parts.wallets, live.hold
+        conveyor, hold = self._parts.conveyor, live.hold
         if hold.partition in self._parts.closed.partitions:
             raise errors.Unavailable(
                 "The ledger is behind with its books and admits no calls until it has caught up;"
@@ -165,12 +173,8 @@ class Calls:
         deadline_s = live.terms.config.ledger.admission_timeout_s
         try:
             answer = await conveyor.hold(hold, deadline_s=deadline_s)
-            if (
-                isinstance(answer, Refused)
-                and answer.code == "no_wallet"
-                and await wallets.load(hold.partition, hold.wallet)
-            ):
-                answer = await conveyor.hold(hold, deadline_s=deadline_s)
+            if isinstance(answer, Refused):
+                answer = await self._held_after_all(live, answer)
         except (LedgerUnavailable, WalletsUnavailable) as error:
             self._parts.teller.ledger_away(str(error))
             raise errors.Unavailable(
@@ -179,8 +183,27 @@ class Calls:
             ) from error
         if isinstance(answer, Refused):
             self._parts.teller.not_held(answer)
-            raise admit.refusal(answer, hold)
+            raise admit.refusal(answer, admit.needed(live))
         return answer
+
+    async def _held_after_all(self, live: LiveCall, refused: Refused) -> Held | Refused:
+        """Ask again where that helps: the wallet was not loaded, or can pay a shorter answer."""
+        conveyor, hold = self._parts.conveyor, live.hold
+        deadline_s = live.terms.config.ledger.admission_timeout_s
+        if refused.code == "no_wallet":
+            if not await self._parts.wallets.load(hold.partition, hold.wallet):
+                return refused
+            answer = await conveyor.hold(hold, deadline_s=deadline_s)
+            if isinstance(answer, Held):
+                return answer
+            refused = answer
+        output = admit.clamped(live, refused)
+        if not output:
+            return refused
+        now_ms = live.record.admitted_us // 1000
+        live.hold = admit.build_hold(live, output, now_ms=now_ms)
+        live.record.flags.append(CLAMPED)
+        return await conveyor.hold(live.hold, deadline_s=deadline_s)
 
     async def _carry(self, live: LiveCall) -> Answered:
         """Forward and relay an admitted call; whatever happens, it is ended before this returns."""
@@ -233,9 +256,17 @@ class Calls:
             live, upstream=self._parts.upstream, adapter=self._parts.adapter
         )
         live.status = opened.answer.status
-        if opened.is_streamed:
-            return await relay.relay_stream(live, opened, self._ended)
-        return await relay.relay_body(live, opened, self._ended)
+        if not opened.is_streamed:
+            return await relay.relay_body(live, opened, self._ended)
+        try:
+            if live.growth is not None:
+                fed = await live.growth.feed(live, opened.rest, opened.first)
+                opened.first, opened.feed_to = fed
+            answered = await relay.relay_stream(live, opened, self._ended)
+        except HoldSpent as spent:
+            return await relay.relay_limit(live, opened.answer, spent.shown, self._ended)
+        self._streams.learn(live)
+        return answered
 
     def _dispatch(self, live: LiveCall) -> None:
         try:

@@ -16,6 +16,9 @@ def end_of(live: LiveCall, outcome: Outcome, *, finished_us: int) -> End:
     usage = NOTHING if live.meter is None else live.meter.usage()
     record, hold = live.record, live.hold
     charge, list_price = _charges(live, usage, record.flags)
+    if outcome is Outcome.LIMITED and usage.source is Source.ESTIMATED:
+        assert live.growth is not None, "only a hold that grows is used up"
+        charge = min(charge, live.growth.allowed)
     kind = EndKind.RELEASED if usage.source is Source.NONE else EndKind.SETTLED
     record.kind = kind
     record.outcome = outcome

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from gateway import errors
 from gateway.proxy.exchange import ClientGone
-from gateway.proxy.live import LiveCall
+from gateway.proxy.live import NO_END, LiveCall
 from gateway.upstream import Answer, Upstream, UpstreamError
 from ledger.usage import Source
 from providers.adapter import Adapter, Failure, Meter
@@ -24,6 +24,7 @@ _ERROR_BYTES_MAX = 64 * 1024
 _TRANSIENT = frozenset({500, 502, 503, 529})
 _ELSEWHERE = frozenset({408, 429, 504}) | _TRANSIENT
 _ERROR_STATUS_MIN = 300
+_EVENT_ENDS = (b"\n\n", b"\n\r\n")
 
 
 @dataclass(slots=True)
@@ -35,6 +36,8 @@ class Opened:
     is_streamed: bool
     first: bytes  # what of it may be shown already
     is_over: bool  # the vendor has nothing more to say
+    rest: bytes = b""  # what has come of a stream, but not to its meter yet
+    feed_to: int = NO_END  # how many bytes of a stream its meter may get without asking `Growth`
 
 
 class Failed(NamedTuple):
@@ -103,11 +106,13 @@ async def _begin(live: LiveCall, answer: Answer, adapter: Adapter) -> Opened | F
         live.call, live.candidate.target, streamed=streamed, bound=live.input_bound
     )
     shown: list[bytes] = []
-    is_over = False
+    is_over, rest = False, b""
     try:
         while not is_over and not (streamed and meter.started) and meter.failure is None:
-            received = await answer.read()
+            received, rest = rest or await answer.read(), b""
             live.first_byte_s = live.first_byte_s or live.clock()
+            if streamed and live.growth is not None:
+                received, rest = _first_event(received)
             if received:
                 shown.append(meter.feed(received))
             if not received or (answer.is_over and not streamed):
@@ -116,8 +121,15 @@ async def _begin(live: LiveCall, answer: Answer, adapter: Adapter) -> Opened | F
                 shown.append(meter.end())
     except UpstreamError as error:
         return _unreachable(live, error)
-    opened = Opened(answer, meter, streamed, b"".join(shown), is_over)
+    opened = Opened(answer, meter, streamed, b"".join(shown), is_over, rest)
     return opened if meter.failure is None else _judged(live, opened, meter.failure)
+
+
+def _first_event(received: bytes) -> tuple[bytes, bytes]:
+    """The bytes up to the first end of an event, and the rest, which may need a larger hold."""
+    ends = [at for end in _EVENT_ENDS if (at := received.find(end) + len(end)) >= len(end)]
+    first = min(ends, default=len(received))
+    return received[:first], received[first:]
 
 
 def _judged(live: LiveCall, opened: Opened, failure: Failure) -> Opened | Failed:

@@ -1,14 +1,16 @@
 """One call on its way through the gateway: what is known of it, from its first byte to its end."""
 
 import asyncio
+import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from gateway.principal import Principal
 from gateway.proxy.exchange import Exchange
 from gateway.settings import Config, Provider, Route
 from gateway.upstream import Answer
 from ledger.admission import Held, Hold
+from ledger.money import Nanos
 from ledger.pricing import Price, PriceSheet
 from ledger.record import Record
 from providers.adapter import Call, Meter, Target
@@ -29,6 +31,33 @@ class Candidate(NamedTuple):
     price: Price | None
 
 
+NO_END = sys.maxsize
+"""So many bytes never come."""
+
+
+class Growth(Protocol):
+    """How far the hold of a stream reaches that holds less than its worst case."""
+
+    allowed: Nanos  # the most that an estimate is charged when the stream is ended early
+
+    async def feed(
+        self, live: "LiveCall", received: bytes, before: bytes = b""
+    ) -> tuple[bytes, int]:
+        """Feed the meter as far as the hold reaches, and ask for more in time.
+
+        Returns `before` and what the client shall see now, and the count of received bytes up to
+        which the meter may be fed without asking here. Raises `HoldSpent`.
+        """
+
+
+class HoldSpent(Exception):
+    """What is held is used up and there is no more; `shown` has come and is paid for."""
+
+    def __init__(self, shown: bytes) -> None:
+        super().__init__("the hold is used up")
+        self.shown = shown
+
+
 class LiveCall:
     """The state of one call. Made by the intake, filled by each phase, ended exactly once."""
 
@@ -42,6 +71,7 @@ class LiveCall:
         "call_id",
         "candidate",
         "candidates",
+        "clamped",
         "client_gone",
         "clock",
         "code",
@@ -50,6 +80,7 @@ class LiveCall:
         "exchange",
         "failures",
         "first_byte_s",
+        "growth",
         "held",
         "hold",
         "id_text",
@@ -59,8 +90,8 @@ class LiveCall:
         "leave",
         "meter",
         "principal",
+        "received",
         "record",
-        "relayed",
         "route",
         "sent_s",
         "status",
@@ -91,16 +122,17 @@ class LiveCall:
         self.route: Route
         self.candidates: list[Candidate]
         self.candidate: Candidate
-        self.input_bound = 0
+        self.input_bound = self.clamped = 0  # `clamped`: the limit of the output we set; 0: none
         self.hold: Hold
         self.held: Held
+        self.growth: Growth | None = None  # of a stream that holds less than its worst case
         self.record: Record
         self.answer: Answer | None = None
         self.meter: Meter | None = None
         self.attempts = 0
         self.status = 0
         self.code = ""  # of the error it was answered with; "": of none
-        self.relayed = 0  # bytes of the answer given to the client
+        self.received = 0  # bytes of a stream that its meter has got
         self.failures: list[tuple[str, str]] = []  # attempts that failed: provider, phase
         self.client_gone = False
         # When reading on for a client that has left is given up; None: nobody reads on.

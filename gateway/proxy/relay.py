@@ -12,12 +12,15 @@ from gateway.proxy.answer import head_lines
 from gateway.proxy.exchange import Answered, ClientGone
 from gateway.proxy.forward import Opened
 from gateway.proxy.live import LiveCall
-from gateway.upstream import UpstreamError
+from gateway.upstream import Answer, UpstreamError
 from ledger.record import Outcome
 from providers.adapter import Failure
 
 STALL_S_MAX = 60.0
 """How long a client may leave what it was sent untaken before it counts as gone."""
+
+REFUSED = "extend_refused"
+"""The flag of a stream that was ended because no more could be held for it."""
 
 _SECRET_CHARACTERS_MIN = 8  # shorter ones are found in innocent words
 
@@ -32,15 +35,14 @@ async def relay_body(live: LiveCall, opened: Opened, end: End) -> Answered:
         answer.release()
     if (safe := end(live, _outcome(live))) is not None:
         await safe
-    live.relayed = len(body)
     head = head_lines(live, answer.content_type, charge=live.record.charge)
     return live.exchange.answer(answer.status, head, body)
 
 
 async def relay_stream(live: LiveCall, opened: Opened, end: End) -> Answered:
     """Answer with a stream, event by event."""
-    answer, meter = opened.answer, opened.meter
-    shown, is_over = opened.first, opened.is_over
+    answer, meter, growth = opened.answer, opened.meter, live.growth
+    shown, is_over, feed_to = opened.first, opened.is_over, opened.feed_to
     try:
         while True:
             if meter.failure is not None:
@@ -48,8 +50,7 @@ async def relay_stream(live: LiveCall, opened: Opened, end: End) -> Answered:
             if is_over:
                 break
             if meter.finished:
-                if not live.is_ended and (safe := end(live, _outcome(live))) is not None:
-                    await safe
+                await _end_once(live, _outcome(live), end)
                 if answer.is_over:  # nothing else can come: what is left to show goes in one write
                     shown, is_over = shown + meter.end(), True
                     continue
@@ -57,7 +58,11 @@ async def relay_stream(live: LiveCall, opened: Opened, end: End) -> Answered:
             if live.exchange.is_behind and not live.client_gone:
                 await _caught_up(live)
             received = await answer.read()
-            if received:
+            live.received += len(received)
+            if live.received > feed_to:
+                assert growth is not None, "the others have no end"
+                shown, feed_to = await growth.feed(live, received)
+            elif received:
                 shown = meter.feed(received)
             else:
                 shown, is_over = meter.end(), True
@@ -65,6 +70,23 @@ async def relay_stream(live: LiveCall, opened: Opened, end: End) -> Answered:
         return await _broken(live, error, end)
     answer.release()
     return await _ended(live, answer.content_type, shown, end)
+
+
+async def relay_limit(live: LiveCall, answer: Answer, shown: bytes, end: End) -> Answered:
+    """End a stream for which no more can be held, as it would at a limit of the client's own.
+
+    The vendor, which would go on with what nobody can pay, is cut when the call is closed.
+    """
+    meter = live.meter
+    assert meter is not None
+    live.record.flags.append(REFUSED)
+    last = shown + meter.ending(None)
+    await _end_once(live, Outcome.LIMITED, end)
+    if live.client_gone:
+        raise ClientGone
+    if not live.exchange.head_sent:
+        live.exchange.start(live.status, head_lines(live, answer.content_type), b"")
+    return live.exchange.finish(last)
 
 
 def _show(live: LiveCall, content_type: str, shown: bytes) -> None:
@@ -75,7 +97,6 @@ def _show(live: LiveCall, content_type: str, shown: bytes) -> None:
             live.exchange.start(live.status, head_lines(live, content_type), shown)
         elif shown:
             live.exchange.write_chunk(shown)
-        live.relayed += len(shown)
     except ClientGone:
         live.leave()
 
@@ -99,8 +120,7 @@ def _without_secrets(live: LiveCall, shown: bytes) -> bytes:
 async def _ended(live: LiveCall, content_type: str, last: bytes, end: End) -> Answered:
     """The vendor has said all: end the call, then show the last of it."""
     outcome = _outcome(live)
-    if not live.is_ended and (safe := end(live, outcome)) is not None:
-        await safe
+    await _end_once(live, outcome, end)
     if outcome is Outcome.TRUNCATED:
         told = errors.BadGateway("The provider's answer ended early.", code="upstream_truncated")
         last += _event(live, told)
@@ -108,8 +128,12 @@ async def _ended(live: LiveCall, content_type: str, last: bytes, end: End) -> An
         raise ClientGone
     if not live.exchange.head_sent:
         live.exchange.start(live.status, head_lines(live, content_type), b"")
-    live.relayed += len(last)
     return live.exchange.finish(last)
+
+
+async def _end_once(live: LiveCall, outcome: Outcome, end: End) -> None:
+    if not live.is_ended and (safe := end(live, outcome)) is not None:
+        await safe
 
 
 def _outcome(live: LiveCall) -> Outcome:
@@ -132,8 +156,7 @@ async def _broken(live: LiveCall, error: UpstreamError, end: End) -> Answered:
         outcome = Outcome.TIMEOUT if error.timeout else Outcome.UPSTREAM_ERROR
         if live.client_gone:
             outcome = Outcome.CLIENT_DISCONNECT
-        if (safe := end(live, outcome)) is not None:
-            await safe
+        await _end_once(live, outcome, end)
     told: errors.GatewayError
     if error.timeout:
         told = errors.GatewayTimeout("The provider stopped sending.", code="upstream_timeout")

@@ -103,6 +103,10 @@ class BodyMeter:
         """Nothing: no error can follow half a JSON text. The connection must be cut."""
         return b""
 
+    def generated(self) -> int:
+        """Output tokens so far."""
+        return self.usage().output_tokens()
+
     def usage(self) -> Usage:
         """What was consumed so far."""
         if self._usual is not None:

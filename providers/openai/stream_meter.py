@@ -162,6 +162,10 @@ class StreamMeter:
         usage = None if self._withholding else self.usage()
         return events + length_chunks(self._operation, self._last, left, usage)
 
+    def generated(self) -> int:
+        """Output tokens so far, as far as the stream shows or says them."""
+        return self._tally.generated()
+
     def usage(self) -> Usage:
         """What was consumed so far."""
         return self._tally.usage(started=self.started, over=self._over, finished=self.finished)

@@ -168,6 +168,14 @@ class Tally:
         if isinstance(key, str | int) and len(self._items) < ITEMS_MAX:
             self._items[unit, key] = None
 
+    def generated(self) -> int:
+        """Output tokens so far: the most that was said, shown as deltas, or shown as text."""
+        said = 0
+        if self._report is not None:
+            told = self._report.get("completion_tokens", self._report.get("output_tokens"))
+            said = told if type(told) is int else 0
+        return max(said, self.deltas, -(-self.text_bytes // BYTES_PER_TOKEN))
+
     def usage(self, *, started: bool, over: bool, finished: bool) -> Usage:
         """The consumption so far. `over`: no more bytes will come; `finished`: and none lack."""
         reading = None

@@ -133,3 +133,33 @@ async def test_the_calls_of_a_killed_worker_give_their_slots_back(
     kinds = sorted(row["kind"] for row in records)
     assert kinds == ["lost"] * 4 + ["settled"]
     print(f"B11: the slots of a killed worker are free {freed_s:.1f} s after it; 4 lost, 0 held")
+
+
+async def test_agents_that_ask_for_far_more_than_they_use_do_not_pin_the_wallet(
+    tollgate: Deployment, vendor_apart: Vendor
+) -> None:
+    agents, rounds, used = 20, 5, 500
+    model = await vendor_apart.script(
+        "agent", output_tokens=used, deltas=50, text=" ten tokens of text in one event of a stream"
+    )
+    key = await tollgate.new_key(credit_usd="1")
+    body = asks(CHAT, model, stream=True, max_tokens=64_000)  # $0.96 each, if it were held
+
+    async def agent() -> list[Answer]:
+        async with caller(tollgate) as line:
+            return [await line.post(CHAT, key.secret, body) for _ in range(rounds)]
+
+    answers = [
+        one for many in await asyncio.gather(*[agent() for _ in range(agents)]) for one in many
+    ]
+
+    refused = [answer for answer in answers if answer.status != 200]
+    records = await assert_books(tollgate, key, records=len(answers) - len(refused))
+    assert not refused
+    assert all(record["output"] == used for record in records)
+    held = sorted(record["held"] for record in records)
+    print(
+        f"B6: {agents} agents with $1 ask for 64,000 tokens {rounds} times each and use {used}:"
+        f" {len(refused)} of {len(answers)} refused; held {held[0]:,} ... {held[-1]:,} nano a call,"
+        f" not 960,000,000"
+    )

@@ -54,6 +54,44 @@ async def test_a_chat_stream_arrives_delta_by_delta_without_usage_nobody_asked_f
     await assert_books(tollgate, key, records=1, charge=owed(await vendor_apart.quiet()))
 
 
+async def test_a_stream_whose_money_is_used_up_ends_for_length_as_at_any_limit(
+    tollgate: Deployment, vendor_apart: Vendor, kind: Kind
+) -> None:
+    model = await vendor_apart.script("long", output_tokens=6_000, text=" t", interval_s=0.0002)
+    key = await tollgate.new_key(credit_usd="0.05")
+    async with sdk(tollgate, key, kind) as client:
+        chunks = await client.stream(
+            lambda c: c.chat.completions.create(
+                model=model, messages=ASK, stream=True, stream_options={"include_usage": True}
+            )
+        )
+
+    choices = [chunk.choices[0] for chunk in chunks if chunk.choices]
+    shown = "".join(choice.delta.content or "" for choice in choices).count(" t")
+    assert [choice.finish_reason for choice in choices if choice.finish_reason] == ["length"]
+    assert chunks[-1].usage.completion_tokens == shown < 6_000
+    (record,) = await assert_books(tollgate, key, records=1)
+    assert (record["outcome"], record["output"]) == ("limited", shown)
+    assert record["charge"] <= record["held"]
+    print(f"B6 {kind}: of 6,000 tokens $0.05 paid for {shown}, ended by `length`, none overspent")
+
+
+async def test_a_response_whose_money_is_used_up_is_incomplete(
+    tollgate: Deployment, vendor_apart: Vendor, kind: Kind
+) -> None:
+    model = await vendor_apart.script("long", output_tokens=6_000, text=" t", interval_s=0.0002)
+    key = await tollgate.new_key(credit_usd="0.05")
+    async with sdk(tollgate, key, kind) as client:
+        events = await client.stream(
+            lambda c: c.responses.create(model=model, input="hello", stream=True)
+        )
+
+    assert events[-1].type == "response.incomplete"
+    assert events[-1].response.incomplete_details.reason == "max_output_tokens"
+    (record,) = await assert_books(tollgate, key, records=1)
+    assert record["output"] == events[-1].response.usage.output_tokens
+
+
 async def test_a_chat_stream_ends_with_the_usage_if_that_is_asked_for(
     tollgate: Deployment, key: Key, model: str, kind: Kind
 ) -> None:

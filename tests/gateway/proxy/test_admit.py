@@ -1,18 +1,23 @@
 """What a call may cost at most, and what is said when it may not be."""
 
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
 
 from gateway import errors
+from gateway.principal import Budget, Period
 from gateway.proxy.admit import check_principal, refusal
-from ledger.admission import Hold, Refused
+from gateway.proxy.calls import CLAMPED
+from gateway.settings import Limits
+from ledger.admission import Refused
 from ledger.money import Nanos
-from tests.gateway.proxy.gatehouse import PRINCIPAL, Gatehouse
+from tests.gateway.proxy.gatehouse import PRINCIPAL, Gatehouse, request
+from tests.gateway.proxy.small_holds import ASK, OUTPUT_NANOS, changed
 from tests.vendor import Vendor
 
-HOLD = Hold(b"x" * 16, 0, "w", Nanos(100))
+NEEDED = Nanos(100)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +37,7 @@ HOLD = Hold(b"x" * 16, 0, "w", Nanos(100))
 def test_each_refusal_has_its_status_and_says_when_to_come_back(
     refused: Refused, status: int, code: str
 ) -> None:
-    error = refusal(refused, HOLD)
+    error = refusal(refused, NEEDED)
 
     assert (error.status_now, error.code) == (status, code)
     said = orjson.loads(errors.body(error))["error"]
@@ -45,7 +50,7 @@ def test_each_refusal_has_its_status_and_says_when_to_come_back(
 
 
 def test_a_rate_says_how_long_to_wait_rounded_up() -> None:
-    error = refusal(Refused("rate", "rpm:k", retry_after_ms=1_500), HOLD)
+    error = refusal(Refused("rate", "rpm:k", retry_after_ms=1_500), NEEDED)
 
     assert (error.headers["retry-after"], error.headers["retry-after-ms"]) == ("2", "1500")
 
@@ -106,3 +111,113 @@ async def test_a_limit_that_is_no_number_of_tokens_is_refused(
     status, _, answer = await gate.post(body)
 
     assert (status, orjson.loads(answer)["error"]["param"]) == (400, "max_tokens")
+
+
+class TestClamping:
+    CREDIT = 5_000_000
+
+    @pytest.mark.parametrize("field", ["max_completion_tokens", "max_output_tokens"])
+    @pytest.mark.parametrize("stream", [False, True])
+    async def test_a_client_without_a_limit_gets_the_one_its_wallet_can_pay(
+        self, redis_url: str, vendor: Vendor, tmp_path: Path, field: str, *, stream: bool
+    ) -> None:
+        model = await vendor.script("c", output_tokens=900, text=" t")
+        path = "/v1/responses" if field == "max_output_tokens" else "/v1/chat/completions"
+        ask: dict[str, Any] = {"model": model, "stream": stream}
+        ask |= {"input": "x"} if field == "max_output_tokens" else {"messages": ASK["messages"]}
+        changes = changed(reasoning=True)
+        opened = Gatehouse.opened(redis_url, vendor, tmp_path, changes=changes, credit=self.CREDIT)
+        async with opened as gate:
+            status, headers, _ = await gate.post(ask, path=path)
+            wallet = await gate.settled()
+            (record,) = await gate.records()
+
+        (entry,) = await vendor.log()
+        limit = int(headers["x-tollgate-max-output-tokens"])
+        assert (status, orjson.loads(entry.body)[field]) == (200, limit)
+        assert record.usage["output"] == limit
+        assert self.CREDIT - OUTPUT_NANOS < record.held <= self.CREDIT  # not one token more
+        assert record.flags == [CLAMPED]
+        assert wallet["free"] == self.CREDIT - record.charge >= 0
+
+    async def test_a_client_with_a_limit_of_its_own_is_told_what_it_can_afford(
+        self, redis_url: str, vendor: Vendor, tmp_path: Path
+    ) -> None:
+        ask = {**ASK, "model": "m", "stream": False, "max_tokens": 600}
+        opened = Gatehouse.opened(
+            redis_url, vendor, tmp_path, changes=changed(), credit=self.CREDIT
+        )
+        async with opened as gate:
+            status, headers, body = await gate.post(ask)
+
+        error = orjson.loads(body)["error"]
+        assert (status, error["affordable_nanos"]) == (402, self.CREDIT)
+        assert error["needed_nanos"] >= 600 * OUTPUT_NANOS
+        assert headers["x-should-retry"] == "false"
+        assert "x-tollgate-max-output-tokens" not in headers
+
+    async def test_a_limit_too_small_to_be_of_use_is_refused_with_what_would_do(
+        self, redis_url: str, vendor: Vendor, tmp_path: Path
+    ) -> None:
+        ask = {**ASK, "model": "m"}
+        credit = 49 * OUTPUT_NANOS
+        opened = Gatehouse.opened(redis_url, vendor, tmp_path, changes=changed(), credit=credit)
+        async with opened as gate:
+            status, _, body = await gate.post(ask)
+
+        error = orjson.loads(body)["error"]
+        assert (status, error["affordable_nanos"]) == (402, credit)
+        assert 50 * OUTPUT_NANOS < error["needed_nanos"] < 100 * OUTPUT_NANOS
+
+    async def test_what_other_calls_hold_is_waited_for_and_not_clamped_away(
+        self, redis_url: str, vendor: Vendor, tmp_path: Path
+    ) -> None:
+        model = await vendor.script("h", hold_at=-1)
+        ask = {**ASK, "model": model}
+        credit = 3_200_000  # for one stream and most of another, more than what would be clamped to
+        opened = Gatehouse.opened(redis_url, vendor, tmp_path, changes=changed(), credit=credit)
+        async with opened as gate:
+            first = await gate.line()
+            first.writer.write(request(ask))
+            await vendor.held(1)
+            status, headers, body = await gate.post(ask)
+            await vendor.release()
+
+        assert (status, orjson.loads(body)["error"]["code"]) == (429, "credit_held")
+        assert int(headers["retry-after"]) >= 1
+
+    async def test_a_budget_clamps_as_a_wallet_does_and_is_told_by_name_once_it_is_spent(
+        self, redis_url: str, vendor: Vendor, tmp_path: Path
+    ) -> None:
+        model = await vendor.script("c", input_tokens=10, output_tokens=900, text=" t")
+        budget = Budget("key:k", Nanos(self.CREDIT), Period.DAILY)
+        opened = Gatehouse.opened(
+            redis_url,
+            vendor,
+            tmp_path,
+            changes=changed(reasoning=True),
+            principal=PRINCIPAL._replace(budgets=(budget,)),
+        )
+        async with opened as gate:
+            _, first, _ = await gate.post({**ASK, "model": model})
+            await gate.settled()
+            status, headers, body = await gate.post({**ASK, "model": model})
+
+        error = orjson.loads(body)["error"]
+        assert 50 <= int(first["x-tollgate-max-output-tokens"]) < self.CREDIT / OUTPUT_NANOS
+        assert (status, error["code"], error["budget"]) == (402, "budget_exceeded", "key:k")
+        assert 0 < error["resets_in_s"] <= 86_400
+        assert headers["x-should-retry"] == "false"
+
+    async def test_an_embedding_has_no_output_to_clamp(
+        self, redis_url: str, vendor: Vendor, tmp_path: Path
+    ) -> None:
+        opened = Gatehouse.opened(redis_url, vendor, tmp_path, changes=changed(), credit=1)
+        async with opened as gate:
+            ask = {"model": "m", "input": "x" * 100}
+            status, _, _ = await gate.post(ask, path="/v1/embeddings")
+
+        assert status == 402
+
+    def test_a_useful_answer_is_the_least_that_is_served(self) -> None:
+        assert 16 <= Limits().clamped_output_tokens_min <= Limits().stream_output_tokens
