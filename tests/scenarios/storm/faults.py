@@ -1,4 +1,4 @@
-"""The faults of a storm. Each says whether it counts: a call was in flight, the victim dead or still.
+"""The faults of a storm. Each says if it counts: a call was in flight, the victim dead or still.
 
 A server's copy, taken while it ran, is what a replica far behind would be promoted with.
 """
@@ -10,8 +10,9 @@ import shutil
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 from redis.asyncio import Redis
@@ -25,7 +26,7 @@ from tests.scenarios.storm.load import Load
 _CONFIRMED_S = 10.0
 _STOPPED_S = (0.2, 2.5)
 _AWAY = (RedisError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
-_POISONS: tuple[dict[bytes, bytes], ...] = (
+_POISONS: tuple[dict[Any, Any], ...] = (
     {b"x": b"garbage"},
     {b"k": b"settled", b"m": b"1", b"w": b"\xff\xfe", b"c": b"1"},
     {b"k": b"settled", b"m": b"0", b"w": b"nobody", b"c": b"99999999999999999999"},
@@ -172,7 +173,7 @@ class Faults:
             if not self._load.in_flight or not state.is_active():
                 return False
             log = key_names(number, state.generation)[-1]
-            await redis.xadd(log, dict(self._chance.choice(_POISONS)))
+            await redis.xadd(log, self._chance.choice(_POISONS))
         return True
 
     @asynccontextmanager
@@ -187,7 +188,7 @@ class Faults:
 
 async def _until(is_so: Callable[[], bool]) -> bool:
     async with asyncio.timeout(_CONFIRMED_S):
-        while not is_so():  # noqa: ASYNC110 - the kernel tells nobody
+        while not is_so():
             await asyncio.sleep(0.002)
     return True
 
@@ -201,10 +202,8 @@ def _state(pid: int) -> str:
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def _children(pid: int) -> list[int]:
@@ -219,7 +218,7 @@ def _peers(pid: int, port: int) -> set[int]:
     inodes = set()
     try:
         for link in Path(f"/proc/{pid}/fd").iterdir():
-            inodes.add(os.readlink(link).removeprefix("socket:[").removesuffix("]"))
+            inodes.add(str(link.readlink()).removeprefix("socket:[").removesuffix("]"))
     except OSError:  # it has ended meanwhile
         return set()
     rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
