@@ -110,11 +110,12 @@ class TestRecovery:
         await held(partition, 300)
         await partition.freeze(2)
         for _ in range(2):
-            await partition.load(2, [WalletState(WALLET, 1_000, 0, 1)])
+            await partition.load(2, [WalletState(WALLET, 1_200, 200, 1)])
         for _ in range(2):
             assert await partition.activate(2, 1) == 1
 
-        assert (await images(partition, 2))[WALLET].held == 300
+        there = (await images(partition, 2))[WALLET]
+        assert (there.base, there.spent, there.held, there.free) == (1_200, 200, 300, 700)
 
     async def test_a_flawed_load_loads_nothing(self, partition: Partition) -> None:
         await partition.freeze(2)
