@@ -8,7 +8,7 @@ BENCHMARKS ?= throughput overhead streaming ledger flush
 UV := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help up dev check test scenarios bench lock clean
+.PHONY: help up dev check test scenarios storm faults bench lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,10 +27,16 @@ check: .venv/tools ## format, lint, types, spelling and architecture, in seconds
 	$(BIN)/pytest --quiet tests/test_architecture.py
 
 test: .venv/tools ## every test but the scenarios, in random order
-	$(BIN)/pytest -n 2 -m "not scenario" $(ARGS)
+	$(BIN)/pytest -n 2 -m "not scenario and not fault" $(ARGS)
 
 scenarios: .venv/tools .venv/demo ## whole processes and faults; LONG=1: the long form
 	$(BIN)/pytest -m scenario $(ARGS)
+
+storm: .venv/tools .venv/demo ## only the storm, for STORM=60m or as long as one likes; STORM_SEED=7: again
+	$(BIN)/pytest -m scenario --capture=no tests/scenarios/storm/test_storm.py $(ARGS)
+
+faults: .venv/tools ## plant every fault of tests/faults in a copy: a test must catch it
+	$(BIN)/pytest -n 2 -m fault -rA tests/faults $(ARGS)
 
 bench: .venv/tools ## the benchmarks; BENCHMARKS="overhead ledger": only these
 	$(BIN)/python -m benchmarks $(BENCHMARKS)

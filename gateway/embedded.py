@@ -186,7 +186,7 @@ class Embedded:
             ServerProcess(
                 cluster,
                 [str(binaries.postgres), *_postgres_arguments(cluster, self._postgres_settings)],
-                probe=lambda: _ask_postgres(self.urls.postgres_admin),
+                probe=lambda: ask_postgres(self.urls.postgres_admin),
                 account=account,
                 stop_signal=signal.SIGINT,
             ),
@@ -322,15 +322,18 @@ def _valkey_config(settings: Mapping[str, str], passwords: _Passwords) -> bytes:
     return (lines + _VALKEY_USERS.format(**passwords._asdict())).encode()
 
 
-async def _ask_postgres(url: str) -> Health:
+async def ask_postgres(url: str) -> Health:
+    """Whether it answers a query. Raises `OSError` when nobody is there."""
     try:
         connection = await asyncpg.connect(url)
+        try:
+            await connection.fetchval("SELECT 1")
+        finally:
+            connection.terminate()
     except asyncpg.PostgresError:  # starting up, shutting down, all connections taken
         return Health.BUSY
-    try:
-        await connection.fetchval("SELECT 1")
-    finally:
-        connection.terminate()
+    except (asyncpg.InterfaceError, asyncpg.InternalClientError):  # it died while it answered
+        return Health.SILENT
     return Health.READY
 
 

@@ -9,6 +9,7 @@ from redis.exceptions import RedisError
 
 from ledger.bases import Loading, ensure_loaded
 from ledger.functions import Epoch, Partition
+from ledger.postgres import AWAY
 
 _WAIT_S = 2.0
 
@@ -45,7 +46,7 @@ class Wallets:
             if answer is Loading.LOST:
                 self._on_lost(partition)
                 answer = WalletsUnavailable("recovering")
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, RedisError) as error:
+        except (asyncpg.PostgresError, *AWAY, RedisError) as error:
             answer = WalletsUnavailable(type(error).__name__)
         except Epoch:
             answer = WalletsUnavailable("recovering")

@@ -19,6 +19,7 @@ from gateway.errors import BadRequest, NotFound
 from gateway.key_cache import CacheAway, KeyCache, KeyChange
 from gateway.principal import Budget, KnownKey, Period, Principal
 from ledger.money import NANOS_MAX, Nanos
+from ledger.postgres import AWAY
 from ledger.trail import Change, append_change
 
 NAME_CHARACTERS_MAX = 200
@@ -118,7 +119,7 @@ async def find(pool: asyncpg.Pool, digests: Sequence[bytes]) -> dict[bytes, Know
     """The keys of those digests that are known; raises `StoreAway`. Asked by the authenticator."""
     try:
         rows = await pool.fetch(_BY_DIGEST, digests)
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+    except (asyncpg.PostgresError, *AWAY) as error:
         raise StoreAway(str(error) or type(error).__name__) from error
     return {row["digest"]: _known(row) for row in rows}
 

@@ -15,7 +15,9 @@ import redis.asyncio
 import redis.exceptions
 
 from gateway import embedded
-from gateway.embedded import Embedded, EmbeddedFailed, Urls, urls
+from gateway.embedded import Embedded, EmbeddedFailed, Urls, ask_postgres, urls
+from gateway.server_process import Health
+from tests.ledger.by_hand import dying_postgres
 
 QUICK = {"fsync": "off"}
 ROOT = Path(__file__).parents[2]
@@ -282,6 +284,11 @@ async def test_money_is_safe_by_the_settings_of_the_servers(tmp_path: Path) -> N
     assert settings["appendfsync"] == "everysec"
     assert settings["maxmemory-policy"] == "noeviction"
     assert settings["port"] == "0"
+
+
+async def test_a_server_that_dies_while_it_is_probed_is_silent(tmp_path: Path) -> None:
+    async with dying_postgres(tmp_path) as url:
+        assert await ask_postgres(url) is Health.SILENT
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has privileges to drop")

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from uuid import UUID
 
 import asyncpg
@@ -12,6 +13,7 @@ from gateway.key_cache import open_redis
 from gateway.wallets import Wallets, WalletsUnavailable
 from ledger.book import Book
 from ledger.functions import Partition, install
+from tests.ledger.by_hand import dying_postgres
 
 
 @pytest.fixture
@@ -72,6 +74,14 @@ async def test_a_wallet_that_redis_had_and_lost_asks_for_a_recovery(
 async def test_without_postgres_nobody_can_tell(redis: Redis) -> None:
     pool = asyncpg.create_pool("postgresql://nobody@127.0.0.1:1/none", min_size=0)
     async with pool:
+        wallets = Wallets(pool, redis, on_lost=lambda _: None)
+
+        with pytest.raises(WalletsUnavailable):
+            await wallets.load(0, str(UUID(int=1)))
+
+
+async def test_a_postgres_that_dies_at_work_tells_nothing(redis: Redis, tmp_path: Path) -> None:
+    async with dying_postgres(tmp_path) as url, asyncpg.create_pool(url, min_size=0) as pool:
         wallets = Wallets(pool, redis, on_lost=lambda _: None)
 
         with pytest.raises(WalletsUnavailable):

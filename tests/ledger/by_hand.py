@@ -6,6 +6,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -36,3 +37,28 @@ async def serving(serve: Serve, place: Path | ssl.SSLContext) -> AsyncIterator[a
         server.close()
         if open_ones:
             await asyncio.wait(open_ones, timeout=5.0)
+
+
+@asynccontextmanager
+async def dying_postgres(folder: Path) -> AsyncIterator[str]:
+    """The URL of a Postgres that lets one in, and says in the same breath that it has crashed."""
+    said = (
+        _message(b"R", bytes(4))
+        + _message(b"S", b"client_encoding\0UTF8\0")
+        + _message(b"S", b"server_version\x0018.0\0")
+        + _message(b"Z", b"I")
+        + _message(b"E", b"SFATAL\0C57P02\0Mterminating connection because of crash\0\0")
+    )
+
+    async def serve(client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        size = int.from_bytes(await client.readexactly(4), "big")
+        await client.readexactly(size - 4)
+        to_client.write(said)
+        await client.read()
+
+    async with serving(serve, folder / ".s.PGSQL.5432"):
+        yield f"postgresql://tollgate@/tollgate?host={quote(str(folder), safe='')}"
+
+
+def _message(kind: bytes, body: bytes) -> bytes:
+    return kind + (len(body) + 4).to_bytes(4, "big") + body

@@ -10,7 +10,7 @@ from ledger.admission import Cap, Held, Rate, Slot
 from ledger.conveyor import Conveyor
 from tests.ledger.partitions import hold
 
-IN_FLIGHT = 200
+IN_FLIGHT = 500
 
 
 class Race(NamedTuple):

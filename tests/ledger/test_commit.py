@@ -149,6 +149,26 @@ async def test_a_recovery_that_was_overtaken_writes_nothing(deployment: Deployme
     assert await deployment.count("usage_record") == 0
 
 
+@pytest.mark.parametrize("overtaken", [(1, "new"), (2, "old")])
+async def test_a_recovery_writes_nothing_once_another_is_at_it(
+    deployment: Deployment, overtaken: tuple[int, str]
+) -> None:
+    acme = await deployment.active()
+    after = await deployment.watermark(acme)
+    batch = sources([Line(new_call_id(), acme, EndKind.SETTLED, 7).fields()], 0)
+    await deployment.pool.execute(
+        "UPDATE part SET state = 'recovering', generation = 2, owner = 'new',"
+        " lease_until = now() + interval '1 minute' WHERE number = $1",
+        acme.partition,
+    )
+    async with deployment.connected() as connection:
+        with pytest.raises(Superseded):
+            await commit_batch(
+                connection, acme.partition, sources=batch, after=after, recovering=overtaken
+            )
+    assert await deployment.count("usage_record") == 0
+
+
 def _longer_than_a_column(record: Record) -> None:
     record.status = 2**40
 

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, TypeVar, cast
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -23,6 +24,7 @@ from ledger.functions import Epoch, Partition, Renewal, WalletState, install
 from ledger.money import Nanos
 from ledger.record import EndKind
 from tests.ledger import model
+from tests.scenarios.scale import LONG
 
 Answer = TypeVar("Answer")
 
@@ -304,12 +306,13 @@ def _logged(fields: dict[bytes, bytes]) -> tuple[str, bool, bytes, str, int, byt
     )
 
 
+@pytest.mark.timeout(900 if LONG else 180)
 def test_the_functions_do_what_the_model_says_in_any_order(redis_url: str) -> None:
     run_state_machine_as_test(  # the stub asks for a class, the docs for a factory
         cast(Any, lambda: Machine(redis_url)),
         settings=settings(
-            max_examples=60,
-            stateful_step_count=40,
+            max_examples=500 if LONG else 60,
+            stateful_step_count=50 if LONG else 40,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),

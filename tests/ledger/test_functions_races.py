@@ -12,9 +12,10 @@ from ledger.admission import Rate, Slot
 from ledger.functions import Partition, WalletImage
 from tests.ledger.partitions import NUMBER, WALLET, cap, images, ready
 from tests.ledger.racing import Race, Try, run
+from tests.scenarios.scale import LONG
 
 PROCESSES = 4
-TRIES = 5_000  # of each process
+TRIES = 25_000 if LONG else 5_000  # of each process
 
 
 @pytest.fixture(scope="module")

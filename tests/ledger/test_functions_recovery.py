@@ -58,13 +58,15 @@ class TestRecovery:
         assert [await partition.rehold(2, one) for _ in range(2)] == [True, True]
         await partition.load(2, [WalletState(WALLET, 1_000, 0, 1)])
         await partition.activate(2, 1)
-        late_one = hold(7)
+        late_one = hold(7, slots=(Slot("k", 1),))
         assert await partition.rehold(2, late_one)
+        refused = await partition.hold(2, hold(0, slots=(Slot("k", 2),)))
 
         there = await images(partition, 2)
 
         assert (there[WALLET].free, there[WALLET].held) == (-4_007, 5_007)
         assert there["c@0"].free == -4_500
+        assert refused == Refused("slots", "k", held=2)
 
     async def test_an_end_that_comes_meanwhile_ends_the_hold_that_survived(
         self, partition: Partition
@@ -108,11 +110,12 @@ class TestRecovery:
         await held(partition, 300)
         await partition.freeze(2)
         for _ in range(2):
-            await partition.load(2, [WalletState(WALLET, 1_000, 0, 1)])
+            await partition.load(2, [WalletState(WALLET, 1_200, 200, 1)])
         for _ in range(2):
             assert await partition.activate(2, 1) == 1
 
-        assert (await images(partition, 2))[WALLET].held == 300
+        there = (await images(partition, 2))[WALLET]
+        assert (there.base, there.spent, there.held, there.free) == (1_200, 200, 300, 700)
 
     async def test_a_flawed_load_loads_nothing(self, partition: Partition) -> None:
         await partition.freeze(2)

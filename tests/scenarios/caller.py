@@ -61,6 +61,12 @@ class Caller:
         self._writer.write(data)
         await self._writer.drain()
 
+    @property
+    def port(self) -> int:
+        """Our end's, which tells the connection from others."""
+        found: int = self._writer.get_extra_info("sockname")[1]
+        return found
+
     def leave(self) -> None:
         """Close the connection, whatever is still to come."""
         self._writer.transport.abort()

@@ -156,6 +156,12 @@ class Deployment:
         """What an SDK is pointed at."""
         return f"http://127.0.0.1:{self.ports['data']}/v1"
 
+    @property
+    def pid(self) -> int:
+        """The supervisor's."""
+        assert self._process is not None
+        return self._process.pid
+
     def tell(self, number: int) -> None:
         """Send a signal to the supervisor, as an operator would."""
         assert self._process is not None

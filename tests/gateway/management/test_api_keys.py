@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from pathlib import Path
 from uuid import UUID
 
 import asyncpg
@@ -15,6 +16,7 @@ from gateway.management.api_keys import KeyLabel, KeyTerms
 from gateway.principal import Period
 from ledger.money import nanos
 from tests.gateway.tenancy import Tenancy, clock, digest_of, new_key, tenancy
+from tests.ledger.by_hand import dying_postgres
 
 
 @pytest.fixture
@@ -171,3 +173,9 @@ async def test_a_database_without_tables_is_not_an_unknown_key(postgres_empty_ur
     async with asyncpg.create_pool(postgres_empty_url, min_size=0) as pool:
         with pytest.raises(StoreAway):
             await api_keys.find(pool, [bytes(32)])
+
+
+async def test_a_store_that_dies_at_work_is_away(tmp_path: Path) -> None:
+    async with dying_postgres(tmp_path) as url, asyncpg.create_pool(url, min_size=0) as pool:
+        with pytest.raises(StoreAway):
+            await api_keys.find(pool, [b"digest"])

@@ -1,0 +1,193 @@
+"""After a storm: what callers got, what the vendor billed and what the books say, side by side.
+
+The oracle is outside of the system: the callers' log and the vendor's. Nothing that Tollgate says
+of itself is believed.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import asyncpg
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from ledger.fcall import key_names
+from ledger.functions import Epoch, Image, Partition
+from tests.scenarios.deployment import Deployment
+from tests.scenarios.invariants import owed
+from tests.scenarios.storm.load import Answered, nonce_in
+from tests.vendor import Entry, Vendor
+
+DRAINED_S_MAX = 10.0
+
+_AWAY = (RedisError, Epoch, OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
+
+_PARTS = """
+    SELECT number, generation, state, watermark_generation, watermark_id FROM part ORDER BY number
+"""
+_WALLETS = """
+    SELECT id::text AS id, base, spent FROM wallet WHERE partition = $1
+    UNION ALL
+    SELECT id, base, spent FROM cap_window WHERE partition = $1
+"""
+_CALLS = """
+    SELECT call_id::text AS id, organization_id::text AS organization, kind, charge, usage_source
+    FROM usage_call WHERE admitted_at >= to_timestamp($1)
+"""
+_CHARGED = """
+    SELECT w.id::text, w.base - w.spent AS balance,
+        (SELECT coalesce(sum(charge), 0) FROM usage_call WHERE organization_id = w.organization_id)
+            ::bigint AS charged
+    FROM wallet AS w
+"""
+_LETTERS = "SELECT count(*) FROM dead_letter"
+_RECOVERIES = """
+    SELECT count(*), coalesce(percentile_cont(0.5) WITHIN GROUP (ORDER BY took), 0),
+           coalesce(percentile_cont(0.99) WITHIN GROUP (ORDER BY took), 0)
+    FROM (SELECT extract(epoch FROM ended_at - started_at) * 1000 AS took
+          FROM recovery_log WHERE ended_at IS NOT NULL) AS ended
+"""
+
+
+class Sums(NamedTuple):
+    """What a round came to."""
+
+    records: int
+    kinds: Mapping[str, int]
+    dead_letters: int
+
+
+async def drained(tollgate: Deployment, vendor: Vendor) -> float:
+    """Wait until nothing is under way any more; how long it took, seconds."""
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
+    await vendor.quiet()
+    while rest := await unsettled(tollgate):
+        took_s = loop.time() - began_s
+        assert took_s < DRAINED_S_MAX, f"after {took_s:.1f} s: {rest}"
+        await asyncio.sleep(0.1)
+    return loop.time() - began_s
+
+
+async def unsettled(tollgate: Deployment) -> str:
+    """What is still under way in the stores; "" once nothing is: both agree and nothing is held."""
+    try:
+        async with asyncio.timeout(5.0):
+            connection = await tollgate.postgres()
+            try:
+                async with tollgate.redis() as redis:
+                    return await _unsettled(connection, redis)
+            finally:
+                connection.terminate()
+    except _AWAY as error:
+        return repr(error)
+
+
+async def _unsettled(connection: asyncpg.Connection, redis: Redis) -> str:
+    for part in await connection.fetch(_PARTS):
+        partition = Partition(redis, part["number"])
+        state = await partition.state()
+        if part["state"] != "active" or not state.is_active():
+            return f"partition {part['number']} is {part['state']}, Redis says {state}"
+        keys = key_names(part["number"], state.generation)
+        held, slots = await redis.zcard(keys[7]), await redis.hgetall(keys[9])
+        if held or slots:
+            return f"{held} holds are open in partition {part['number']}, slots are {slots}"
+        image = await partition.scan(state.generation, count=10_000)
+        position = part["watermark_generation"], _at(part["watermark_id"])
+        if position < (state.generation, _at(image.last_id)):
+            return f"{image.last_id} is not flushed, only {tuple(part)}"
+        if different := _different(image, await connection.fetch(_WALLETS, part["number"])):
+            return different
+    return ""
+
+
+def _different(image: Image, wallets: list[asyncpg.Record]) -> str:
+    """What Redis and Postgres do not say the same of; a window nobody spends in may be missing."""
+    there = {w.wallet: (w.base, w.spent, w.held, w.free) for w in image.wallets}
+    posted = {w[0]: (w[1], w[2], 0, w[1] - w[2]) for w in wallets}
+    for name in {name for name in posted if "@" not in name} | there.keys():
+        if there.get(name) != posted.get(name):
+            return f"Redis {there.get(name)}, Postgres {posted.get(name)} of {name}"
+    return ""
+
+
+def _at(stream_id: str) -> tuple[int, ...]:
+    return tuple(map(int, stream_id.split("-")))
+
+
+async def compare(
+    connection: asyncpg.Connection,
+    *,
+    answered: Mapping[str, Answered],
+    seen: Iterable[Entry],
+    since_s: float,
+    granted: Mapping[str, int],
+) -> Sums:
+    """Assert that every call of a round, and every wallet, is as callers and vendor say.
+
+    `since_s`: when the round began; `granted`: what each wallet was ever given, nano-USD.
+    """
+    __tracebackhide__ = True
+    records = {row["id"]: row for row in await connection.fetch(_CALLS, since_s)}
+    billed: dict[str, list[Entry]] = {}
+    for entry in seen:
+        billed.setdefault(nonce_in(entry.body), []).append(entry)
+
+    ids = [call.call_id for call in answered.values()]
+    assert len(set(ids)) == len(ids), "two calls were given one id"
+    lost = [call for call in answered.values() if call.call_id not in records]
+    assert not lost, f"{len(lost)} of {len(answered)} answered calls have no record: {lost[:3]}"
+    wrong = _wrong(answered, billed, records)
+    assert not wrong, f"{len(wrong)} of {len(answered)} answered calls: {wrong[:3]}"
+
+    others = [row for call_id, row in records.items() if call_id not in set(ids)]
+    _assert_of_cut(others, [e for nonce, e in billed.items() if nonce not in answered])
+    for wallet, balance, charged in await connection.fetch(_CHARGED):
+        assert balance == granted.get(wallet, 0) - charged, f"wallet {wallet}"
+    kinds = Counter(row["kind"] for row in records.values())
+    return Sums(len(records), kinds, await connection.fetchval(_LETTERS))
+
+
+def _wrong(
+    answered: Mapping[str, Answered],
+    billed: Mapping[str, list[Entry]],
+    records: Mapping[str, Any],
+) -> list[str]:
+    found = []
+    for nonce, call in answered.items():
+        row, amount = records[call.call_id], owed(billed[nonce])
+        if (row["kind"], row["charge"], row["organization"]) != (
+            "settled",
+            amount,
+            call.organization_id,
+        ):
+            found.append(f"{call} was billed {amount} and is {dict(row)}")
+    return found
+
+
+def _assert_of_cut(records: list[Any], billed: list[list[Entry]]) -> None:
+    """Of calls nobody got an answer to: each that the vendor saw has its record.
+
+    Nobody outside knows their ids, so they are compared as a whole: what is settled was billed to
+    the nano-USD, what is lost is marked as estimated, and nothing else costs anything.
+    """
+    settled = Counter(row["charge"] for row in records if row["kind"] == "settled")
+    amounts = Counter(owed(entries) for entries in billed)
+    strange = settled - amounts
+    assert not strange, f"settled, but billed to nobody: {strange}"
+    lost = [row for row in records if row["kind"] == "lost"]
+    assert all(row["usage_source"] == "estimated" for row in lost), "lost, and not estimated"
+    free = [row for row in records if row["kind"] in ("expired", "released")]
+    assert not any(row["charge"] for row in free), "a call that consumed nothing has a charge"
+    ended = settled.total() + len(lost)
+    assert ended >= len(billed), f"the vendor has seen {len(billed)} cut calls, {ended} have ends"
+
+
+async def recoveries(connection: asyncpg.Connection) -> tuple[int, float, float]:
+    """How many partitions were recovered; the median time and the 99th percentile, ms."""
+    row = await connection.fetchrow(_RECOVERIES)
+    assert row is not None
+    return row[0], float(row[1]), float(row[2])

@@ -1,0 +1,162 @@
+"""The storm: everything is killed, stopped, emptied and put back in time, under load, for as long
+as STORM says. Whoever got an answer is charged what the vendor billed, once, and nobody else is.
+
+STORM=60m make storm     STORM_SEED=7 make storm
+"""
+
+import asyncio
+import os
+import random
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.principal import Period
+from ledger.money import nanos
+from tests.scenarios.deployment import Deployment, Key
+from tests.scenarios.storm import books
+from tests.scenarios.storm.faults import Faults
+from tests.scenarios.storm.load import Load
+from tests.vendor import Vendor
+
+_UNITS = {"s": 1, "m": 60, "h": 3_600}
+_ASKED = os.environ.get("STORM", "")  # noqa: TID251 - chosen by whoever runs the tests
+SHORT_S = 60.0
+STORM_S = float(_ASKED[:-1]) * _UNITS[_ASKED[-1]] if _ASKED else SHORT_S
+SEED = int(os.environ.get("STORM_SEED") or time.time_ns() % 1_000_000)  # noqa: TID251 - as above
+
+ROUND_S = 60.0
+BACK_S_MAX = 20.0  # a worker killed again and again is started after 5 s
+CALLERS, WORKERS = 24, 3
+CREDIT_USD = "100000"
+TERMS: tuple[dict[str, Any], ...] = (
+    *({}, {}, {}, {"concurrency": CALLERS}),
+    *({"budget": nanos(CREDIT_USD), "period": period} for period in Period),
+)
+CHANGES = {
+    "ledger": {
+        "partitions": 4,
+        "hold_lease_s": 4,  # so that what nobody ends is swept within the time to drain
+        "hold_renew_s": 1,
+        "audit_interval_s": 2,
+    },
+}
+
+pytestmark = [pytest.mark.scenario, pytest.mark.timeout(STORM_S * 2 + 240)]
+
+
+class Storm:
+    """A deployment, its load and its faults, round after round."""
+
+    def __init__(self, tollgate: Deployment, vendor: Vendor, keys: list[Key]) -> None:
+        self._tollgate, self._vendor, self._keys = tollgate, vendor, keys
+        self._chance = random.Random(SEED)  # noqa: S311 - a storm that can be repeated
+        self._granted = {key.organization_id: nanos(CREDIT_USD) for key in keys}
+        self._kinds: list[str] = []  # still to come before any comes again
+        self.counted: Counter[str] = Counter()
+        self.tried: Counter[str] = Counter()
+        self.ended: Counter[str] = Counter()
+        self.refused: Counter[int] = Counter()
+        self.answered = 0
+        self.drained_s = 0.0
+        self.letters = 0
+
+    async def round(self, number: int, seconds: float) -> None:
+        """Load and faults for a while; then heal, drain, and compare everything."""
+        await self._vendor.forget()
+        began_s = time.time() - 1.0  # noqa: TID251 - a test is its own root
+        load = Load(self._tollgate, self._keys, SEED * 1_000 + number)
+        faults = Faults(self._tollgate, load, self._chance)
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + seconds
+        async with load.running(CALLERS):
+            await load.until(CALLERS, within_s=BACK_S_MAX)
+            while loop.time() < until_s:
+                await self._strike(load, faults)
+            await self._tollgate.until_ready(BACK_S_MAX)
+        drained_s = await books.drained(self._tollgate, self._vendor)
+        self.drained_s = max(self.drained_s, drained_s)
+        seen = await self._vendor.quiet()
+        connection = await self._tollgate.postgres()
+        try:
+            sums = await books.compare(
+                connection,
+                answered=load.answered,
+                seen=seen,
+                since_s=began_s,
+                granted=self._granted,
+            )
+        finally:
+            await connection.close()
+        assert "No difference." in self._tollgate.run("verify")
+        self._assert_no_drift()
+        self.letters = sums.dead_letters
+        assert self.letters <= self.tried["poison"], "a letter that nobody poisoned"
+        self.answered += len(load.answered)
+        self.ended.update(sums.kinds)
+        self.refused.update(load.refused)
+
+    async def _strike(self, load: Load, faults: Faults) -> None:
+        if not self._kinds:
+            self._kinds = sorted(faults.kinds)
+            self._chance.shuffle(self._kinds)
+        kind = self._kinds.pop()
+        self.tried[kind] += 1
+        self.counted[kind] += await faults.strike(kind)
+        if self._chance.random() < 0.25:
+            return  # the next one hits a system that is still down
+        try:
+            await load.until(CALLERS, within_s=BACK_S_MAX)
+        except TimeoutError as error:
+            told = self._tollgate.log_path.read_text(errors="replace")[-4_000:]
+            raise AssertionError(f"nobody is answered after {kind!r}: {told}") from error
+        if self._chance.random() < 0.5:
+            faults.keep_copy()
+        await asyncio.sleep(self._chance.uniform(0, 0.5))
+
+    def _assert_no_drift(self) -> None:
+        lines = self._tollgate.metrics().splitlines()
+        drifts = [line for line in lines if "drift" in line and not line.startswith("#")]
+        assert drifts, "no audit has run"
+        assert all(float(line.rsplit(" ", 1)[1]) == 0 for line in drifts), drifts
+        told = self._tollgate.log_path.read_text(errors="replace")
+        assert '"drift of' not in told
+
+    def told(self, recovered: tuple[int, float, float]) -> str:
+        """What came of it, for people."""
+        kinds = ", ".join(f"{kind} {self.counted[kind]}" for kind in sorted(self.tried))
+        refused, ends = dict(self.refused), dict(self.ended)
+        count, middle, high = recovered
+        return (
+            f"storm, seed {SEED}: {self.answered:,} calls answered; {self.counted.total()} faults"
+            f" of {self.tried.total()} counted ({kinds}); ends {ends}; refused"
+            f" {refused}; {self.letters} dead letters; drained in {self.drained_s:.1f} s"
+            f" at most; {count} recoveries, median {middle:.0f} ms, p99 {high:.0f} ms;"
+            " none lost, none doubled, no wrong amount, no drift"
+        )
+
+
+async def test_nothing_is_lost_doubled_or_wrong_whatever_is_killed_stopped_or_put_back(
+    folder: Path, vendor_apart: Vendor
+) -> None:
+    print(f"\nstorm: seed {SEED}, {STORM_S:.0f} s")
+    async with Deployment.started(
+        folder, vendor_port=vendor_apart.port, workers=WORKERS, changes=CHANGES
+    ) as tollgate:
+        keys = [await tollgate.new_key(credit_usd=CREDIT_USD, **terms) for terms in TERMS]
+        storm = Storm(tollgate, vendor_apart, keys)
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + STORM_S
+        number = 0
+        while (left_s := until_s - loop.time()) > 0:
+            number += 1
+            await storm.round(number, min(left_s, ROUND_S))
+            print(f"round {number}: {storm.answered:,} answered, {storm.counted.total()} faults")
+        connection = await tollgate.postgres()
+        try:
+            print(storm.told(await books.recoveries(connection)))
+        finally:
+            await connection.close()
