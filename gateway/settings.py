@@ -238,8 +238,11 @@ class Limits:
     header_bytes_max: Size = 32 * KIB
     header_timeout_s: Seconds = 10.0
     body_timeout_s: Seconds = 60.0
+    body_grace_s: Seconds = 10.0
+    body_bytes_per_s_min: Size = 1 * KIB
     keep_alive_s: Seconds = 75.0
     connections_max: Count = 10_000
+    connections_per_address_max: Count = 2_500
     default_output_tokens: Tokens = 16_384
     timeouts: Timeouts = Timeouts()
     drain_s_max: Seconds = 60.0
