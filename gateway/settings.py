@@ -176,7 +176,7 @@ class Provider:
             path=path,
             api_key=self.api_key,
             quirks=self.quirks,
-            headers={header: value.reveal() for header, value in self.headers.items()},
+            headers=self.headers,
         )
 
 

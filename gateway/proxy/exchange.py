@@ -57,7 +57,7 @@ class Memory:
 
     def __init__(self, peer: str) -> None:
         self.peer = peer  # the address of the other end of the socket; "" if it has none
-        self.host: str | None = ""  # the Host that was found good; "" is none
+        self.host: str | None = None  # the Host that was found good
         self.shown = Shown()
         self.client = ("", "", "")  # organization, user agent and the id made of them
 
@@ -144,6 +144,7 @@ class Exchange:
             if host == self.memory.host
             and self._is_chunked
             and not message.chunked
+            and not message.upgrade
             and path[0] == "/"
             and self.header("expect") is None
             else flaw_of(message)

@@ -253,9 +253,14 @@ class Guard(RequestHandler):
         if not self._force_close:
             self._task_handler = None
             self.outbox.flush()
-            if self.transport is not None:
-                self.transport.close()
-                self._see_closed(self.transport)
+            transport = self.transport
+            if transport is None or transport.is_closing():
+                return
+            if self._body is not None and not self._body.is_eof():
+                self._last_words(transport)
+            else:
+                transport.close()
+                self._see_closed(transport)
 
     def _exchange(
         self, message: RawRequestMessage | _ErrInfo, content: StreamReader
@@ -282,9 +287,16 @@ class Guard(RequestHandler):
             )
         self.outbox.flush()
         if not transport.is_closing():
-            # To close on bytes that were not read would reset the connection, and the answer.
-            transport.write_eof()
-            self._loop.call_later(_LAST_WORDS_S, transport.abort)
+            self._last_words(transport)
+
+    def _last_words(self, transport: asyncio.Transport) -> None:
+        """Send what is written and hear nothing more; then close.
+
+        To close on bytes that were not read would reset the connection, and the answer with it.
+        """
+        self._close = True
+        transport.write_eof()
+        self._loop.call_later(_LAST_WORDS_S, transport.abort)
 
     def _take(self) -> tuple[RawRequestMessage | _ErrInfo, StreamReader]:
         """The next request of the queue, which has room for another one then."""

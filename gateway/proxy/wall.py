@@ -63,7 +63,7 @@ def flaw_of(message: RawRequestMessage) -> Flaw | None:
         return Flaw(400, "the only Transfer-Encoding is chunked, with HTTP/1.1")
     if (host is not None or not is_old) and not _HOST.match(host or ""):
         return Flaw(400, "the Host header is not a host")
-    if not message.path.startswith("/"):
+    if message.method == "CONNECT" or not message.path.startswith("/"):
         return Flaw(400, "the request target must be a path")
     if header("expect", "100-continue").lower() != "100-continue":
         return Flaw(417, "the only Expect is 100-continue")
