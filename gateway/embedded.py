@@ -97,6 +97,9 @@ class _Passwords(NamedTuple):
     app: str
     admin: str
 
+    def __repr__(self) -> str:
+        return "_Passwords(...)"
+
 
 def urls(folder: Path) -> Urls:
     """How to reach the servers of `folder`, from any process of the user that started them.

@@ -62,8 +62,8 @@ def _lengths() -> Iterator[_Case]:
         ("2^64", b"18446744073709551616"),
         ("2^64 more", b"%d" % (2**64 + _SIZE)),
         ("below zero", b"-1"),
-        ("Arabic digits", "١٢".encode()),  # noqa: RUF001 - these are the point
-        ("full-width digits", "７８".encode()),  # noqa: RUF001 - these are the point
+        ("Arabic digits", "١٢".encode()),
+        ("full-width digits", "７８".encode()),
         ("infinite", b"inf"),
     ):
         yield f"length: {name}", _LINE, (_HOST, b"Content-Length: " + value), _BODY
@@ -130,19 +130,24 @@ def _lines() -> Iterator[_Case]:
     path = b"/v1/chat/completions"
     for line in (
         *(b"POST %b HTTP/2.0", b"POST %b HTTP/1.2", b"POST %b HTTP/0.9", b"POST %b HTTP/3.0"),
-        *(b"POST %b HTTP/1.10", b"POST %b HTTP/11", b"POST %b HTTP/1", b"POST %b HTTP/1.", b"POST %b"),
+        *(b"POST %b HTTP/1.10", b"POST %b HTTP/11"),
+        *(b"POST %b HTTP/1", b"POST %b HTTP/1.", b"POST %b"),
         *(b"POST %b http/1.1", b"POST %b HTTPS/1.1", b"POST %b XTTP/1.1", b"POST %b HTTP/1.1 x"),
         *(b"POST %b HTTP/-1.1", b"POST %b HTTP/+1.1", b"POST %b HTTP/1,1", b"POST %b HTTP 1.1"),
-        *(b"POST %b ICE/1.0", b"POST %b RTSP/1.0", b"POST %b HTTP/1.1\x00", b"POST %b HTTP/1.1\x0b"),
+        *(b"POST %b ICE/1.0", b"POST %b RTSP/1.0"),
+        *(b"POST %b HTTP/1.1\x00", b"POST %b HTTP/1.1\x0b"),
         *(b"POST\t%b\tHTTP/1.1", b"POST %b\tHTTP/1.1", b" POST %b HTTP/1.1"),
         *(b"POST\x00 %b HTTP/1.1", b"POST %b \x00HTTP/1.1", b"POST\x0b%b HTTP/1.1", b"%b HTTP/1.1"),
         *(b"post %b HTTP/1.1", b"POST: %b HTTP/1.1", b"PO ST %b HTTP/1.1", b"POSTS %b HTTP/1.1"),
-        *(b"P\xd6ST %b HTTP/1.1", b"\xefPOST %b HTTP/1.1", b'"POST" %b HTTP/1.1', b"PRI * HTTP/2.0"),
+        *(b"P\xd6ST %b HTTP/1.1", b"\xefPOST %b HTTP/1.1"),
+        *(b'"POST" %b HTTP/1.1', b"PRI * HTTP/2.0"),
         *(b"POST http://tollgate%b HTTP/1.1", b"POST https://tollgate%b HTTP/1.1"),
         *(b"POST http://evil.example%b HTTP/1.1", b"POST evil.example:80 HTTP/1.1"),
         *(b"CONNECT evil.example:443 HTTP/1.1", b"CONNECT %b HTTP/1.1", b"POST * HTTP/1.1"),
-        *(b"POST file://%b HTTP/1.1", b"POST ?%b HTTP/1.1", b"POST #%b HTTP/1.1", b"POST \\%b HTTP/1.1"),
-        *(b"POST x%b HTTP/1.1", b"POST %b x HTTP/1.1", b"POST %b\x00 HTTP/1.1", b"POST %b\r HTTP/1.1"),
+        *(b"POST file://%b HTTP/1.1", b"POST ?%b HTTP/1.1"),
+        *(b"POST #%b HTTP/1.1", b"POST \\%b HTTP/1.1"),
+        *(b"POST x%b HTTP/1.1", b"POST %b x HTTP/1.1"),
+        *(b"POST %b\x00 HTTP/1.1", b"POST %b\r HTTP/1.1"),
         *(b"POST %b\x7f HTTP/1.1", b"POST %b\x01 HTTP/1.1", b"SOURCE %b ICE/1.0"),
     ):
         shown = line.decode("latin-1").replace("%b", "path")
@@ -158,9 +163,11 @@ def _hosts() -> Iterator[_Case]:
     """Hosts that name somebody else, or nobody."""
     for value in (
         *(b"", b" ", b"a b", b"a,b", b"a;b", b"a/b", b"a?b", b"a#b", b"a\\b", b"user@a", b"a@b:80"),
-        *(b"http://a", b"a:b", b"a:", b"a:80:80", b"a:-1", b"a:123456", b":80", b"[", b"[]", b"[::1"),
+        *(b"http://a", b"a:b", b"a:", b"a:80:80", b"a:-1"),
+        *(b"a:123456", b":80", b"[", b"[]", b"[::1"),
         *(b"::1", b"[::1]x", b"[evil]", b"a%00b", b"a\x0bb", b"a\x00b", b"a\tb", b"<a>", b"a'b"),
-        *(b'"a"', b"a|b", b"a`b", b"{a}", "ä".encode(), b"\xff", b".", b"-a", b"a" * 300, b"a\r\n b"),
+        *(b'"a"', b"a|b", b"a`b", b"{a}", "ä".encode()),
+        *(b"\xff", b".", b"-a", b"a" * 300, b"a\r\n b"),
     ):
         yield f"host: {value[:20]!r}", _LINE, (b"Host: " + value, _LENGTH), _BODY
     for name, lines in (
@@ -178,9 +185,12 @@ def _fields() -> Iterator[_Case]:
     """Header lines that are none, or that ask for what is not given."""
     for line in (
         *(b"X-A: b\r\n c", b"X-A:\r\n b", b"X-A: b\r\n\tc", b" X-A: b", b"\tX-A: b", b"X-A : b"),
-        *(b"X-A\t: b", b"X A: b", b": b", b"X-A", b"X-A;b", b"X-A\x00: b", b"X-A: \x00", b"X-A: b\x00c"),
-        *(b"X-A: b\rX-B: c", b"X-A: b\nc", b"X-A: b\r", b"X\xc4: b", b"X(A): b", b"X@A: b", b"X[A]: b"),
-        *(b'"X": b', b"X/A: b", b"X=A: b", b"X,A: b", b"X{A}: b", b"X\x7f: b", b"X-A: b\x7f", b"X-A: \x01"),
+        *(b"X-A\t: b", b"X A: b", b": b", b"X-A"),
+        *(b"X-A;b", b"X-A\x00: b", b"X-A: \x00", b"X-A: b\x00c"),
+        *(b"X-A: b\rX-B: c", b"X-A: b\nc", b"X-A: b\r"),
+        *(b"X\xc4: b", b"X(A): b", b"X@A: b", b"X[A]: b"),
+        *(b'"X": b', b"X/A: b", b"X=A: b", b"X,A: b"),
+        *(b"X{A}: b", b"X\x7f: b", b"X-A: b\x7f", b"X-A: \x01"),
         *(b"X-A: " + b"a" * 40_000, b"X" * 40_000 + b": a", b"\r\n".join([b"X-A: b"] * 120)),
         *(b"\r\n".join([b"X-%d: " % n + b"a" * 900 for n in range(60)]), b"X-A: b\x0bc\x08"),
         *(b"Expect: 200-ok", b"Expect: 100-continue, x", b"Expect: ", b"Expect: 100-continued"),
@@ -192,8 +202,10 @@ def _chunks() -> Iterator[tuple[str, bytes]]:
     """Bodies whose chunks do not add up."""
     size, end = b"%x" % _SIZE, b"\r\n0\r\n\r\n"
     for written in (
-        *(b"+%b", b"-%b", b"0x%b", b" %b", b"\t%b", b"%b\x00", b"\x00%b", b"%b\x0b", b"g%b", b"%bg"),
-        *(b"%b,", b'"%b"', b"1%b00000000000000000", b"ffffffffffffffff", b"-1", b"", b"%b%b.", b"_%b"),
+        *(b"+%b", b"-%b", b"0x%b", b" %b", b"\t%b"),
+        *(b"%b\x00", b"\x00%b", b"%b\x0b", b"g%b", b"%bg"),
+        *(b"%b,", b'"%b"', b"1%b00000000000000000", b"ffffffffffffffff"),
+        *(b"-1", b"", b"%b%b.", b"_%b"),
         *(b"%b;\n", b"%b;a\nb", b"%b;a=\rb", b"%b;\x00", b"%b\n", b"%b\r", b"%b;a\x0b\n", b"%b =1"),
     ):
         text = written.replace(b"%b", size)

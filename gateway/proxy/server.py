@@ -135,9 +135,7 @@ class Guard(RequestHandler):
             return
         if self._bytes > self._wall.header_bytes_max:
             self._refuse(Flaw(431, "the headers are too large"))
-        elif (
-            self._head_deadline is None and self._current_request is None and not self._messages
-        ):
+        elif self._head_deadline is None and self._current_request is None and not self._messages:
             self._await_head()
 
     def _is_head_too_large(self, data: bytes) -> bool:

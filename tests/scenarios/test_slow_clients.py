@@ -6,6 +6,7 @@ has a thousand of each.
 
 import asyncio
 import os
+import socket
 import statistics
 import time
 from collections import Counter
@@ -38,7 +39,7 @@ class Siege:
         ask = asks(CHAT, "vendor/m", max_tokens=5)
         whole = request(CHAT, key.secret, ask)
         large = request(CHAT, key.secret, b"x" * 1_000_000)
-        read = request(CHAT, key.secret, asks(CHAT, stream, stream=True, max_tokens=5))
+        read = request(CHAT, key.secret, asks(CHAT, stream, stream=True, max_tokens=500))
         self._kinds = {
             "head": (whole[:30], b"X"),
             "body": (large[: large.index(b"\r\n\r\n") + 5], b"x"),
@@ -75,7 +76,10 @@ class Siege:
     async def _once(self, kind: str) -> None:
         """Until it is cut, which is an `OSError`."""
         first, drip = self._kinds[kind]
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._port, limit=1)
+        sock = socket.create_connection(("127.0.0.1", self._port))
+        if kind == "reader":  # or the system would take the answer in its stead
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        reader, writer = await asyncio.open_connection(sock=sock, limit=1)
         try:
             self.made[kind] += 1
             writer.write(first)
@@ -123,10 +127,12 @@ async def test_slow_clients_are_cut_in_time_and_slow_nobody_down(
 ) -> None:
     limits = {"connections_per_address_max": 10_000}
     async with Deployment.started(
-        folder, vendor_port=vendor_apart.port, changes={"limits": limits}
+        folder,
+        vendor_port=vendor_apart.port,
+        changes={"limits": limits, "providers": {"vendor": {"connections_max": 10_000}}},
     ) as tollgate:
         key, theirs = await tollgate.new_key(), await tollgate.new_key(credit_usd="1000")
-        stream = await vendor_apart.script("slow", text="x" * 2_000)
+        stream = await vendor_apart.script("slow", text="x" * 4_000, output_tokens=500)
         siege = Siege(tollgate.ports["data"], theirs, f"vendor/{stream}")
         await p99_s(tollgate, key)
         pids = tollgate.pids("worker")

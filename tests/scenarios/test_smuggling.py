@@ -57,9 +57,7 @@ async def test_a_hidden_request_never_reaches_the_vendor(
     tollgate: Deployment, key: Key, vendor_apart: Vendor
 ) -> None:
     table = smuggled(key.secret)
-    found = await asyncio.gather(
-        *(said(tollgate.ports["data"], data) for data in table.values())
-    )
+    found = await asyncio.gather(*(said(tollgate.ports["data"], data) for data in table.values()))
     answers = {name: text.count(b"HTTP/1.1 ") for name, text in zip(table, found, strict=True)}
     statuses = Counter(text[9:12].decode() for text in found)
     assert {name: count for name, count in answers.items() if count != 1} == {}
@@ -109,7 +107,7 @@ async def test_behind_nginx_nobody_is_given_the_answer_of_another(
     good = sum(line == "200" for line in passed)
     entries = await vendor_apart.quiet()
     assert len(entries) == good, "what reached the vendor is what nginx knows of"
-    assert len([entry for entry in entries if (entry.model or "").startswith("victim")]) == victims
+    assert sum("victim-" in entry.body for entry in entries) == (victims)
     await assert_books(tollgate, key, records=good)
     print(
         f"T18: {len(table)} payloads behind nginx, buffering {buffering}: {victims} victims got their"
