@@ -32,33 +32,29 @@ async def test_nothing_is_served_by_an_interpreter_that_breaks_a_promise(
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.parametrize(
-    ("mode", "text", "is_good"),
-    [
-        (0o644, PLAIN, False),
-        (0o604, PLAIN, False),
-        (0o640, PLAIN, True),
-        (0o600, PLAIN, True),
-        (0o644, BY_NAME, True),
-    ],
-)
-def test_a_secret_stands_in_no_file_that_everybody_can_read(
-    tmp_path: Path,
-    mode: int,
-    text: str,
-    is_good: bool,  # noqa: FBT001 - a parameter of the test
-) -> None:
-    path = tmp_path / "config.yaml"
+def written(folder: Path, text: str, *, mode: int) -> Path:
+    """A configuration with these rights."""
+    path = folder / "config.yaml"
     path.write_text(text)
     path.chmod(mode)
-    try:
-        load(path, {"PEPPER": "0123456789abcdefghijklmnopqrstuv"})
-    except ConfigErrors as error:
-        assert not is_good
-        assert "chmod o=" in str(error)
-        assert "0123456789" not in str(error)
-    else:
-        assert is_good
+    return path
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o604])
+def test_a_secret_stands_in_no_file_that_everybody_can_read(tmp_path: Path, mode: int) -> None:
+    with pytest.raises(ConfigErrors, match="chmod o=") as raised:
+        load(written(tmp_path, PLAIN, mode=mode), {})
+
+    assert "0123456789" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("mode", "text"), [(0o640, PLAIN), (0o600, PLAIN), (0o644, BY_NAME)])
+def test_secrets_of_a_private_file_or_of_the_environment_are_good(
+    tmp_path: Path, mode: int, text: str
+) -> None:
+    environ = {"PEPPER": "0123456789abcdefghijklmnopqrstuv"}
+
+    assert load(written(tmp_path, text, mode=mode), environ).auth.pepper
 
 
 def test_a_pepper_that_is_a_placeholder_is_refused(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Clients that are slow on purpose: they are cut in time, and nobody beside them waits for them.
 
-Slow heads, slow bodies and slow readers, so many of each, come back as soon as they are cut. `LONG=1`
-has a thousand of each.
+Slow heads, slow bodies and slow readers, so many of each, come back as soon as they are cut.
+`LONG=1` has a thousand of each.
 """
 
 import asyncio
@@ -115,6 +115,25 @@ async def p99_s(tollgate: Deployment, key: Key) -> float:
     return statistics.quantiles(took_s, n=100)[98]
 
 
+def cpu_s(pids: list[int]) -> float:
+    """The CPU time that these processes have used."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+async def until_calm(pids: list[int]) -> None:
+    """Return once what slow clients can be sent has been sent, and what they left was read."""
+    async with asyncio.timeout(90):
+        while True:
+            before_s = cpu_s(pids)
+            await asyncio.sleep(0.5)
+            if cpu_s(pids) - before_s < 0.05:
+                return
+
+
 def rss_mib(pids: list[int]) -> float:
     """The resident memory of these processes."""
     pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
@@ -139,11 +158,14 @@ async def test_slow_clients_are_cut_in_time_and_slow_nobody_down(
         before_mib = rss_mib(pids)
         alone, beside, most_mib = [], [], 0.0
         for _ in range(PAIRS):
+            await until_calm(pids)
             alone.append(await p99_s(tollgate, key))
+            siege.made.clear()
             async with siege.laid(OF_EACH):
-                siege.made.clear()
+                await until_calm(pids)
                 beside.append(await p99_s(tollgate, key))
                 most_mib = max(most_mib, rss_mib(pids))
+        siege.made.clear()
         async with siege.laid(OF_EACH):
             await asyncio.sleep(CUT_S_MAX + DRIP_S)
         assert tollgate.pids("worker") == pids

@@ -110,8 +110,8 @@ async def test_behind_nginx_nobody_is_given_the_answer_of_another(
     assert sum("victim-" in entry.body for entry in entries) == (victims)
     await assert_books(tollgate, key, records=good)
     print(
-        f"T18: {len(table)} payloads behind nginx, buffering {buffering}: {victims} victims got their"
-        f" own answers, {good} calls at the vendor, all of them known to nginx"
+        f"T18: {len(table)} payloads behind nginx, buffering {buffering}: {victims} victims got"
+        f" their own answers, {good} calls at the vendor, all of them known to nginx"
     )
 
 

@@ -18,7 +18,8 @@ from tests.smuggled import smuggled
 JSON = b"Content-Type: application/json\r\n"
 LIMITS = Limits(body_grace_s=0.2, body_bytes_per_s_min=1_000, body_timeout_s=20)
 WIDE = replace(WALL, connections_max=9_999, connections_per_address_max=9_999, header_timeout_s=5)
-CHUNKED = b"POST /v1/x HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n" + (
+CHUNKED = (
+    b"POST /v1/x HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
     b"Transfer-Encoding: chunked\r\n\r\n"
 )
 
