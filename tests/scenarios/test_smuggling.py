@@ -24,7 +24,7 @@ _CONFIG = """\
 daemon off; master_process off; pid nginx.pid; error_log stderr crit;
 events {{ worker_connections 1024; }}
 http {{
-  log_format passed '$upstream_status'; access_log passed.log passed;
+  log_format passed '$status'; access_log passed.log passed;
   upstream tollgate {{ server 127.0.0.1:{behind}; keepalive 1; }}
   server {{
     listen 127.0.0.1:{port};
@@ -105,13 +105,14 @@ async def test_behind_nginx_nobody_is_given_the_answer_of_another(
             await attack
     passed = (folder / "nginx" / "passed.log").read_text().split("\n")
     good = sum(line == "200" for line in passed)
+    left = sum(line == "499" for line in passed)  # by their client, passed on or not
     entries = await vendor_apart.quiet()
-    assert len(entries) == good, "what reached the vendor is what nginx knows of"
+    assert good <= len(entries) <= good + left, "what reached the vendor is what nginx knows of"
     assert sum("victim-" in entry.body for entry in entries) == (victims)
-    await assert_books(tollgate, key, records=good)
+    await assert_books(tollgate, key, records=len(entries))
     print(
         f"T18: {len(table)} payloads behind nginx, buffering {buffering}: {victims} victims got"
-        f" their own answers, {good} calls at the vendor, all of them known to nginx"
+        f" their own answers, {len(entries)} calls at the vendor, all of them known to nginx"
     )
 
 
