@@ -34,9 +34,11 @@ from gateway.metrics import Metrics
 from gateway.proxy.calls import Calls, Parts
 from gateway.proxy.clients import Clients
 from gateway.proxy.live import Terms
-from gateway.proxy.server import DataServer, Wall, bind
+from gateway.proxy.relay import STALL_S_MAX
+from gateway.proxy.server import DataServer, bind
 from gateway.proxy.table import Table
 from gateway.proxy.tell import Teller
+from gateway.proxy.wall import Wall
 from gateway.readiness import Readiness
 from gateway.reload import ConfigFile
 from gateway.settings import Config, Durability
@@ -222,6 +224,8 @@ class Worker:
             header_bytes_max=limits.header_bytes_max,
             keep_alive_s=limits.keep_alive_s,
             connections_max=limits.connections_max,
+            connections_per_address_max=limits.connections_per_address_max,
+            stall_s_max=STALL_S_MAX,
         )
         table = Table(self.calls, self.parts.authenticator, probe=self._probe)
         server = DataServer(table.handle, wall)

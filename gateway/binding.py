@@ -85,6 +85,7 @@ class Binder:
         self.mistakes: list[Mistake] = []
         self.lines: dict[Steps, int] = {}  # every path that was set, with its line
         self.unset: dict[Steps, str] = {}  # references to variables that are not there
+        self.plain: list[Steps] = []  # secrets that stand in the file itself
 
     def wrong(self, steps: Steps, message: str) -> None:
         """Notes a mistake at this path, on the line of the nearest path that stands in the file."""
@@ -199,6 +200,8 @@ class Binder:
     def _resolved(self, kind: type[Any], node: Scalar, steps: Steps) -> str | None:
         """The text with its `${VARIABLES}` in place; None if one of them is not set."""
         if node.variable or "${" not in node.text:
+            if kind is Secret and node.text and not node.variable:
+                self.plain.append(steps)
             return node.text
         if kind not in (Secret, Endpoint):
             self.wrong(steps, "${...} is read in secrets and URLs only")

@@ -7,6 +7,7 @@ secrets and URLs.
 
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from ipaddress import ip_address
@@ -35,6 +36,7 @@ _PROVIDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _MODEL_NAME = re.compile(r"[!-~]{1,200}\Z")  # no spaces: printable ASCII, as vendors' names are
 _HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}\Z")
 _CONFIG_BYTES_MAX = 8 * 1024 * 1024  # far above any real one: a wrong path should not fill memory
+_CHARACTERS_MIN = 8  # different ones in a secret: 32 of the same are a placeholder
 _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 _POSTGRES_SCHEMES = ("postgresql://", "postgres://")
 
@@ -61,15 +63,25 @@ def load(path: Path, environ: Mapping[str, str] | None = None) -> Config:
     """
     if environ is None:
         environ = os.environ  # noqa: TID251 - this is the module that may
-    return read(_text(path), environ)
+    text, is_private = _text(path)
+    return read(text, environ, is_private=is_private)
 
 
-def read(text: str, environ: Mapping[str, str]) -> Config:
-    """The configuration of this YAML under this environment; raises `ConfigErrors`."""
+def read(text: str, environ: Mapping[str, str], *, is_private: bool = True) -> Config:
+    """The configuration of this YAML under this environment; raises `ConfigErrors`.
+
+    `is_private`: not every user of this machine can read the file, so that secrets may be in it.
+    """
     root, mistakes = parse(text)
     binder = Binder(environ)
     root = overridden(root, environ, sections=[field.name for field in fields(Config)])
     bound = binder.record(Config, root)
+    for steps in [] if is_private else binder.plain:
+        binder.wrong(
+            steps,
+            "is a secret in a file that every user of this machine can read: chmod o= the file, or"
+            " keep the secret in a variable and write ${NAME}",
+        )
     if isinstance(bound, Config):
         bound = _Checks(binder).checked(bound)
     mistakes += binder.mistakes
@@ -95,13 +107,15 @@ def check_config(path: Path, environ: Mapping[str, str] | None = None) -> Report
     return Report("\n".join(lines), 0)
 
 
-def _text(path: Path) -> str:
+def _text(path: Path) -> tuple[str, bool]:
+    """What the file says, and whether only its owner and group can read it."""
     try:
         with path.open("rb") as file:
             content = file.read(_CONFIG_BYTES_MAX + 1)
+            is_private = not os.fstat(file.fileno()).st_mode & stat.S_IROTH
         if len(content) > _CONFIG_BYTES_MAX:
             raise ConfigErrors([Mistake(0, "", f"{path} is larger than {_CONFIG_BYTES_MAX} bytes")])
-        return content.decode()
+        return content.decode(), is_private
     except OSError as error:
         raise ConfigErrors([Mistake(0, "", f"{path}: {error.strerror}")]) from error
     except UnicodeDecodeError as error:
@@ -184,6 +198,12 @@ class _Checks:
                 "is needed with postgres.url: every gateway of the database must use the same one",
             )
         metrics = config.listeners.metrics
+        for steps, secret in (
+            (("auth", "pepper"), config.auth.pepper),
+            (("listeners", "metrics", "token"), metrics.token),
+        ):
+            if secret and len(set(secret.reveal())) < _CHARACTERS_MIN:
+                self._wrong(steps, "can be guessed: make one with `openssl rand -base64 33`")
         if metrics.token is None and not is_loopback(metrics.host):
             self._wrong(
                 ("listeners", "metrics", "token"),

@@ -87,12 +87,18 @@ class Urls(NamedTuple):
     redis: str  # the data plane: no administration, no scripts, keys and channels `tg:*` only
     redis_admin: str
 
+    def __repr__(self) -> str:
+        return "Urls(...)"  # each has a password in it
+
 
 class _Passwords(NamedTuple):
     postgres: str
     postgres_admin: str
     app: str
     admin: str
+
+    def __repr__(self) -> str:
+        return "_Passwords(...)"
 
 
 def urls(folder: Path) -> Urls:

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from gateway.config import load, pepper
+from gateway.config import ConfigErrors, load, pepper
 from gateway.embedded import Embedded
+from gateway.preflight import unsafe_runtime
 from gateway.settings import Config, Durability, Listener
 
 log = logging.getLogger(__name__)
@@ -137,6 +138,8 @@ async def serve(
     deployment may share our ports, as the next one does while the last one drains. Raises
     `ConfigErrors`, `EmbeddedFailed` and `PortTaken`.
     """
+    if unsafe := unsafe_runtime():
+        raise ConfigErrors(unsafe)
     config = load(config_path, environ)
     stop = stop or asyncio.Event()
     async with AsyncExitStack() as stack:

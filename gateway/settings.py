@@ -176,7 +176,7 @@ class Provider:
             path=path,
             api_key=self.api_key,
             quirks=self.quirks,
-            headers={header: value.reveal() for header, value in self.headers.items()},
+            headers=self.headers,
         )
 
 
@@ -239,8 +239,11 @@ class Limits:
     header_bytes_max: Size = 32 * KIB
     header_timeout_s: Seconds = 10.0
     body_timeout_s: Seconds = 60.0
+    body_grace_s: Seconds = 10.0
+    body_bytes_per_s_min: Size = 1 * KIB
     keep_alive_s: Seconds = 75.0
     connections_max: Count = 10_000
+    connections_per_address_max: Count = 2_500
     default_output_tokens: Tokens = 16_384
     stream_output_tokens: Tokens = 1_024
     clamped_output_tokens_min: Tokens = 256

@@ -48,6 +48,8 @@ class Secret:
     def __reduce__(self) -> str:
         raise TypeError("a secret is not pickled")
 
+    __getstate__ = __reduce__
+
     def __bool__(self) -> bool:
         return bool(self._text)
 
@@ -90,6 +92,9 @@ class Head(NamedTuple):
     path: str
     headers: tuple[tuple[str, str], ...]
 
+    def __repr__(self) -> str:
+        return f"Head({self.path!r}, {len(self.headers)} headers)"  # one of them is a key
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
@@ -103,7 +108,7 @@ class Target:
     path: str  # what stands before the operation, e.g. "/v1"
     api_key: Secret
     quirks: str = "openai"  # a name in providers.custom.QUIRKS
-    headers: Mapping[str, str] = field(default_factory=dict)  # fixed ones, from the configuration
+    headers: Mapping[str, Secret] = field(default_factory=dict)  # fixed, from the configuration
     # What its adapter works out once for all calls of a kind; of another target it is another.
     heads: dict[tuple[Operation, bool], "Head"] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -117,6 +122,10 @@ class UpstreamRequest(NamedTuple):
     path: str
     headers: tuple[tuple[str, str], ...]  # of one target and kind of call always the same object
     body: bytes
+
+    def __repr__(self) -> str:
+        # A key is among the headers, and the body is somebody's prompt.
+        return f"UpstreamRequest({self.method} {self.path!r}, {len(self.body)} bytes)"
 
 
 class Failure(NamedTuple):

@@ -10,11 +10,12 @@ from http import HTTPStatus
 from typing import Protocol
 
 from aiohttp.http_parser import RawRequestMessage
-from aiohttp.http_writer import HttpVersion10, HttpVersion11
+from aiohttp.http_writer import HttpVersion11
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from gateway.credential import Shown
 from gateway.outbox import Outbox
+from gateway.proxy.wall import flaw_of
 
 _REASONS = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
@@ -52,10 +53,11 @@ class Memory:
     It is as old as its connection at most, and emptied when that is lost.
     """
 
-    __slots__ = ("client", "peer", "shown")
+    __slots__ = ("client", "host", "peer", "shown")
 
     def __init__(self, peer: str) -> None:
         self.peer = peer  # the address of the other end of the socket; "" if it has none
+        self.host: str | None = None  # the Host that was found good
         self.shown = Shown()
         self.client = ("", "", "")  # organization, user agent and the id made of them
 
@@ -112,10 +114,10 @@ class Exchange:
         "_line",
         "_message",
         "content",
+        "flaw",
         "head_sent",
         "header",
         "is_read",
-        "is_sound",
         "memory",
         "method",
         "on_gone",
@@ -134,10 +136,21 @@ class Exchange:
         self.header: Callable[[str], str | None] = message.headers.get
         # Whether we answer in chunks: to HTTP/1.0 the end of the connection ends the answer.
         self._is_chunked = message.version == HttpVersion11
-        # False for requests that other servers may read otherwise, so that we read them not.
-        self.is_sound = self._is_chunked or (
-            message.version == HttpVersion10 and not message.chunked
+        host = self.header("host")
+        # Why we read it not, as other servers may read it otherwise. All but the first of a
+        # connection are told to be good by little: its Host is checked once.
+        self.flaw = (
+            None
+            if host == self.memory.host
+            and self._is_chunked
+            and not message.chunked
+            and not message.upgrade
+            and path[0] == "/"
+            and self.header("expect") is None
+            else flaw_of(message)
         )
+        if self.flaw is None:
+            self.memory.host = host
         self.is_read = False  # all of the body was taken
         self.head_sent = False
         self.on_gone: Callable[[], None] | None = None

@@ -38,17 +38,28 @@ async def _read(exchange: Exchange, limits: Limits) -> bytes:
         exchange.write(_CONTINUE)
     # One buffer that grows: parts would stay in memory beside what is made of them.
     body = bytearray()
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
     try:
-        async with asyncio.timeout(limits.body_timeout_s):
+        async with asyncio.timeout_at(_due_s(began_s, 0, limits)) as deadline:
             while part := await payload.readany():
                 body += part
                 if len(body) > limits.body_bytes_max:
                     raise _too_large(limits)
+                deadline.reschedule(_due_s(began_s, len(body), limits))
     except TimeoutError as error:
+        took_s = loop.time() - began_s
         raise errors.ClientTooSlow(
-            f"The body did not arrive within {limits.body_timeout_s:g} s.", code="request_timeout"
+            f"The body came too slowly: {len(body)} bytes in {took_s:.0f} s.",
+            code="request_timeout",
         ) from error
     return bytes(body)
+
+
+def _due_s(began_s: float, size: int, limits: Limits) -> float:
+    """When more than the `size` bytes of a body that are here must have come, or all of it."""
+    earned_s = limits.body_grace_s + size / limits.body_bytes_per_s_min
+    return began_s + min(earned_s, limits.body_timeout_s)
 
 
 def _check_media(exchange: Exchange) -> None:

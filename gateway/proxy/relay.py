@@ -111,7 +111,8 @@ async def _caught_up(live: LiveCall) -> None:
 def _without_secrets(live: LiveCall, shown: bytes) -> bytes:
     """An error event without the key that the vendor was called with: some quote it."""
     target = live.candidate.target
-    for secret in (target.api_key.reveal(), *target.headers.values()):
+    for one in (target.api_key, *target.headers.values()):
+        secret = one.reveal()
         if len(secret) >= _SECRET_CHARACTERS_MIN:
             shown = shown.replace(secret.encode(), b"[secret]")
     return shown

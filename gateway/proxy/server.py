@@ -12,8 +12,6 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any, cast
 
 from aiohttp import web
@@ -24,38 +22,29 @@ from aiohttp.web_protocol import ERROR, RequestHandler, _ErrInfo
 from gateway import errors
 from gateway.outbox import Outbox
 from gateway.proxy.exchange import CLOSE, Answered, ClientGone, Dates, Exchange, Memory
+from gateway.proxy.wall import (
+    OVERHEAD_FREE,
+    OVERHEAD_PER_BYTE,
+    Flaw,
+    Turnstile,
+    Wall,
+    answer_of,
+)
 
 _log = logging.getLogger(__name__)
 
 Handler = Callable[["Exchange"], Awaitable["Answered"]]
 
+_TAKEN_BYTES_MIN = 64 * 1024
+"""What a client that is behind must take in `stall_s_max`; a modem of 1995 does."""
+
+_LAST_WORDS_S = 1.0
+"""How long a client whose request was not read may take to read why."""
+
 _LINGER_S = 5.0
 """How long the rest of a body that was refused is read and dropped. Most clients read no answer
 before they have sent all, and closing on unread bytes would reset the connection and the answer
 with it."""
-
-
-def unparsed_answer(status: int, message: str | None) -> tuple[bytes, bytes]:
-    """Header lines and body for a request that is no HTTP, or that hit a bug of ours."""
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        error: errors.GatewayError = errors.Internal(
-            "The gateway failed; nothing was charged.", code="internal_error"
-        )
-    else:
-        reason = (message or "unreadable").splitlines()[0][:200]
-        error = errors.BadRequest(f"This is not a valid HTTP request: {reason}", code="bad_http")
-    return b"Content-Type: application/json\r\n", errors.body(error)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wall:
-    """What the guard allows before a request reaches a handler."""
-
-    header_timeout_s: float
-    headers_max: int
-    header_bytes_max: int
-    keep_alive_s: float
-    connections_max: int
 
 
 class Guard(RequestHandler):
@@ -65,7 +54,19 @@ class Guard(RequestHandler):
     protocol reads: whose turn it is, whether somebody waits, when an idle connection ends.
     """
 
-    __slots__ = ("_head_deadline", "_wall", "dates", "memory", "outbox", "server")
+    __slots__ = (
+        "_body",
+        "_bytes",
+        "_head_deadline",
+        "_heads",
+        "_is_admitted",
+        "_stall",
+        "_wall",
+        "dates",
+        "memory",
+        "outbox",
+        "server",
+    )
 
     _current_request: Any  # an Exchange, which is no BaseRequest
 
@@ -74,30 +75,113 @@ class Guard(RequestHandler):
         self.server, self._wall = server, wall
         self.dates, self.outbox, self.memory = server.dates, server.outbox, Memory("")
         self._head_deadline: asyncio.TimerHandle | None = None
+        self._stall: asyncio.TimerHandle | None = None
+        self._is_admitted = False
+        self._heads = 0  # that were parsed whole
+        self._body: StreamReader | None = None  # of the latest of them, while it still comes
+        self._bytes = 0  # of the body, or of the head, that comes now
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        accepted = cast("asyncio.Transport", transport)  # uvloop's is none by name
         name = transport.get_extra_info("peername")
         self.memory.peer = name[0] if isinstance(name, tuple) else ""
-        super().connection_made(transport)
         server = self.server
-        if len(server.connections_open) > self._wall.connections_max:
-            server.refused += 1
-            self.force_close()
-            return
-        self._await_head()
+        if server.turnstile.admits(
+            accepted, self.memory.peer, is_open=len(server.connections_open)
+        ):
+            self._is_admitted = True
+            super().connection_made(transport)
+            self._await_head()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_waiting()
+        if self._stall is not None:
+            self._stall.cancel()
+        if self._is_admitted:
+            self._is_admitted = False
+            self.server.turnstile.left(self.memory.peer)
         self.memory.clear()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if len(data) > self._wall.header_bytes_max and self._is_head_too_large(data):
+            self._refuse(Flaw(431, "the headers are too large"))
+            return
         super().data_received(data)
+        if self._heads == self._request_count:
+            self._continued(len(data))
+            return
+        self._heads, self._bytes = self._request_count, 0
         if self._head_deadline is not None:
-            if self._messages:
-                self._stop_waiting()
-        elif self._current_request is None and not self._messages:
+            self._stop_waiting()
+        content = self._messages[-1][1]
+        if self._body is not None and not self._body.is_eof():
+            # What cannot be parsed stands inside of a body: whoever reads that would wait for ever.
+            self._body.set_exception(_bad_body("The body's chunks cannot be read."))
+        self._body = None if content.is_eof() else content
+
+    def _continued(self, size: int) -> None:
+        """No head has ended with these bytes: they are of a body, or of the next head."""
+        self._bytes += size
+        body = self._body
+        if body is not None:
+            if body.is_eof():
+                self._body, self._bytes = None, 0
+            elif self._bytes > OVERHEAD_FREE + (OVERHEAD_PER_BYTE + 1) * body.total_bytes:
+                body.set_exception(_bad_body("The body's chunks are mostly something else."))
+                self.close()
+            return
+        if not size:
+            return
+        if self._bytes > self._wall.header_bytes_max:
+            self._refuse(Flaw(431, "the headers are too large"))
+        elif self._head_deadline is None and self._current_request is None and not self._messages:
             self._await_head()
+
+    def _is_head_too_large(self, data: bytes) -> bool:
+        if self._body is not None or self._close or self._force_close:
+            return False
+        end = data.find(b"\r\n\r\n")
+        size = len(data) if end < 0 else end
+        return self._bytes + size > self._wall.header_bytes_max
+
+    def _refuse(self, flaw: Flaw) -> None:
+        """Answer so when it is this request's turn; nothing more is read."""
+        if self._close or self._force_close:
+            return
+        self._stop_waiting()
+        self._close = True
+        fault = _ErrInfo(status=flaw.status, exc=ValueError(flaw.message), message=flaw.message)
+        self._messages.append((fault, EMPTY_PAYLOAD))
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def pause_writing(self) -> None:
+        """The client takes less than it is sent: from now on it must take some in time."""
+        super().pause_writing()
+        transport = self.transport
+        if transport is not None:
+            self._watch(transport, transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """It has taken most of it."""
+        super().resume_writing()
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
+    def _watch(self, transport: asyncio.Transport, size: int) -> None:
+        self._stall = self._loop.call_later(
+            self._wall.stall_s_max, self._see_taken, transport, size
+        )
+
+    def _see_taken(self, transport: asyncio.Transport, before: int) -> None:
+        """Cut a client that leaves untaken what it was sent; `before`: how much it was."""
+        size = transport.get_write_buffer_size()
+        if size and before - size < _TAKEN_BYTES_MIN:
+            transport.abort()
+        elif size:
+            self._watch(transport, size)
 
     def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's own signature
         # Every body asks for this at its end, and hardly any was ever paused.
@@ -106,7 +190,15 @@ class Guard(RequestHandler):
 
     def force_close(self) -> None:
         self.outbox.flush()
+        transport = self.transport
         super().force_close()
+        if transport is not None:
+            self._see_closed(transport)
+
+    def _see_closed(self, transport: asyncio.Transport) -> None:
+        # A transport closes when all is sent. A client that takes nothing would keep it for ever.
+        if self._stall is None and transport.get_write_buffer_size():
+            self._stall = self._loop.call_later(self._wall.stall_s_max, transport.abort)
 
     async def drained(self) -> None:
         """Wait until most of what was written is taken; `ConnectionError` if nobody is there."""
@@ -125,10 +217,10 @@ class Guard(RequestHandler):
                         self._waiter = None
                     continue  # the connection may be lost by now
                 message, content = self._take()
-                if isinstance(message, _ErrInfo):
-                    self._tell_unparsed(message)
-                    break
-                exchange = self._current_request = Exchange(message, content, self)
+                exchange = self._exchange(message, content)
+                if exchange is None:
+                    return
+                self._current_request = exchange
                 self._request_in_progress = True
                 try:
                     answered = await handler(exchange)
@@ -159,8 +251,50 @@ class Guard(RequestHandler):
         if not self._force_close:
             self._task_handler = None
             self.outbox.flush()
-            if self.transport is not None:
-                self.transport.close()
+            transport = self.transport
+            if transport is None or transport.is_closing():
+                return
+            if self._body is not None and not self._body.is_eof():
+                self._last_words(transport)
+            else:
+                transport.close()
+                self._see_closed(transport)
+
+    def _exchange(
+        self, message: RawRequestMessage | _ErrInfo, content: StreamReader
+    ) -> Exchange | None:
+        """The request, if it is one that we read; else its sender is told."""
+        if isinstance(message, _ErrInfo):
+            self._tell_flaw(Flaw(message.status, message.message or ""))
+            return None
+        exchange = Exchange(message, content, self)
+        if exchange.flaw is None:
+            return exchange
+        self._tell_flaw(exchange.flaw)
+        return None
+
+    def _tell_flaw(self, flaw: Flaw) -> None:
+        """Answer a request that is not read any further, and then hear nothing more."""
+        transport = self.transport
+        if self._force_close or transport is None:
+            return
+        self._task_handler, self._close = None, True
+        with suppress(ClientGone):
+            Exchange(ERROR, EMPTY_PAYLOAD, self).answer(
+                flaw.status, *answer_of(flaw.status, flaw.message), close=True
+            )
+        self.outbox.flush()
+        if not transport.is_closing():
+            self._last_words(transport)
+
+    def _last_words(self, transport: asyncio.Transport) -> None:
+        """Send what is written and hear nothing more; then close.
+
+        To close on bytes that were not read would reset the connection, and the answer with it.
+        """
+        self._close = True
+        transport.write_eof()
+        self._loop.call_later(_LAST_WORDS_S, transport.abort)
 
     def _take(self) -> tuple[RawRequestMessage | _ErrInfo, StreamReader]:
         """The next request of the queue, which has room for another one then."""
@@ -171,17 +305,12 @@ class Guard(RequestHandler):
             self._resume_reading_if_drained()
         return taken
 
-    def _tell_unparsed(self, fault: _ErrInfo) -> None:
-        exchange = Exchange(ERROR, EMPTY_PAYLOAD, self)
-        with suppress(ClientGone):
-            exchange.answer(fault.status, *unparsed_answer(fault.status, fault.message), close=True)
-
     def _failed(self, exchange: Exchange, error: Exception) -> Answered:
         """Answer for a bug that escaped every handler."""
         _log.error("handler failed", exc_info=error)
         try:
             if not exchange.head_sent:
-                return exchange.answer(500, *unparsed_answer(500, None), close=True)
+                return exchange.answer(500, *answer_of(500, None), close=True)
             exchange.cut()
         except ClientGone:
             pass
@@ -199,7 +328,7 @@ class Guard(RequestHandler):
             async with asyncio.timeout(_LINGER_S):
                 while not content.is_eof():
                     await content.readany()
-        except TimeoutError:
+        except (TimeoutError, errors.GatewayError):
             self.close()
 
     def _await_head(self) -> None:
@@ -216,6 +345,10 @@ class Guard(RequestHandler):
         self.force_close()
 
 
+def _bad_body(message: str) -> errors.BadRequest:
+    return errors.BadRequest(message, code="bad_http")
+
+
 class DataServer(web.Server):
     """Makes a guarded connection of every accepted socket."""
 
@@ -223,7 +356,7 @@ class DataServer(web.Server):
         super().__init__(cast("Any", handler), handler_cancellation=False)
         self.handler, self._wall = handler, wall
         self.dates, self.outbox = Dates(self._loop), Outbox(self._loop)
-        self.refused = 0
+        self.turnstile = Turnstile(wall)
 
     @property
     def connections_open(self) -> dict[RequestHandler, asyncio.Transport]:

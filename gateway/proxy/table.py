@@ -34,7 +34,7 @@ class Table:
     def handle(self, exchange: Exchange) -> Awaitable[Answered]:
         """The answer to one request."""
         operation = OPERATIONS.get(exchange.raw_path)
-        if operation is not None and exchange.method == "POST" and exchange.is_sound:
+        if operation is not None and exchange.method == "POST":
             return self._calls.serve(exchange, operation)
         return self._other(exchange)
 
@@ -48,10 +48,6 @@ class Table:
             return CLOSE
 
     async def _found(self, exchange: Exchange, id_text: str) -> Answered:
-        if not exchange.is_sound:
-            raise errors.BadRequest(
-                "Send HTTP/1.1 with one Content-Length or chunked body.", code="bad_http"
-            )
         path = exchange.raw_path.partition("?")[0]
         operation = OPERATIONS.get(path)
         if operation is not None and exchange.method == "POST":

@@ -81,7 +81,7 @@ def _headers(call: Call, target: Target, quirks: Quirks) -> tuple[tuple[str, str
     headers = [
         ("content-type", "application/json"),
         ("accept", "text/event-stream" if call.stream else "application/json"),
-        *target.headers.items(),
+        *((name, value.reveal()) for name, value in target.headers.items()),
     ]
     if target.api_key:
         key = target.api_key.reveal()

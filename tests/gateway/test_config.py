@@ -16,7 +16,7 @@ from ledger.usage import Unit
 from providers.adapter import Operation
 
 SHIPPED = Path(__file__).parents[2] / "config.yaml"
-PEPPER = "p" * 32
+PEPPER = "0123456789abcdef" * 2
 PROVIDER = "providers: {own: {kind: custom, base_url: https://llm.example.com/v1}}\n"
 
 
@@ -237,7 +237,8 @@ class TestProviders:
         [target] = route.targets
         assert (target.scheme, target.host, target.port) == ("http", "127.0.0.1", 8000)
         assert (target.path, target.model, target.quirks) == ("/v1", "n", "vllm")
-        assert (target.api_key.reveal(), dict(target.headers)) == ("k", {"x-a": "b"})
+        assert target.api_key.reveal() == "k"
+        assert {name: value.reveal() for name, value in target.headers.items()} == {"x-a": "b"}
 
 
 class TestRoutes:

@@ -25,6 +25,7 @@ class Setup:
 
     def write(self, text: str) -> None:
         draft = self.path.with_suffix(".new")
+        draft.touch(mode=0o600)
         draft.write_text(text)
         draft.replace(self.path)
 
@@ -103,7 +104,7 @@ async def test_what_needs_a_restart_keeps_its_value_and_is_told(
     setup: Setup, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = setup.file.config
-    setup.write(f"ledger: {{partitions: 8}}\nauth: {{pepper: {'p' * 32}}}\n{GOOD}")
+    setup.write(f"ledger: {{partitions: 8}}\nauth: {{pepper: {'0123456789abcdef' * 2}}}\n{GOOD}")
     assert await setup.file.reload() is Result.APPLIED
     now = setup.file.config
     assert (now.ledger, now.auth.pepper) == (before.ledger, None)
@@ -152,6 +153,7 @@ async def test_asked_by_a_signal_it_reads_at_once(setup: Setup) -> None:
 def test_changes_are_named_by_their_paths_and_secrets_are_compared(tmp_path: Path) -> None:
     def config(key: str, extra: str = "") -> Config:
         path = tmp_path / "config.yaml"
+        path.touch(mode=0o600)
         path.write_text(
             f"providers: {{own: {{kind: custom, base_url: https://a.example, api_key: {key}}}}}\n"
             + extra

@@ -91,6 +91,7 @@ class Deployment:
     def write_config(self) -> None:
         """Put `config` where the processes read it."""
         draft = self.config_path.with_suffix(".new")
+        draft.touch(mode=0o600)  # there are secrets in it
         draft.write_text(yaml.safe_dump(self.config))
         draft.replace(self.config_path)
 

@@ -78,6 +78,18 @@ def refusals(key: Key) -> Iterator[bytes]:
     yield request("/v1/models/keyless/m", secret, b"", method="GET")
     yield request(CHAT, secret, ask, headers={"X-Bad": f"a\x00{secret}"})
     yield request(CHAT, secret, ask, method=f"P{secret[:8]}")
+    # At the wall, where nobody knows yet what is a header and what is a key.
+    prompt = CANARIES["prompt"]
+    for planted in (secret, prompt):
+        yield request(CHAT, secret, ask, headers={"Host": f"a/{planted}"})
+        yield request(CHAT, secret, ask, headers={"Expect": planted})
+        yield request(CHAT, secret, ask, headers={f"X {planted}": "b"})
+        yield request(CHAT, secret, ask, headers={"Content-Length": planted})
+        yield request(CHAT, secret, ask, headers={"Transfer-Encoding": planted})
+        yield request(f"http://a/{planted}", secret, ask)
+        yield planted.encode() + b"\r\n\r\n"
+        yield f"GET /{planted} HTTP/9.9\r\n\r\n".encode()
+        yield request(CHAT, secret, ask, headers={"X-Long": planted * 2_000})
 
 
 async def failing_models(vendor: Vendor) -> list[str]:

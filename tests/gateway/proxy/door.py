@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import NamedTuple, Self
 
-from gateway.proxy.server import DataServer, Handler, Wall, bind
+from gateway.proxy.server import DataServer, Handler, bind
+from gateway.proxy.wall import Wall
 
 WALL = Wall(
     header_timeout_s=0.2,
@@ -13,6 +14,8 @@ WALL = Wall(
     header_bytes_max=32 * 1024,
     keep_alive_s=30,
     connections_max=100,
+    connections_per_address_max=100,
+    stall_s_max=0.3,
 )
 
 

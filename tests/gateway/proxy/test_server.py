@@ -74,15 +74,38 @@ async def test_a_body_in_two_lengths_is_refused() -> None:
         assert status == 400
 
 
-async def test_connections_beyond_the_limit_are_closed_at_once() -> None:
-    async with Door.opened(echo, wall=replace(WALL, connections_max=1)) as door:
+@pytest.mark.parametrize(
+    ("limit", "status"), [("connections_max", 503), ("connections_per_address_max", 429)]
+)
+async def test_connections_beyond_a_limit_are_told_when_to_return_and_closed(
+    limit: str, status: int
+) -> None:
+    wall = replace(WALL, **{limit: 1})
+    async with Door.opened(echo, wall=wall) as door:
         first = await door.line()
         await first.ask(post(b"x"))
-        second = await door.line()
+        second, silent = await door.line(), await door.line()
 
+        told, headers, body = await second.ask(post(b"x"))
+
+        assert (told, headers["retry-after"], headers["connection"]) == (status, "1", "close")
+        assert orjson.loads(body)["error"]["code"] == "too_many_connections"
         assert await second.rest() == b""
+        with suppress(ConnectionResetError):
+            assert await silent.rest() == b""
         assert (await first.ask(post(b"y")))[2] == b"y"
-        assert door.server.refused == 1
+        assert door.server.turnstile.refused == 2
+
+
+async def test_the_connections_of_an_address_count_until_they_are_lost() -> None:
+    async with Door.opened(echo, wall=replace(WALL, connections_per_address_max=1)) as door:
+        for _ in range(3):
+            line = await door.line()
+            assert (await line.ask(post(b"x")))[0] == 200
+            line.writer.close()
+            async with asyncio.timeout(5):
+                while door.server.connections:
+                    await asyncio.sleep(0.01)
 
 
 async def test_a_bug_in_a_handler_is_answered_in_json_without_its_text() -> None:

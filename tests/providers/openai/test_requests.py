@@ -170,7 +170,7 @@ def test_the_key_stands_where_the_vendor_looks_for_it() -> None:
 
 
 def test_fixed_headers_come_from_the_configuration_alone() -> None:
-    request = sent(body(), target(headers={"openai-organization": "org-1"}))
+    request = sent(body(), target(headers={"openai-organization": Secret("org-1")}))
 
     assert ("openai-organization", "org-1") in request.headers
 

@@ -1,0 +1,184 @@
+"""Clients that are slow on purpose: they are cut in time, and nobody beside them waits for them.
+
+Slow heads, slow bodies and slow readers, so many of each, come back as soon as they are cut.
+`LONG=1` has a thousand of each.
+"""
+
+import asyncio
+import os
+import socket
+import statistics
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.scenarios.caller import CHAT, asks, caller, request
+from tests.scenarios.deployment import Deployment, Key
+from tests.vendor import Vendor
+
+pytestmark = pytest.mark.scenario
+
+OF_EACH = 1_000 if os.environ.get("LONG") else 100  # noqa: TID251 - how long the test is
+PAIRS = 5
+CALLS = 400  # of the healthy, per half of a pair
+AT_ONCE = 4
+DRIP_S = 4.0
+CUT_S_MAX = 15.0  # the promise: head and grace 10 s, and what refusing takes
+RSS_MIB_MAX = 200
+
+
+class Siege:
+    """The slow clients, and how long each was let."""
+
+    def __init__(self, port: int, key: Key, stream: str) -> None:
+        self._port = port
+        ask = asks(CHAT, "vendor/m", max_tokens=5)
+        whole = request(CHAT, key.secret, ask)
+        large = request(CHAT, key.secret, b"x" * 1_000_000)
+        read = request(CHAT, key.secret, asks(CHAT, stream, stream=True, max_tokens=500))
+        self._kinds = {
+            "head": (whole[:30], b"X"),
+            "body": (large[: large.index(b"\r\n\r\n") + 5], b"x"),
+            "reader": (read, b""),
+        }
+        self.cut_s: dict[str, list[float]] = {kind: [] for kind in self._kinds}
+        self.made = Counter[str]()
+
+    @asynccontextmanager
+    async def laid(self, of_each: int) -> AsyncIterator[None]:
+        """So many of each kind, there until the end."""
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(self._client(kind, number / of_each), name=f"slow {kind}")
+                for kind in self._kinds
+                for number in range(of_each)
+            ]
+            async with asyncio.timeout(60):
+                while sum(self.made.values()) < len(tasks):
+                    await asyncio.sleep(0.05)
+            yield
+            for task in tasks:
+                task.cancel()
+
+    async def _client(self, kind: str, share: float) -> None:
+        await asyncio.sleep(share)
+        while True:
+            began_s = time.monotonic()
+            try:
+                await self._once(kind)
+            except OSError:
+                self.cut_s[kind].append(time.monotonic() - began_s)
+
+    async def _once(self, kind: str) -> None:
+        """Until it is cut, which is an `OSError`."""
+        first, drip = self._kinds[kind]
+        sock = socket.create_connection(("127.0.0.1", self._port))
+        if kind == "reader":  # or the system would take the answer in its stead
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        reader, writer = await asyncio.open_connection(sock=sock, limit=1)
+        try:
+            self.made[kind] += 1
+            writer.write(first)
+            while kind == "reader" or not await self._is_told(reader):
+                writer.write(drip)
+                await asyncio.sleep(0 if kind != "reader" else DRIP_S)
+            raise ConnectionResetError
+        finally:
+            writer.transport.abort()
+
+    async def _is_told(self, reader: asyncio.StreamReader) -> bool:
+        try:
+            async with asyncio.timeout(DRIP_S):
+                await reader.read(100)
+        except TimeoutError:
+            return False
+        return True
+
+
+async def p99_s(tollgate: Deployment, key: Key) -> float:
+    """The 99th percentile of healthy calls."""
+    took_s: list[float] = []
+
+    async def calls() -> None:
+        async with caller(tollgate) as line:
+            for _ in range(CALLS // AT_ONCE):
+                began_s = time.perf_counter()
+                answer = await line.post(CHAT, key.secret, asks(CHAT, "vendor/m", max_tokens=5))
+                took_s.append(time.perf_counter() - began_s)
+                assert answer.status == 200
+
+    await asyncio.gather(*(calls() for _ in range(AT_ONCE)))
+    return statistics.quantiles(took_s, n=100)[98]
+
+
+def cpu_s(pids: list[int]) -> float:
+    """The CPU time that these processes have used."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+async def until_calm(pids: list[int]) -> None:
+    """Return once what slow clients can be sent has been sent, and what they left was read."""
+    async with asyncio.timeout(90):
+        while True:
+            before_s = cpu_s(pids)
+            await asyncio.sleep(0.5)
+            if cpu_s(pids) - before_s < 0.05:
+                return
+
+
+def rss_mib(pids: list[int]) -> float:
+    """The resident memory of these processes."""
+    pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1024**2
+
+
+@pytest.mark.timeout(400)
+async def test_slow_clients_are_cut_in_time_and_slow_nobody_down(
+    folder: Path, vendor_apart: Vendor
+) -> None:
+    limits = {"connections_per_address_max": 10_000}
+    async with Deployment.started(
+        folder,
+        vendor_port=vendor_apart.port,
+        changes={"limits": limits, "providers": {"vendor": {"connections_max": 10_000}}},
+    ) as tollgate:
+        key, theirs = await tollgate.new_key(), await tollgate.new_key(credit_usd="1000")
+        stream = await vendor_apart.script("slow", text="x" * 4_000, output_tokens=500)
+        siege = Siege(tollgate.ports["data"], theirs, f"vendor/{stream}")
+        await p99_s(tollgate, key)
+        pids = tollgate.pids("worker")
+        before_mib = rss_mib(pids)
+        alone, beside, most_mib = [], [], 0.0
+        for _ in range(PAIRS):
+            await until_calm(pids)
+            alone.append(await p99_s(tollgate, key))
+            siege.made.clear()
+            async with siege.laid(OF_EACH):
+                await until_calm(pids)
+                beside.append(await p99_s(tollgate, key))
+                most_mib = max(most_mib, rss_mib(pids))
+        siege.made.clear()
+        async with siege.laid(OF_EACH):
+            await asyncio.sleep(CUT_S_MAX + DRIP_S)
+        assert tollgate.pids("worker") == pids
+    ratios = [b / a for a, b in zip(alone, beside, strict=True)]
+    more_ms = statistics.median(1000 * (b - a) for a, b in zip(alone, beside, strict=True))
+    longest = {kind: max(siege.cut_s[kind]) for kind in ("head", "body")}
+    assert min(len(siege.cut_s[kind]) for kind in ("head", "body")) >= OF_EACH
+    assert max(longest.values()) < CUT_S_MAX + DRIP_S
+    assert most_mib - before_mib < RSS_MIB_MAX
+    assert statistics.median(ratios) <= 1.2 or more_ms <= 1.0
+    print(
+        f"T15: 3 x {OF_EACH} slow clients: healthy p99 x {statistics.median(ratios):.2f},"
+        f" {more_ms:+.2f} ms (median of {PAIRS} pairs; alone {1000 * statistics.median(alone):.1f}"
+        f" ms); longest lived: head {longest['head']:.1f} s, body {longest['body']:.1f} s;"
+        f" memory {most_mib - before_mib:+.0f} MiB"
+    )
