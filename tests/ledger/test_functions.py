@@ -1,6 +1,7 @@
 """What loading, holding, extending and reading promise, on a real server."""
 
 import asyncio
+import re
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ class TestInstall:
         assert await Partition(client, NUMBER).state() != functions.PartitionState()
 
     async def test_keeps_a_newer_library(self, client: Redis) -> None:
-        newer = LIBRARY.replace("-- version: 1\n", "-- version: 99\n")
+        newer = re.sub("(?m)^-- version: .*", "-- version: 99", LIBRARY)
         await client.function_load(newer)
 
         await install(client)
