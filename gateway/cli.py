@@ -40,7 +40,7 @@ _SUBCOMMANDS = {
     "verify": Subcommand("service", "verify", "Recompute every wallet from its records."),
     "org": Subcommand("organizations", "org", "Make and list organizations."),
     "key": Subcommand("keys", "key", "Make, list and revoke API keys."),
-    "credit": Subcommand("money", "credit", "Give credit to organizations."),
+    "credit": Subcommand("money", "credit", "Give credit to organizations, and take it back."),
     "usage": Subcommand("money", "usage", "Show what an organization used and paid."),
 }
 
