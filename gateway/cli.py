@@ -41,6 +41,9 @@ _SUBCOMMANDS = {
     "org": Subcommand("organizations", "org", "Make and list organizations."),
     "key": Subcommand("keys", "key", "Make, list and revoke API keys."),
     "credit": Subcommand("money", "credit", "Give credit to organizations, and take it back."),
+    "dead-letters": Subcommand(
+        "dead_letters", "dead_letters_", "See and resolve what could not be read."
+    ),
     "usage": Subcommand("money", "usage", "Show what an organization used and paid."),
 }
 
