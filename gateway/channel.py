@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
-from ledger.fcall import obeyed
+from ledger.fcall import heard, obeyed
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,6 @@ async def hear(redis: Redis, channel: str, take: Callable[[bytes], None]) -> Non
 
 
 async def _listen(subscription: PubSub, take: Callable[[bytes], None]) -> None:
-    async for message in subscription.listen():
+    async for message in heard(subscription):
         if message["type"] == "message":
             take(message["data"])

@@ -135,10 +135,10 @@ async def _heard(subscription: PubSub) -> AsyncIterator[KeyChange]:
     """The changes one subscription brings; ends when its connection is silent for too long."""
     silences = 0
     while silences <= 1:
-        message = await subscription.get_message(timeout=_PING_S)
+        message = await obeyed(subscription.get_message(timeout=_PING_S))
         if message is None:
             silences += 1
-            await subscription.ping()
+            await obeyed(subscription.ping())
             continue
         silences = 0
         if message["type"] == "subscribe":

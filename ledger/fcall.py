@@ -4,11 +4,12 @@ The functions themselves, with their contracts, are `lua/tollgate.lua`.
 """
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
 
 from ledger.admission import End, Held, Hold, Refused
 from ledger.proof import ordered
@@ -17,6 +18,7 @@ Answer = TypeVar("Answer")
 Word: TypeAlias = bytes | str | int
 
 KEY_COUNT = 11
+_LOOK_EVERY_S = 1.0
 _NAMES = ("meta", "free", "base", "spent", "held", "ver", "holds", "due", "rates", "slots")
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -156,11 +158,23 @@ async def obeyed(work: Awaitable[Answer]) -> Answer:
     """Await a step of redis-py, and obey a cancellation that it swallowed.
 
     It sends by `asyncio.wait_for`, which in Python 3.11 loses a cancellation that arrives when the
-    send is just done: a job would then never stop.
+    send is just done, or failed: a job would then never stop.
     """
     task = asyncio.current_task()
     asked = 0 if task is None else task.cancelling()
-    answer = await work
-    if task is not None and task.cancelling() > asked:
-        raise asyncio.CancelledError
-    return answer
+    try:
+        return await work
+    finally:
+        if task is not None and task.cancelling() > asked:
+            raise asyncio.CancelledError
+
+
+async def heard(subscription: PubSub) -> AsyncIterator[dict[str, Any]]:
+    """What a subscription brings, for ever. A cancellation is obeyed within `_LOOK_EVERY_S`.
+
+    redis-py's own `listen` connects and sends by itself, and waits on after it lost a cancellation.
+    """
+    while True:
+        message = await obeyed(subscription.get_message(timeout=_LOOK_EVERY_S))
+        if message is not None:
+            yield message

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 
 from ledger.commit import Position, Superseded
 from ledger.drain import BATCH_MAX, Drain, acknowledge
-from ledger.fcall import PartitionState, execute, obeyed
+from ledger.fcall import PartitionState, execute, heard, obeyed
 from ledger.functions import Epoch, Partition, WalletState
 from ledger.postgres import AWAY, Connection, one_row, open_pool
 
@@ -257,7 +257,7 @@ class Recovery:
     async def _hear(self) -> None:
         async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
             await obeyed(pubsub.subscribe(EPOCH_CHANNEL))
-            async for message in pubsub.listen():
+            async for message in heard(pubsub):
                 if message["data"].isdigit():
                     self.request(int(message["data"]))
 

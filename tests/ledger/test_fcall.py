@@ -1,11 +1,13 @@
-"""Arguments and answers, without a server."""
+"""Arguments and answers, and a client that obeys."""
 
+import asyncio
 from random import Random
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from redis.asyncio import Redis
 
 from ledger.admission import Cap, End, Held, Hold, Rate, Refused, Slot
 from ledger.fcall import (
@@ -15,10 +17,12 @@ from ledger.fcall import (
     Renewal,
     end_answer,
     end_arguments,
+    heard,
     highest_place,
     hold_answer,
     hold_arguments,
     key_names,
+    obeyed,
     refusal,
     renewal_arguments,
     state_answer,
@@ -131,3 +135,47 @@ def test_the_highest_place_is_that_of_the_newest_end_or_of_any_logged_before(
         places.append(place)
         answers.append(b"%b%d-0" % (random.choice([b"S", b"L"]) if is_new else b"D", place))
     assert highest_place(answers) == f"{max(places)}-0"
+
+
+class TestObeyed:
+    @pytest.mark.parametrize("fails", [False, True])
+    async def test_a_cancellation_that_the_client_lost_is_obeyed(self, *, fails: bool) -> None:
+        begun = asyncio.Event()
+
+        async def loses_it() -> None:
+            begun.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                if fails:
+                    raise ConnectionError from None
+
+        task = asyncio.ensure_future(obeyed(loses_it()))
+        await begun.wait()
+        task.cancel()
+
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    async def test_what_was_not_cancelled_answers_or_fails_as_it_does(self) -> None:
+        async def answers() -> int:
+            return 7
+
+        async def fails() -> None:
+            raise ConnectionError
+
+        assert await obeyed(answers()) == 7
+        with pytest.raises(ConnectionError):
+            await obeyed(fails())
+
+
+async def test_what_a_channel_brings_is_heard_after_a_silence(redis_url: str) -> None:
+    redis = Redis.from_url(redis_url)
+    async with redis, redis.pubsub(ignore_subscribe_messages=True) as subscription:
+        await subscription.subscribe("news")
+        listener = heard(subscription)
+        first = asyncio.ensure_future(anext(listener))
+        await asyncio.sleep(1.2)  # longer than one look
+        await redis.publish("news", b"there is some")
+
+        assert (await first)["data"] == b"there is some"
