@@ -40,7 +40,10 @@ _SUBCOMMANDS = {
     "verify": Subcommand("service", "verify", "Recompute every wallet from its records."),
     "org": Subcommand("organizations", "org", "Make and list organizations."),
     "key": Subcommand("keys", "key", "Make, list and revoke API keys."),
-    "credit": Subcommand("money", "credit", "Give credit to organizations."),
+    "credit": Subcommand("money", "credit", "Give credit to organizations, and take it back."),
+    "dead-letters": Subcommand(
+        "dead_letters", "dead_letters_", "See and resolve what could not be read."
+    ),
     "usage": Subcommand("money", "usage", "Show what an organization used and paid."),
 }
 

@@ -1,7 +1,9 @@
 """Tell Redis what Postgres decided: the bases of wallets and cap windows, as states.
 
 A base travels with its version and the newer one wins, so pushing may be repeated, reordered and
-lost: whatever has a version above what Redis has is pushed again.
+lost: whatever has a version above what Redis has is pushed again. A base never travels without the
+withdrawals that are part of it: what is withheld for them must go back in the same step, or the
+same money would be missing twice for a moment.
 """
 
 from enum import StrEnum
@@ -11,11 +13,14 @@ from ledger.postgres import Connection
 
 _PUSH_MAX = 500  # wallets in one step of Redis
 _CHANGED = """
-    SELECT wallet, base, spent, version FROM (
-        SELECT id::text AS wallet, base, spent, version FROM wallet
-        WHERE partition = $1 AND version > $2
+    SELECT wallet, base, spent, version, ended FROM (
+        SELECT id::text AS wallet, base, spent, version, array(
+            SELECT d.id::text FROM withdrawal AS d WHERE d.partition = $1 AND d.wallet_id = w.id
+              AND d.released_at IS NULL AND d.state <> 'pending'
+        ) AS ended
+        FROM wallet AS w WHERE partition = $1 AND version > $2
         UNION ALL
-        SELECT id, base, spent, version FROM cap_window AS w
+        SELECT id, base, spent, version, '{}' FROM cap_window AS w
         WHERE partition = $1 AND version > $2
           AND NOT EXISTS (
               SELECT FROM cap_window AS later
@@ -62,7 +67,14 @@ async def push_bases(
     for start in range(0, len(rows), _PUSH_MAX):
         chunk = rows[start : start + _PUSH_MAX]
         bases = [
-            Base(row["wallet"], row["base"], row["version"], "postgres", row["spent"])
+            Base(
+                row["wallet"],
+                row["base"],
+                row["version"],
+                "postgres",
+                row["spent"],
+                tuple(row["ended"]),
+            )
             for row in chunk
         ]
         await partition.set_bases(generation, bases)

@@ -126,6 +126,12 @@ class Judgement:
             lines["revenue"] = revenue
         return lines
 
+    def take_back(self, wallet: str, spent: int, windows: Iterable[Window]) -> None:
+        """Undo what was posted of an entry while it could not be read whole."""
+        _wallet(self, wallet).spent -= spent
+        for window in windows:
+            _window(self, window).spent -= spent
+
 
 def firsts_of(entries: Iterable[Parsed]) -> dict[bytes, First]:
     """The first end of every call, in order."""

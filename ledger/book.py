@@ -10,17 +10,11 @@ from typing import NamedTuple
 
 import asyncpg
 
-from ledger.chain import Posted, transaction_hash
 from ledger.money import NANOS_MAX, Nanos
 from ledger.postgres import Connection, one_row
+from ledger.posting import Entry, lock_parts, post
 from ledger.trail import Change, append_change
 
-_LOCK_TIMEOUT = "SET LOCAL lock_timeout = '5s'"
-_LOCK_PART = """
-    SELECT number, generation, version, transaction_number, transaction_hash,
-           (extract(epoch FROM now()) * 1000000)::bigint AS now_us
-    FROM part WHERE number = $1 FOR UPDATE
-"""
 # The turn is stored, so that organizations spread evenly whichever process makes them.
 _TURN = """
     SELECT (nextval('organization_turn') % (SELECT count(*) FROM part))::smallint
@@ -41,25 +35,13 @@ _BOOKED = """
     FROM ledger_transaction AS t JOIN posting AS p USING (partition, number)
     WHERE t.kind = $1 AND t.reference = $2 AND p.account <> $1
 """
-_WALLET = """
+WALLET = """
     SELECT id::text, organization_id::text, partition, base, spent, version FROM wallet
     WHERE id = $1
 """
 _MOVE_BASE = """
     UPDATE wallet SET base = base + $2, version = $3 WHERE id = $1
     RETURNING id::text, organization_id::text, partition, base, spent, version
-"""
-_BOOK = """
-    WITH booked AS (
-        INSERT INTO ledger_transaction (
-            partition, number, kind, reference, actor, reason, at, previous_hash, hash
-        ) VALUES ($1, $2, $3, $4, $5, $6, to_timestamp($7::bigint / 1e6::float8), $8, $9)
-    ), lines AS (
-        INSERT INTO posting (partition, number, account, amount)
-        SELECT $1, $2, account, amount
-        FROM unnest($10::text[], $11::bigint[]) AS l (account, amount)
-    )
-    UPDATE part SET version = $12, transaction_number = $2, transaction_hash = $9 WHERE number = $1
 """
 
 
@@ -68,7 +50,7 @@ class CreditKind(StrEnum):
 
     GRANT = "grant"  # given
     PAYMENT = "payment"  # paid for
-    ADJUSTMENT = "adjustment"  # put right by an operator; the one that may be negative
+    ADJUSTMENT = "adjustment"  # put right by an operator
 
 
 class BookRefused(Exception):
@@ -121,10 +103,8 @@ class Book:
         """Make an organization with its wallet, empty, and a default project."""
         organization_id, project_id = str(uuid.uuid4()), str(uuid.uuid4())
         async with self._pool.acquire() as connection, connection.transaction():
-            await connection.execute(_LOCK_TIMEOUT)
             partition = await connection.fetchval(_TURN)
-            part = await one_row(connection, _LOCK_PART, partition)
-            version = part["version"] + 1
+            version = (await lock_parts(connection, [partition]))[partition].version + 1
             await connection.execute(
                 _INSERT_ORGANIZATION, organization_id, name, kind, partition, time_zone
             )
@@ -147,16 +127,13 @@ class Book:
     ) -> Credited:
         """Post a credit to the organization's wallet, once for each (kind, `reference`).
 
-        Raises `BookRefused`: no such organization; an amount of 0 or beyond measure; a reference
-        that was used for something else; a negative adjustment below what is posted. What open
-        calls hold is known to Redis alone, so an adjustment may still leave them short: they end
-        as they must, and the wallet goes below zero by it.
+        Raises `BookRefused`: no such organization; an amount that is not above 0 or beyond
+        measure; a reference that was used for something else. What leaves a wallet is a withdrawal.
         """
-        if not 0 < abs(amount) <= NANOS_MAX or (amount < 0 and kind != CreditKind.ADJUSTMENT):
+        if not 0 < amount <= NANOS_MAX:
             raise BookRefused(f"{amount} nano-USD is no {kind}")
         try:
             async with self._pool.acquire() as connection, connection.transaction():
-                await connection.execute(_LOCK_TIMEOUT)
                 posted = _Credit(organization_id, amount, kind, reference, actor, reason)
                 return await _credit(connection, posted)
         except asyncpg.UniqueViolationError as error:
@@ -166,7 +143,7 @@ class Book:
 
     async def wallet(self, wallet_id: str) -> Wallet | None:
         """One wallet; None if there is none."""
-        row = await self._pool.fetchrow(_WALLET, wallet_id)
+        row = await self._pool.fetchrow(WALLET, wallet_id)
         return None if row is None else Wallet(*row)
 
 
@@ -179,27 +156,35 @@ class _Credit(NamedTuple):
     reason: str
 
 
+async def move_base(connection: Connection, wallet_id: str, amount: int, *, version: int) -> Wallet:
+    """Add to a wallet's base; the wallet afterwards. Its partition's row is locked."""
+    return Wallet(*await one_row(connection, _MOVE_BASE, wallet_id, amount, version))
+
+
 async def _credit(connection: Connection, credit: _Credit) -> Credited:
-    found = await connection.fetchrow(_WALLET, credit.organization_id)
+    found = await connection.fetchrow(WALLET, credit.organization_id)
     if found is None or found["organization_id"] is None:
         raise BookRefused(f"there is no organization {credit.organization_id}")
-    part = await one_row(connection, _LOCK_PART, found["partition"])
-    before = Wallet(*await one_row(connection, _WALLET, credit.organization_id))
+    part = (await lock_parts(connection, [found["partition"]]))[found["partition"]]
+    before = Wallet(*await one_row(connection, WALLET, credit.organization_id))
     booked = await connection.fetchrow(_BOOKED, credit.kind, credit.reference)
     if booked is not None:
         if (booked["account"], booked["amount"]) != (before.id, credit.amount):
             raise BookRefused(f"{credit.kind} {credit.reference!r} was booked as something else")
         return Credited(before, is_new=False)
     balance = before.balance + credit.amount
-    if balance < 0 and credit.amount < 0:
-        raise BookRefused(f"only {before.balance} nano-USD are posted")
     if balance > NANOS_MAX:
         raise BookRefused(f"a wallet has {NANOS_MAX} nano-USD at most")
-    version = part["version"] + 1
-    after = Wallet(
-        *await one_row(connection, _MOVE_BASE, credit.organization_id, credit.amount, version)
+    version = part.version + 1
+    after = await move_base(connection, before.id, credit.amount, version=version)
+    entry = Entry(
+        credit.kind.value,
+        credit.reference,
+        credit.actor,
+        credit.reason,
+        {before.id: credit.amount, credit.kind.value: -credit.amount},
     )
-    await _book(connection, part, credit=credit, version=version)
+    await post(connection, part, entry=entry, version=version)
     change = Change(
         credit.actor,
         f"credit.{credit.kind}",
@@ -209,29 +194,3 @@ async def _credit(connection: Connection, credit: _Credit) -> Credited:
     )
     await append_change(connection, credit.organization_id, change)
     return Credited(after, is_new=True)
-
-
-async def _book(
-    connection: Connection, part: asyncpg.Record, *, credit: _Credit, version: int
-) -> None:
-    posted = Posted(
-        part["number"],
-        part["transaction_number"] + 1,
-        credit.kind.value,
-        credit.reference,
-        credit.actor,
-        credit.reason,
-        part["now_us"],
-        {str(uuid.UUID(credit.organization_id)): credit.amount, credit.kind.value: -credit.amount},
-    )
-    previous = part["transaction_hash"]
-    await connection.execute(
-        _BOOK,
-        *posted[:6],
-        posted.at_us,
-        previous,
-        transaction_hash(previous, posted),
-        list(posted.lines),
-        list(posted.lines.values()),
-        version,
-    )

@@ -192,7 +192,7 @@ async def _write(connection: Connection, part: _Part, sources: Sequence[Source])
     entries = [_admissible(source, part) for source in sources]
     firsts = firsts_of(entries)
     number = part.transaction_number + 1
-    known = await _write_records(connection, firsts, transaction=(part.number, number))
+    known = await write_records(connection, firsts, transaction=(part.number, number))
     judgement = judge(entries, firsts, known=known, arrived_us=part.now_us)
     if judgement.moves_base:
         part = part._replace(version=part.version + 1)
@@ -221,7 +221,7 @@ async def _write(connection: Connection, part: _Part, sources: Sequence[Source])
     )
 
 
-async def _write_records(
+async def write_records(
     connection: Connection, firsts: Mapping[bytes, First], *, transaction: tuple[int, int]
 ) -> dict[bytes, Known]:
     """Append the records of the calls that ended for the first time; what is known of the others.

@@ -56,7 +56,7 @@ class Drain:
         if not entries:
             return Step(0, [], None)
         sources = [Source(parse(entry.id, entry.fields), entry.fields) for entry in entries]
-        await self._make_days(sources)
+        await self.make_days(sources)
         committed = await commit_all(
             self._connection,
             partition.number,
@@ -66,7 +66,7 @@ class Drain:
         )
         return Step(len(entries), committed, int(entries[0].id.partition("-")[0]))
 
-    async def _make_days(self, sources: Iterable[Source]) -> None:
+    async def make_days(self, sources: Iterable[Source]) -> None:
         """Make the partitions that the records will go to; ahead of time that was done already."""
         ended = (source.parsed for source in sources)
         days = {admitted_ms(one.call_id) // _DAY_MS for one in ended if isinstance(one, Ended)}

@@ -87,6 +87,11 @@ def key_names(partition: int, generation: int) -> tuple[str, ...]:
     return (*(tag + name for name in _NAMES), f"{tag}log:{generation}")
 
 
+def withheld_name(partition: int) -> str:
+    """The twelfth key, of the functions by which money leaves."""
+    return f"tg:{{p{partition:02d}}}:withheld"
+
+
 def hold_arguments(*holds: Hold) -> list[bytes]:
     """The three arguments of each hold, for tg_hold, tg_extend and tg_rehold."""
     words: list[bytes] = []

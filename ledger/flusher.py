@@ -2,7 +2,8 @@
 
 Two flushers of one partition are correct and only waste work: the partition row's lock lets one of
 them write. The loop runs at its own pace, so load makes batches longer, not transactions more.
-It also ends overdue holds, pushes new bases and says how far the proof in Postgres reaches.
+It also ends overdue holds, pushes new bases, ends withdrawals that were cut and says how far the
+proof in Postgres reaches.
 """
 
 import asyncio
@@ -24,6 +25,7 @@ from ledger.functions import Epoch, Partition
 from ledger.postgres import AWAY, connect
 from ledger.recovery import ailment
 from ledger.trim import trim
+from ledger.withheld import conclude
 
 _COUNT_EVERY_S = 1.0
 _IDLE_S = 0.4  # between looks at a stream that had nothing: sixteen idle ones must cost nothing
@@ -31,6 +33,7 @@ _SWEEP_EVERY_S = 1.0
 _SWEEP_MAX = 500
 _PROVE_EVERY_S = 1.0
 _TRIM_EVERY_S = 60.0
+_CONCLUDE_EVERY_S = 5.0  # a withdrawal that was cut keeps money back for this much longer
 _BACKOFF_S_MAX = 1.0
 _PARTS = """
     SELECT number, generation, state, lease_until < now() AS lapsed, watermark_generation,
@@ -191,6 +194,8 @@ class Flusher:
             if ailment(state, generation=part.generation, version=part.version):
                 raise Epoch(part.number, state.generation, state.state)
             self.tallies.swept += await partition.sweep(part.generation, _SWEEP_MAX)
+        if self._is_due("withdrawals", part.number, _CONCLUDE_EVERY_S):
+            await conclude(connection, partition, generation=part.generation)
         if self._is_due("trim", part.number, _TRIM_EVERY_S):
             await trim(connection, partition, watermark=part.watermark, keep_bytes=self._keep_bytes)
         return flushed

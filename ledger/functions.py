@@ -14,7 +14,6 @@ from redis.exceptions import ResponseError
 
 from ledger.admission import End, Held, Hold, Refused
 from ledger.fcall import (
-    KEY_COUNT,
     Ended,
     Epoch,
     PartitionState,
@@ -28,6 +27,7 @@ from ledger.fcall import (
     refusal,
     renewal_arguments,
     state_answer,
+    withheld_name,
 )
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "Renewal",
     "WalletImage",
     "WalletState",
+    "Withheld",
     "install",
 ]
 
@@ -73,13 +74,27 @@ class WalletState(NamedTuple):
 
 
 class Base(NamedTuple):
-    """A base that Postgres decided. `spent` is used only where the wallet is missing in Redis."""
+    """A base that Postgres decided. `spent` is used only where the wallet is missing in Redis.
+
+    `ended`: the wallet's withdrawals that Postgres has ended; what is withheld for them is given
+    back. One that is booked is part of `base`.
+    """
 
     wallet: str
     base: int
     version: int
     cause: str
     spent: int = 0
+    ended: tuple[str, ...] = ()  # uuids
+
+
+class Withheld(NamedTuple):
+    """What Redis keeps back for a withdrawal; of another generation: nothing any more."""
+
+    id: str
+    generation: int
+    wallet: str
+    amount: int
 
 
 class WalletImage(NamedTuple):
@@ -211,11 +226,33 @@ class Partition:
 
     async def set_bases(self, generation: int, bases: Sequence[Base]) -> list[bool]:
         """`set_base` for many wallets in one step."""
-        items = [_encode((b.wallet, str(b.base), b.version, b.cause, str(b.spent))) for b in bases]
-        answers = await self._call("tg_set_base", generation, *items)
+        items = [
+            _encode((b.wallet, str(b.base), b.version, b.cause, str(b.spent), b.ended))
+            for b in bases
+        ]
+        gives_back = any(base.ended for base in bases)
+        answers = await self._call("tg_set_base", generation, *items, withheld=gives_back)
         if -1 in answers:
             raise ValueError(f"not a base: {bases[answers.index(-1)]}")
         return [answer == 1 for answer in answers]
+
+    async def withhold(
+        self, generation: int, withdrawal_id: str, *, wallet: str, amount: int
+    ) -> Held | Refused:
+        """Hold what is to leave a wallet, or refuse; asking again with its id changes nothing.
+
+        Only a `Base` that names it as ended gives it back.
+        """
+        arguments = (withdrawal_id, wallet, amount)
+        answer = await self._call("tg_withhold", generation, *arguments, withheld=True)
+        return hold_answer(answer, generation)
+
+    async def withheld(self, generation: int) -> list[Withheld]:
+        """Everything that is withheld, what was in older generations included."""
+        rows = await self._call("tg_withheld", generation, read_only=True, withheld=True)
+        return [
+            Withheld(row[0].decode(), int(row[1]), row[2].decode(), int(row[3])) for row in rows
+        ]
 
     async def forget(self, generation: int, wallets: Sequence[str]) -> int:
         """Drop cap windows that are over and hold nothing; how many it dropped."""
@@ -294,13 +331,20 @@ class Partition:
         return key_names(self.number, generation)[-1]
 
     async def _call(
-        self, function: str, generation: int, *arguments: Any, read_only: bool = False
+        self,
+        function: str,
+        generation: int,
+        *arguments: Any,
+        read_only: bool = False,
+        withheld: bool = False,
     ) -> Any:
         keys = key_names(self.number, generation)
+        if withheld:
+            keys = (*keys, withheld_name(self.number))
         verb = "FCALL_RO" if read_only else "FCALL"
         try:
             return await execute(
-                self._client, verb, function, KEY_COUNT, *keys, generation, *arguments
+                self._client, verb, function, len(keys), *keys, generation, *arguments
             )
         except ResponseError as error:
             refused = refusal(str(error), self.number)

@@ -32,7 +32,8 @@ DIFFERENCES = {
                 UNION ALL
                 SELECT wallet_id, spent_delta FROM correction
                 UNION ALL
-                SELECT wallet_id, spent_delta FROM dead_letter WHERE wallet_id IS NOT NULL
+                SELECT wallet_id, spent_delta FROM dead_letter
+                WHERE wallet_id IS NOT NULL AND replay_number IS NULL
             ) AS moves GROUP BY id
         ) AS e ON e.id = w.id
         WHERE w.spent IS DISTINCT FROM coalesce(e.spent, 0)
@@ -68,9 +69,35 @@ DIFFERENCES = {
                 UNION ALL
                 SELECT partition, transaction_number, wallet_id, -spent_delta
                 FROM dead_letter WHERE wallet_id IS NOT NULL
+                UNION ALL
+                SELECT partition, replay_number, wallet_id, spent_delta
+                FROM dead_letter WHERE wallet_id IS NOT NULL AND replay_number IS NOT NULL
             ) AS moves GROUP BY partition, number, wallet_id
         ) AS e USING (partition, number, account)
         WHERE coalesce(p.amount, 0) <> coalesce(e.amount, 0)
+    """,
+    "withdrawal": """
+        SELECT format('%s %s of %s', coalesce(e.kind, p.kind), coalesce(e.reference, p.reference),
+                      coalesce(e.account, p.account)) AS place,
+               coalesce(e.amount, 0) AS expected, coalesce(p.amount, 0) AS found
+        FROM (
+            SELECT kind, reference, wallet_id::text AS account, -amount AS amount
+            FROM withdrawal WHERE state = 'booked'
+            UNION ALL
+            SELECT 'transfer_in', reference, target_wallet_id::text, amount
+            FROM withdrawal WHERE state = 'booked' AND kind = 'transfer'
+        ) AS e FULL JOIN (
+            SELECT t.kind, t.reference, p.account, p.amount
+            FROM ledger_transaction AS t JOIN posting AS p USING (partition, number)
+            WHERE p.account LIKE '________-%-%-%-%' AND (
+                t.kind IN ('refund', 'transfer', 'transfer_in', 'payout')
+                OR (t.kind = 'adjustment' AND p.amount < 0))
+        ) AS p USING (kind, reference, account)
+        WHERE e.amount IS DISTINCT FROM p.amount
+    """,
+    "sum of transfers": """
+        SELECT 'account transfer' AS place, 0 AS expected, sum(amount)::bigint AS found
+        FROM posting WHERE account = 'transfer' HAVING sum(amount) <> 0
     """,
     "transaction of a record": """
         SELECT DISTINCT 'transaction ' || r.partition || '/' || r.transaction_number AS place,
@@ -144,7 +171,8 @@ WINDOWS = """
                    CASE WHEN moved THEN 0 ELSE charge END AS late
             FROM usage_record WHERE windows IS NOT NULL
             UNION ALL
-            SELECT unnest(windows), spent_delta, 0 FROM dead_letter WHERE windows IS NOT NULL
+            SELECT unnest(windows), spent_delta, 0 FROM dead_letter
+            WHERE windows IS NOT NULL AND replay_number IS NULL
         ) AS charged GROUP BY id
     ) AS e ON e.id = w.id
 """

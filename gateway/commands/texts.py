@@ -42,6 +42,19 @@ class Usd(click.ParamType[Nanos]):
         return amount
 
 
+class SignedUsd(Usd):
+    """An amount in USD, exact to the nano-USD, above or below zero."""
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Nanos:
+        """`25`, `-$25` or `-0.000000001`."""
+        text = str(value)
+        if isinstance(value, int) or not text.startswith("-"):
+            return super().convert(value, param, ctx)
+        return Nanos(-super().convert(text[1:], param, ctx))
+
+
 class Moment(click.ParamType[datetime]):
     """A date or a moment; UTC unless it names another offset."""
 

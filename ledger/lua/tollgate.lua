@@ -17,6 +17,9 @@
 --   9 tg:{p07}:rates  hash    rate -> "tokens left|unix ms" of a token bucket
 --  10 tg:{p07}:slots  hash    scope -> open calls
 --  11 tg:{p07}:log:<generation>  stream of ends and bases
+-- and, where money leaves by choice (withhold, withheld, and set_base that ends such a hold):
+--  12 tg:{p07}:withheld  hash  withdrawal id -> "generation|wallet|amount", part of `held` in that
+--                             generation alone
 -- A wallet is an organization's (its uuid) or one window of a cap ("<cap id>@<window start, ms>").
 --
 -- ARGV[1] is always the generation. Amounts are nano-USD, 0 <= amount < 2^53, because a Lua number
@@ -33,8 +36,8 @@
 -- Errors: "EPOCH ..." the data is not what this process wrote, or is of another generation;
 -- "STATE ..." not allowed in this state; "ARGS ..." the caller's mistake. None changed anything.
 
-local META, FREE, BASE, SPENT, HELD, VER, HOLDS, DUE, RATES, SLOTS, LOG =
-  1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
+local META, FREE, BASE, SPENT, HELD, VER, HOLDS, DUE, RATES, SLOTS, LOG, WITHHELD =
+  1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12
 local AMOUNT_MAX = 9007199254740991
 local INT64_MAX = "9223372036854775807"
 local MINUTE_MS = 60000
@@ -144,7 +147,9 @@ end
 
 -- The refusal of a call whose data, generation or state is not as it must be; nil: let it in.
 local function refusal(keys, args, states)
-  if #keys ~= 11 or #args < 1 then return redis.error_reply("ARGS 11 keys and a generation") end
+  if (#keys ~= 11 and #keys ~= 12) or #args < 1 then
+    return redis.error_reply("ARGS 11 or 12 keys and a generation")
+  end
   local meta = redis.call("HMGET", keys[META], "gen", "seq", "state")
   local twin = TWINS[keys[META]]
   if not twin or not meta[1] or meta[1] ~= args[1]
@@ -154,8 +159,12 @@ local function refusal(keys, args, states)
   if not string.find(states, meta[3], 1, true) then
     return redis.error_reply("STATE " .. meta[1] .. " " .. meta[3])
   end
-  if keys[LOG] ~= string.sub(keys[META], 1, -5) .. "log:" .. args[1] then
+  local prefix = string.sub(keys[META], 1, -5)
+  if keys[LOG] ~= prefix .. "log:" .. args[1] then
     return redis.error_reply("ARGS the stream is not the generation's")
+  end
+  if keys[WITHHELD] and keys[WITHHELD] ~= prefix .. "withheld" then
+    return redis.error_reply("ARGS key 12 is not what is withheld")
   end
   return nil, meta[3]
 end
@@ -838,16 +847,73 @@ write("tg_ack", "AR", {"allow-oom"}, function(call)
 end)
 
 --------------------------------------------------------------------------------------------------
--- set_base: tg_set_base, ARGV[2..] msgpack {wallet, base, version, cause, spent}, base and spent as
--- decimal text because lifetime sums may pass 2^53
+-- withhold: tg_withhold, ARGV[2] withdrawal id (a uuid's text), ARGV[3] wallet, ARGV[4] amount
+--
+-- Holds what is to leave a wallet by choice, if that much is free. No call is meant, so there is no
+-- deadline, no cap and nothing to sweep: only set_base ends it. It counts in this generation alone:
+-- a recovery drops the sums it is part of, and Postgres books nothing that was withheld before it.
+-- Repeating it changes nothing. Answers {1, free} or {0, code, wallet, free, held, 0}, as hold does.
+-- Refused at maxmemory.
+
+local function withheld_parts(text)
+  return string.match(text or "", "^(%d+)|(.+)|(%d+)$")
+end
+
+write("tg_withhold", "A", {}, function(call)
+  local keys, id, wallet, amount = call.keys, call.args[2], call.args[3], tonumber(call.args[4])
+  if not keys[WITHHELD] or #call.args ~= 4 or #id ~= 36 or not is_name(wallet)
+    or not is_amount(amount) or amount == 0 then
+    return redis.error_reply("ARGS 12 keys; withdrawal id, wallet, amount")
+  end
+  local text = call.gen .. "|" .. wallet .. "|" .. integer_text(amount)
+  local known = redis.call("HGET", keys[WITHHELD], id)
+  if known == text then return {1, free_of(call, wallet) or 0} end
+  if known and withheld_parts(known) == call.gen then
+    return redis.error_reply("ARGS the id is another withdrawal's")
+  end
+  local row = {head = {[H_WALLET] = wallet, [H_CAPS] = {}}}
+  local refused = judge_money(call, row, amount)
+  if refused then return refused end
+
+  take(call, row, amount)
+  redis.call("HSET", keys[WITHHELD], id, text)
+  return {1, free_of(call, wallet)}
+end)
+
+--------------------------------------------------------------------------------------------------
+-- set_base: tg_set_base, ARGV[2..] msgpack {wallet, base, version, cause, spent, withdrawal ids},
+-- base and spent as decimal text because lifetime sums may pass 2^53; the ids may be left out
 --
 -- Takes a base that Postgres decided, if its version is above the one here: free moves by the
 -- difference, and the log gets a `base` entry. A wallet that is missing is made, with `spent`.
+-- Gives back, in the same step, what is withheld for the withdrawals named: those that Postgres has
+-- ended, with this base or before, so whatever version is here, the newest of them is in it.
 -- Answers per item 1 (taken), 0 (this version or a newer one is here already), -1 (flawed).
 
 local function note_version(keys, version)
   if version > tonumber(redis.call("HGET", keys[META], "ver") or "0") then
     redis.call("HSET", keys[META], "ver", integer_text(version))
+  end
+end
+
+local function is_ids(call, ids)
+  if ids == nil then return true end
+  if type(ids) ~= "table" or (#ids > 0 and not call.keys[WITHHELD]) then return false end
+  for _, id in ipairs(ids) do
+    if type(id) ~= "string" or #id ~= 36 then return false end
+  end
+  return true
+end
+
+local function give_back(call, ids)
+  local keys = call.keys
+  for _, id in ipairs(ids or {}) do
+    local gen, wallet, amount = withheld_parts(redis.call("HGET", keys[WITHHELD], id))
+    if gen == call.gen then
+      redis.call("HINCRBY", keys[HELD], wallet, negated(amount))
+      redis.call("HINCRBY", keys[FREE], wallet, amount)
+    end
+    redis.call("HDEL", keys[WITHHELD], id)
   end
 end
 
@@ -875,8 +941,9 @@ write("tg_set_base", "A", {"allow-oom"}, function(call)
   for i = 2, #call.args do
     local item = unpacked(call.args[i])
     if item and is_name(item[1]) and is_integer_text(item[2]) and is_amount(item[3])
-      and type(item[4]) == "string" and is_integer_text(item[5]) then
+      and type(item[4]) == "string" and is_integer_text(item[5]) and is_ids(call, item[6]) then
       answers[i - 1] = set_base_step(call, item[1], item[2], item[3], item[4], item[5])
+      give_back(call, item[6])
     else
       answers[i - 1] = -1
     end
@@ -1019,6 +1086,19 @@ register("tg_open", {"no-writes"}, function(keys, args)
       rows[#rows + 1] = {due[i], due[i + 1], row.head[H_WALLET], integer_text(row.amount),
         cmsgpack.pack(windows), row.ticket}
     end
+  end
+  return rows
+end)
+
+-- tg_withheld: {withdrawal id, generation, wallet, amount}...; ARGV[1] the generation
+register("tg_withheld", {"no-writes"}, function(keys, args)
+  local refused = refusal(keys, args, "AR")
+  if refused then return refused end
+  if not keys[WITHHELD] then return redis.error_reply("ARGS 12 keys") end
+  local rows, stored = {}, redis.call("HGETALL", keys[WITHHELD])
+  for i = 1, #stored, 2 do
+    local gen, wallet, amount = withheld_parts(stored[i + 1])
+    rows[#rows + 1] = {stored[i], gen, wallet, amount}
   end
   return rows
 end)

@@ -22,6 +22,8 @@ from ledger.record import EndKind, Outcome, Record, encode
 from ledger.recovery import Recovered, Recovery
 from ledger.stream import Window, parse
 from ledger.verify import verify
+from ledger.withdrawals import Wanted, WithdrawalKind, Withdrawals
+from ledger.withheld import conclude
 
 KEY_ID = str(UUID(int=7))
 ACTOR = "a test"
@@ -98,6 +100,7 @@ class Deployment:
     def __init__(self, url: str, pool: asyncpg.Pool, redis: Redis) -> None:
         self.url, self.pool, self.redis = url, pool, redis
         self.book = Book(pool)
+        self.withdrawals = Withdrawals(pool, redis)
         self.recovery = Recovery(url, redis, owner="the test's")
         self._next = 0
 
@@ -114,10 +117,37 @@ class Deployment:
         await self.book.credit(
             organization.id,
             Nanos(amount),
-            kind=CreditKind.GRANT if amount > 0 else CreditKind.ADJUSTMENT,
+            kind=CreditKind.GRANT,
             reference=reference or f"credit {self._next}",
             actor=ACTOR,
         )
+
+    def wanted(
+        self,
+        organization: Organization,
+        amount: int,
+        *,
+        to: Organization | None = None,
+        reference: str = "",
+    ) -> Wanted:
+        """A refund or, with `to`, a transfer."""
+        self._next += 1
+        return Wanted(
+            organization.id,
+            Nanos(amount),
+            WithdrawalKind.REFUND if to is None else WithdrawalKind.TRANSFER,
+            reference or f"withdrawal {self._next}",
+            ACTOR,
+            "a reason",
+            None if to is None else to.id,
+        )
+
+    async def conclude(self, organization: Organization) -> int:
+        """Do what the job does for the organization's partition."""
+        generation = await self.generation(organization)
+        async with self.connected() as connection:
+            partition = self.partition(organization)
+            return await conclude(connection, partition, generation=generation)
 
     async def balance(self, organization: Organization) -> int:
         wallet = await self.book.wallet(organization.id)

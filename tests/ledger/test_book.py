@@ -59,7 +59,7 @@ async def test_a_reference_is_not_used_for_something_else(deployment: Deployment
         (-1, CreditKind.GRANT),
         (-1, CreditKind.PAYMENT),
         (NANOS_MAX + 1, CreditKind.GRANT),
-        (-1_001, CreditKind.ADJUSTMENT),
+        (-1, CreditKind.ADJUSTMENT),
         (NANOS_MAX, CreditKind.GRANT),
     ],
 )
@@ -71,12 +71,6 @@ async def test_what_the_book_does_not_take_changes_nothing(
         await deployment.book.credit(acme.id, Nanos(amount), kind=kind, reference="r", actor=ACTOR)
     assert await deployment.balance(acme) == 1_000
     assert await deployment.differences() == []
-
-
-async def test_an_adjustment_may_take_back_what_is_posted(deployment: Deployment) -> None:
-    acme = await deployment.organization(credit=1_000)
-    await deployment.credit(acme, -1_000)
-    assert await deployment.balance(acme) == 0
 
 
 @pytest.mark.parametrize("organization_id", ["018f0000-0000-7000-8000-000000000000", "not a uuid"])

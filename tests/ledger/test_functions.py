@@ -35,7 +35,7 @@ class TestInstall:
         assert await Partition(client, NUMBER).state() != functions.PartitionState()
 
     async def test_keeps_a_newer_library(self, client: Redis) -> None:
-        newer = re.sub(r"-- version: \d+\n", "-- version: 99\n", LIBRARY)
+        newer = re.sub("(?m)^-- version: .*", "-- version: 99", LIBRARY)
         await client.function_load(newer)
 
         await install(client)

@@ -27,7 +27,9 @@ async def _busy(deployment: Deployment) -> None:
     )
     await deployment.write(acme, [Line(call, acme, EndKind.SETTLED, 7, windows=(WINDOW,))])
     await deployment.write(acme, [Line(call, acme, EndKind.SETTLED, 7, windows=(WINDOW,))])
-    await deployment.credit(acme, -100)
+    await deployment.withdrawals.withdraw(deployment.wanted(acme, 100))
+    other = await deployment.organization(0)
+    await deployment.withdrawals.withdraw(deployment.wanted(acme, 50, to=other))
 
 
 async def test_a_true_ledger_has_no_differences(deployment: Deployment) -> None:
@@ -58,7 +60,11 @@ FORGERIES = {
     "hourly figures": "UPDATE usage_hourly SET output = output + 1",
     "correction": "UPDATE correction SET base_delta = base_delta + 1 WHERE number = 1",
     "transaction of a record": "UPDATE usage_record SET transaction_number = 99",
-    "wallet": "DELETE FROM wallet",
+    "withdrawal": "UPDATE withdrawal SET amount = amount + 1",
+    "sum of transfers": """
+        UPDATE posting SET amount = amount - 1 WHERE account = 'transfer' AND amount > 0
+    """,
+    "wallet": "DELETE FROM withdrawal; DELETE FROM wallet",
 }
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.gateway.command_line import CommandLine, operator
+from tests.ledger.deployment import deployed
 
 
 @pytest.fixture
@@ -45,6 +46,44 @@ async def test_what_is_no_credit_is_refused(terminal: CommandLine) -> None:
         assert ran.code in (1, 2)
         assert ran.out == ""
         assert "Traceback" not in ran.err
+
+
+@pytest.fixture
+async def served(terminal: CommandLine, postgres_url: str, redis_url: str) -> CommandLine:
+    """The terminal of a deployment that has $10 and whose partitions are loaded."""
+    await terminal.done("org", "create", "Ada")
+    await terminal.done("credit", "grant", "Acme", "10", "--reason", "hi")
+    async with deployed(postgres_url, redis_url) as deployment:
+        for number in range(2):
+            assert await deployment.recovery.recover(number) is not None
+    return terminal
+
+
+async def test_a_refund_a_transfer_and_an_adjustment_say_the_balance(served: CommandLine) -> None:
+    why = ("--reason", "unused")
+    ran = await served.done("credit", "refund", "Acme", "$4", *why)
+    assert ran == (0, "$4.00 refunded. Balance: $6.00\n", "")
+    ran = await served.done("credit", "transfer", "Acme", "Ada", "1.5", *why)
+    assert ran == (0, "$1.50 transferred. Balance: $4.50; of the target: $1.50\n", "")
+    ran = await served.done("credit", "adjust", "Ada", "-0.5", *why)
+    assert ran == (0, "-$0.50 adjusted. Balance: $1.00\n", "")
+    ran = await served.done("credit", "adjust", "Ada", "0.25", *why)
+    assert ran == (0, "$0.25 adjusted. Balance: $1.25\n", "")
+    assert (await served.done("verify")).out == "No difference.\n"
+
+
+async def test_what_leaves_under_the_same_key_leaves_once(served: CommandLine) -> None:
+    command = ["credit", "refund", "Acme", "4", "--reason", "r", "--idempotency-key", "a"]
+    assert "refunded." in (await served.done(*command)).out
+    assert "was refunded before under this key" in (await served.done(*command)).out
+    (row,) = (await served.done(*command, "--json")).json()
+    assert row == {"amount_nanos": 4 * 10**9, "balance_nanos": 6 * 10**9, "is_new": False}
+
+
+async def test_more_than_is_free_is_one_line_that_says_what_is(served: CommandLine) -> None:
+    ran = await served.run("credit", "transfer", "Acme", "Ada", "11", "--reason", "r")
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err == "tollgate: $11.00 cannot leave: $10.00 can. Nothing was done.\n"
 
 
 async def test_usage_without_any_calls_says_none(terminal: CommandLine) -> None:

@@ -7,14 +7,15 @@ from uuid import UUID
 
 import pytest
 
-from gateway.errors import BadRequest, Conflict
+from gateway.errors import BadRequest, Conflict, Unavailable
 from gateway.key_cache import open_redis
 from gateway.management import credits as credits_
 from gateway.management import organizations
-from gateway.management.credits import Grant
+from gateway.management.credits import Grant, Taking
 from gateway.management.organizations import OrganizationTerms
 from ledger.functions import Partition
 from ledger.money import NANOS_MAX, Nanos, nanos
+from ledger.withdrawals import WithdrawalKind
 from tests.gateway.tenancy import Tenancy, activate, tenancy
 
 
@@ -123,3 +124,64 @@ async def test_a_grant_beyond_what_a_wallet_holds_or_to_nobody_is_not_booked(
         with pytest.raises(Conflict):
             await credits_.grant(stage.pool, stage.redis, wanted)
     assert await balance(stage) == NANOS_MAX
+
+
+def a_taking(stage: Tenancy, usd: str = "4", key: str | None = "k") -> Taking:
+    """A refund by the stage's organization."""
+    kind, organization_id = WithdrawalKind.REFUND, stage.organization_id
+    return Taking(organization_id, nanos(usd), kind, "unused", "operator", idempotency_key=key)
+
+
+async def free(stage: Tenancy, organization_id: UUID, partition: int) -> int:
+    """What Redis has free of the organization's."""
+    image = await Partition(stage.redis, partition).snap(1, [str(organization_id)])
+    return image.wallets[0].free
+
+
+async def test_a_refund_and_its_repeat_leave_once(stage: Tenancy) -> None:
+    await activate(stage, 0)
+    await credits_.grant(stage.pool, stage.redis, a_grant(stage, "10"))
+    for is_new in (True, False):
+        done = await credits_.take(stage.pool, stage.redis, a_taking(stage))
+        assert done == (nanos(6), None, is_new, True)
+        assert await free(stage, stage.organization_id, 0) == nanos(6)
+
+
+async def test_a_transfer_is_usable_at_once(stage: Tenancy) -> None:
+    await activate(stage, 0, 1)
+    other = await organizations.create(stage.pool, stage.redis, OrganizationTerms(name="Ada"))
+    await credits_.grant(stage.pool, stage.redis, a_grant(stage, "10"))
+    wanted = a_taking(stage)._replace(kind=WithdrawalKind.TRANSFER, target_id=other.id)
+    done = await credits_.take(stage.pool, stage.redis, wanted)
+    assert done == (nanos(6), nanos(4), True, True)
+    assert await free(stage, other.id, 1) == nanos(4)
+
+
+async def test_more_than_is_free_is_refused_with_what_is(stage: Tenancy) -> None:
+    await activate(stage, 0)
+    await credits_.grant(stage.pool, stage.redis, a_grant(stage, "10"))
+    with pytest.raises(Conflict, match=r"\$11.00 cannot leave: \$10.00 can") as refused:
+        await credits_.take(stage.pool, stage.redis, a_taking(stage, "11"))
+    assert refused.value.extra["affordable_nanos"] == nanos(10)
+    assert await balance(stage) == nanos(10)
+
+
+async def test_nothing_leaves_while_redis_is_away(stage: Tenancy) -> None:
+    await credits_.grant(stage.pool, stage.redis, a_grant(stage, "10"))
+    nowhere = open_redis("redis://127.0.0.1:1")
+    with pytest.raises(Unavailable, match="Nothing was done"):
+        await credits_.take(stage.pool, nowhere, a_taking(stage))
+    await nowhere.aclose()
+    assert await balance(stage) == nanos(10)
+
+
+async def test_an_adjustment_goes_both_ways_and_its_key_only_one(stage: Tenancy) -> None:
+    await activate(stage, 0)
+    up = a_grant(stage, "10")
+    assert (await credits_.adjust(stage.pool, stage.redis, up)).balance == nanos(10)
+    with pytest.raises(Conflict, match="something else"):
+        await credits_.adjust(stage.pool, stage.redis, up._replace(amount=Nanos(-nanos(3))))
+    down = up._replace(amount=Nanos(-nanos(3)), idempotency_key="down")
+    assert (await credits_.adjust(stage.pool, stage.redis, down)).balance == nanos(7)
+    with pytest.raises(BadRequest):
+        await credits_.adjust(stage.pool, stage.redis, up._replace(amount=Nanos(0)))
