@@ -25,7 +25,7 @@ async def asked(gate: Gatehouse, vendor: Vendor, *, stream: bool = True) -> Live
     if stream:
         await line.reader.readuntil(b"data: ")
         async with asyncio.timeout(5):
-            while not (live := next(iter(gate.calls.live.values()))).meter or not live.relayed:
+            while not (live := next(iter(gate.calls.live.values()))).meter or not live.received:
                 await asyncio.sleep(0.005)
     return next(iter(gate.calls.live.values()))
 
