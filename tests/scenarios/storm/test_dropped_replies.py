@@ -107,8 +107,8 @@ async def test_one_reply_in_twenty_dropped_leaves_every_amount_exact(
         assert "No difference." in await asyncio.to_thread(tollgate.run, "verify")
 
     redis, postgres = between.redis, between.postgres
-    assert redis.cuts + redis.swallows > 20
-    assert postgres.cuts + postgres.swallows > 20
+    assert redis.cuts + redis.swallows > 5
+    assert postgres.cuts + postgres.swallows > 5
     print(
         f"dropped replies, seed {SEED}: {len(load.answered):,} answered, refused {load.refused},"
         f" {load.unanswered} cut; Redis {redis.cuts} cut, {redis.swallows} swallowed of"
