@@ -146,7 +146,7 @@ class Binder:
         """A list or table that was given as the text of a variable is YAML, too."""
         if not isinstance(node, Scalar) or not node.variable or node.is_null:
             return node
-        inner, mistakes = parse(node.text)
+        inner, mistakes = parse(node.text, is_file=False)
         for mistake in mistakes:
             self.wrong(steps, f"{node.variable}: {mistake.message}")
         return inner
@@ -200,7 +200,7 @@ class Binder:
     def _resolved(self, kind: type[Any], node: Scalar, steps: Steps) -> str | None:
         """The text with its `${VARIABLES}` in place; None if one of them is not set."""
         if node.variable or "${" not in node.text:
-            if kind is Secret and node.text and not node.variable:
+            if kind is Secret and node.text and node.line:
                 self.plain.append(steps)
             return node.text
         if kind not in (Secret, Endpoint):

@@ -56,8 +56,11 @@ Node: TypeAlias = Scalar | Listing | Table
 EMPTY = Table({})
 
 
-def parse(text: str) -> tuple[Node, list[Mistake]]:
-    """The document of this text, empty if it cannot be read, and what is wrong with it."""
+def parse(text: str, *, is_file: bool = True) -> tuple[Node, list[Mistake]]:
+    """The document of this text, empty if it cannot be read, and what is wrong with it.
+
+    Its texts have lines only if it `is_file`: what stands in a variable stands in no file.
+    """
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
@@ -68,14 +71,15 @@ def parse(text: str) -> tuple[Node, list[Mistake]]:
         return EMPTY, [Mistake(0, "", f"this is not YAML: {type(error).__name__}")]
     if root is None:
         return EMPTY, []
-    reading = _Reading()
+    reading = _Reading(is_file=is_file)
     return reading.node(root), reading.mistakes
 
 
 class _Reading:
     """Turns YAML's nodes into ours, each once, however often it is referred to."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_file: bool) -> None:
+        self._is_file = is_file
         self.mistakes: list[Mistake] = []
         self._read: dict[int, Node] = {}
         self._open: set[int] = set()
@@ -98,7 +102,8 @@ class _Reading:
             return Listing(tuple(self.node(item) for item in source.value), line)
         if isinstance(source, yaml.MappingNode):
             return self._table(source, line)
-        return Scalar(str(source.value), line, is_null=source.tag == _NULL)
+        is_null = source.tag == _NULL
+        return Scalar(str(source.value), line if self._is_file else 0, is_null=is_null)
 
     def _table(self, source: yaml.MappingNode, line: int) -> Table:
         entries: dict[str, Node] = {}

@@ -23,10 +23,8 @@ async def asked(gate: Gatehouse, vendor: Vendor, *, stream: bool = True) -> Live
     line.writer.write(request({**ASK, "model": model, "stream": stream}))
     await vendor.held(1)
     if stream:
-        await line.reader.readuntil(b"data: ")
-        async with asyncio.timeout(5):
-            while not (live := next(iter(gate.calls.live.values()))).meter or not live.received:
-                await asyncio.sleep(0.005)
+        for _ in range(4):
+            await line.reader.readuntil(b"data: ")
     return next(iter(gate.calls.live.values()))
 
 
