@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import pytest
 
 from gateway.binding import Binder, path_text
+from gateway.config import ConfigErrors, read
 from gateway.document import Mistake, overridden, parse
 from gateway.settings import Between, Endpoint, Format
 from providers.adapter import Secret
@@ -209,3 +210,11 @@ def test_an_empty_variable_means_the_default_of_what_may_be_none() -> None:
 
 def test_a_path_is_written_as_its_author_would_look_for_it() -> None:
     assert path_text(("models", "gpt-4.1", "targets", 0)) == 'models."gpt-4.1".targets[0]'
+
+
+def test_a_secret_in_a_variable_stands_in_no_file_that_others_may_read() -> None:
+    provider = '{kind: custom, base_url: "https://a.example", api_key: canary}'
+    found = read("", {"TOLLGATE_PROVIDERS__OWN": provider}, is_private=False)
+    assert found.providers["own"].api_key.reveal() == "canary"
+    with pytest.raises(ConfigErrors, match="api_key: is a secret in a file"):
+        read(f"providers: {{own: {provider}}}", {}, is_private=False)

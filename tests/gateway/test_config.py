@@ -364,14 +364,6 @@ class TestSecrets:
         assert "canary" not in repr({**vars_of(found), "exact": ()})
         assert len([text for text in secrets_in(found) if "canary" in text]) >= 5
 
-    def test_in_a_variable_stand_in_no_file_that_others_may_read(self) -> None:
-        provider = '{kind: custom, base_url: "https://a.example", api_key: canary}'
-        whole = {"TOLLGATE_PROVIDERS__OWN": provider}
-        found = read("", whole, is_private=False)
-        assert "canary" in secrets_in(found)
-        with pytest.raises(ConfigErrors, match="api_key: is a secret in a file"):
-            read(f"providers: {{own: {provider}}}", {}, is_private=False)
-
     def test_the_pepper_is_made_once_and_only_its_owner_may_read_it(self, tmp_path: Path) -> None:
         found = config(f"data_dir: {tmp_path}/data")
         first = pepper(found, "a" * 43)
