@@ -248,8 +248,8 @@ async def test_what_is_no_key_is_refused_before_any_store_is_asked(fleet: Deploy
     assert scans_after == scans_before
     assert slowest_s < HANDLED_S_MAX
     print(
-        f"F1: {len(HOSTILE_KEYS)} hostile keys in 3 headers: 401, or 400 or 431 for the {len(NOT_HTTP)}"
-        f" that are no HTTP; slowest {1000 * slowest_s:.1f} ms, 0 SQL statements"
+        f"F1: {len(HOSTILE_KEYS)} hostile keys in 3 headers: 401, or 400 and 431 for the"
+        f" {len(NOT_HTTP)} that are no HTTP; slowest {1000 * slowest_s:.1f} ms, 0 SQL statements"
     )
 
 
