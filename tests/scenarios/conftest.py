@@ -11,19 +11,19 @@ from tests.scenarios.vendors import many_names
 from tests.vendor import Vendor
 
 
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory, vendor_apart: Vendor) -> Iterator[Deployment]:
-    """A running deployment with two workers and the scripted vendor behind it."""
-    folder = tmp_path_factory.mktemp("tollgate", numbered=True)
+def _deployed(folder: Path, vendor: Vendor, *, workers: int) -> Iterator[Deployment]:
     started = Deployment.started(
-        folder,
-        vendor_port=vendor_apart.port,
-        workers=2,
-        changes=many_names(vendor_apart.port),
+        folder, vendor_port=vendor.port, workers=workers, changes=many_names(vendor.port)
     )
     with asyncio.Runner() as runner:
         yield runner.run(started.__aenter__())
         runner.run(started.__aexit__(None, None, None))
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory, vendor_apart: Vendor) -> Iterator[Deployment]:
+    """A running deployment with two workers and the scripted vendor behind it."""
+    yield from _deployed(tmp_path_factory.mktemp("tollgate"), vendor_apart, workers=2)
 
 
 @pytest.fixture
@@ -36,16 +36,7 @@ async def tollgate(shared: Deployment, vendor_apart: Vendor) -> Deployment:
 @pytest.fixture(scope="session")
 def many(tmp_path_factory: pytest.TempPathFactory, vendor_apart: Vendor) -> Iterator[Deployment]:
     """A running deployment with four workers, whatever is true of all of them at once."""
-    folder = tmp_path_factory.mktemp("many", numbered=True)
-    started = Deployment.started(
-        folder,
-        vendor_port=vendor_apart.port,
-        workers=4,
-        changes=many_names(vendor_apart.port),
-    )
-    with asyncio.Runner() as runner:
-        yield runner.run(started.__aenter__())
-        runner.run(started.__aexit__(None, None, None))
+    yield from _deployed(tmp_path_factory.mktemp("many"), vendor_apart, workers=4)
 
 
 @pytest.fixture
