@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
+from typing import TypedDict, TypeVar, Unpack
 
 import click
 
@@ -20,162 +20,132 @@ from ledger.withdrawals import WithdrawalKind
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
+class Order(TypedDict):
+    """What every command that moves money is told."""
+
+    amount: Nanos
+    reason: str
+    idempotency_key: str | None
+    as_json: bool
+
+
 @click.group()
 def credit() -> None:
     """Give credit to organizations, and take it back."""
 
 
-def _options(command: Command) -> Command:
-    """What every command that moves money takes."""
-    for option in (
-        click.option("--json", "as_json", is_flag=True, help="Answer in JSON."),
-        click.option(
-            "--idempotency-key",
-            help="Running twice under the same key does it once. Without it, it is done twice.",
-        ),
-        click.option("--reason", required=True, help="Why; kept in the ledger for ever."),
-    ):
-        command = option(command)
-    return command
+def _order(amount: click.ParamType[Nanos]) -> Callable[[Command], Command]:
+    """The parameters of an `Order`; the amount comes behind the organizations."""
+
+    def taking(command: Command) -> Command:
+        for parameter in (
+            click.argument("amount", type=amount),
+            click.option("--json", "as_json", is_flag=True, help="Answer in JSON."),
+            click.option(
+                "--idempotency-key",
+                help="Running twice under the same key does it once. Without it, it is done twice.",
+            ),
+            click.option("--reason", required=True, help="Why; kept in the ledger for ever."),
+        ):
+            command = parameter(command)
+        return command
+
+    return taking
 
 
 @credit.command()
 @click.argument("organization")
-@click.argument("amount", type=Usd())
-@_options
+@_order(Usd())
 @click.pass_obj
-def grant(
-    config_path: str,
-    *,
-    organization: str,
-    amount: Nanos,
-    reason: str,
-    idempotency_key: str | None,
-    as_json: bool,
-) -> None:
+def grant(config_path: str, organization: str, **order: Unpack[Order]) -> None:
     """Give AMOUNT in USD to ORGANIZATION (its name or id)."""
 
     async def granted(stores: Stores) -> Granted:
-        found = await organizations.resolve(stores.pool, organization)
-        wanted = Grant(found.id, amount, reason, "operator", idempotency_key)
+        wanted = await _grant(stores, organization, order)
         return await credits_.grant(stores.pool, stores.redis, wanted)
 
-    done = run(config_path, granted)
-    _say(amount, done, "granted", as_json=as_json)
+    _say("granted", run(config_path, granted), order)
 
 
 @credit.command(context_settings={"ignore_unknown_options": True})
 @click.argument("organization")
-@click.argument("amount", type=SignedUsd())
-@_options
+@_order(SignedUsd())
 @click.pass_obj
-def adjust(
-    config_path: str,
-    *,
-    organization: str,
-    amount: Nanos,
-    reason: str,
-    idempotency_key: str | None,
-    as_json: bool,
-) -> None:
+def adjust(config_path: str, organization: str, **order: Unpack[Order]) -> None:
     """Put the balance of ORGANIZATION right by AMOUNT in USD; below zero, -5, it loses.
 
     It loses no more than is free: what open calls hold stays theirs.
     """
 
     async def adjusted(stores: Stores) -> Granted:
-        found = await organizations.resolve(stores.pool, organization)
-        wanted = Grant(found.id, amount, reason, "operator", idempotency_key)
+        wanted = await _grant(stores, organization, order)
         return await credits_.adjust(stores.pool, stores.redis, wanted)
 
-    _say(amount, run(config_path, adjusted), "adjusted", as_json=as_json)
+    _say("adjusted", run(config_path, adjusted), order)
 
 
 @credit.command()
 @click.argument("organization")
-@click.argument("amount", type=Usd())
-@_options
+@_order(Usd())
 @click.pass_obj
-def refund(
-    config_path: str,
-    *,
-    organization: str,
-    amount: Nanos,
-    reason: str,
-    idempotency_key: str | None,
-    as_json: bool,
-) -> None:
+def refund(config_path: str, organization: str, **order: Unpack[Order]) -> None:
     """Take AMOUNT in USD out of the wallet of ORGANIZATION, for its payer.
 
     It takes no more than is free: what open calls hold stays theirs.
     """
-
-    async def refunded(stores: Stores) -> Taken:
-        found = await organizations.resolve(stores.pool, organization)
-        wanted = Taking(found.id, amount, WithdrawalKind.REFUND, reason, "operator")
-        keyed = wanted._replace(idempotency_key=idempotency_key)
-        return await credits_.take(stores.pool, stores.redis, keyed)
-
-    done = run(config_path, refunded)
-    _say(amount, Granted(done.balance, done.is_new, done.is_told), "refunded", as_json=as_json)
+    done = run(config_path, lambda stores: _taken(stores, organization, order))
+    _say("refunded", done, order)
 
 
 @credit.command()
 @click.argument("source")
 @click.argument("target")
-@click.argument("amount", type=Usd())
-@_options
+@_order(Usd())
 @click.pass_obj
-def transfer(
-    config_path: str,
-    *,
-    source: str,
-    target: str,
-    amount: Nanos,
-    reason: str,
-    idempotency_key: str | None,
-    as_json: bool,
-) -> None:
+def transfer(config_path: str, source: str, target: str, **order: Unpack[Order]) -> None:
     """Move AMOUNT in USD from the organization SOURCE to the organization TARGET.
 
     It moves no more than is free: what open calls hold stays theirs.
     """
+    done = run(config_path, lambda stores: _taken(stores, source, order, target=target))
+    _say("transferred", done, order)
 
-    async def transferred(stores: Stores) -> Taken:
-        found = await organizations.resolve(stores.pool, source)
-        gains = await organizations.resolve(stores.pool, target)
-        wanted = Taking(found.id, amount, WithdrawalKind.TRANSFER, reason, "operator", gains.id)
-        keyed = wanted._replace(idempotency_key=idempotency_key)
-        return await credits_.take(stores.pool, stores.redis, keyed)
 
-    done = run(config_path, transferred)
-    _say(
-        amount,
-        Granted(done.balance, done.is_new, done.is_told),
-        "transferred",
-        as_json=as_json,
-        target_balance=done.target_balance,
+async def _grant(stores: Stores, organization: str, order: Order) -> Grant:
+    found = await organizations.resolve(stores.pool, organization)
+    return Grant(found.id, order["amount"], order["reason"], "operator", order["idempotency_key"])
+
+
+async def _taken(
+    stores: Stores, organization: str, order: Order, *, target: str | None = None
+) -> Taken:
+    """Take it out: for the organization `target`, or else for the payer."""
+    found = await organizations.resolve(stores.pool, organization)
+    gains = None if target is None else await organizations.resolve(stores.pool, target)
+    wanted = Taking(
+        found.id,
+        order["amount"],
+        WithdrawalKind.REFUND if gains is None else WithdrawalKind.TRANSFER,
+        order["reason"],
+        "operator",
+        None if gains is None else gains.id,
+        order["idempotency_key"],
     )
+    return await credits_.take(stores.pool, stores.redis, wanted)
 
 
-def _say(
-    amount: int,
-    done: Granted,
-    verb: str,
-    *,
-    as_json: bool,
-    target_balance: Nanos | None = None,
-) -> None:
-    if as_json:
+def _say(verb: str, done: Granted | Taken, order: Order) -> None:
+    amount, gained = order["amount"], done.target_balance if isinstance(done, Taken) else None
+    if order["as_json"]:
         row = {"amount_nanos": amount, "balance_nanos": done.balance, "is_new": done.is_new}
-        if target_balance is not None:
-            row["target_balance_nanos"] = target_balance
+        if gained is not None:
+            row["target_balance_nanos"] = gained
         print_rows([row], as_json=True)
     else:
         said = verb if done.is_new else f"was {verb} before under this key"
         text = f"{usd_text(amount)} {said}. Balance: {usd_text(done.balance)}"
-        if target_balance is not None:
-            text += f"; of the target: {usd_text(target_balance)}"
+        if gained is not None:
+            text += f"; of the target: {usd_text(gained)}"
         click.echo(text)
     if not done.is_usable:
         click.echo("Redis did not take it yet; it will be usable within a minute.", err=True)

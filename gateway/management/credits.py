@@ -63,7 +63,7 @@ class Taken(NamedTuple):
     balance: Nanos  # afterwards, as posted
     target_balance: Nanos | None
     is_new: bool  # False: this idempotency key was used before, and nothing was done now
-    is_told: bool  # False: Redis could not be told; until it is, the amount is withheld there
+    is_usable: bool  # False: Redis could not be told; until it is, the amount is withheld there
 
 
 async def grant(pool: asyncpg.Pool, redis: Redis, wanted: Grant) -> Granted:
@@ -84,7 +84,7 @@ async def adjust(pool: asyncpg.Pool, redis: Redis, wanted: Grant) -> Granted:
         idempotency_key=wanted.idempotency_key,
     )
     taken = await take(pool, redis, taking)
-    return Granted(taken.balance, taken.is_new, taken.is_told)
+    return Granted(taken.balance, taken.is_new, taken.is_usable)
 
 
 async def take(pool: asyncpg.Pool, redis: Redis, wanted: Taking) -> Taken:

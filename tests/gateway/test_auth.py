@@ -3,7 +3,6 @@
 import asyncio
 import sys
 import time
-import timeit
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -115,10 +114,8 @@ async def test_what_is_no_key_is_refused_at_once_without_any_store(header: str |
     clocks = Clock(time.monotonic, time.monotonic)
     # No store is behind it and nothing runs: only what needs neither can answer.
     authenticator = Authenticator(digest=digest_of, cache=None, find=find, clock=clocks)  # type: ignore[arg-type] # any use of the cache fails the test
-    started_s = time.monotonic()
     with pytest.raises(AuthError):
         authenticator.cached(header)
-    assert time.monotonic() - started_s < 0.05
 
 
 async def test_unknown_revoked_and_expired_keys_are_refused_with_their_reason(
@@ -383,13 +380,3 @@ async def test_the_process_remembers_a_bounded_number_of_keys(stage: Tenancy) ->
         assert len(authenticator._known) == len(authenticator._refused) == 3
         assert authenticator.cached(keys[-1]) is not None
         assert authenticator.cached(keys[0]) is None
-
-
-async def test_a_known_key_costs_microseconds(stage: Tenancy) -> None:
-    text = new_key()
-    await stage.make_key(text)
-    header = f"Bearer {text}"
-    async with authenticating(stage, Lookups(stage.pool)) as authenticator:
-        await authenticator.principal(header)
-        times = timeit.repeat(lambda: authenticator.cached(header), number=2000, repeat=7)
-    assert min(times) / 2000 < 15e-6  # 2 us on the reference machine; slack for a busy one

@@ -2,7 +2,6 @@
 
 import hmac
 import secrets
-import timeit
 
 import pytest
 from hypothesis import given
@@ -63,12 +62,6 @@ def test_the_digest_is_hmac_sha_256_under_the_pepper(pepper: str, key: str) -> N
 def test_a_short_pepper_is_refused() -> None:
     with pytest.raises(ValueError, match="fewer than 16 bytes"):
         key_digester(Secret("short"))
-
-
-def test_checking_and_digesting_a_key_takes_microseconds() -> None:
-    text, digest = A_KEY.secret.reveal(), key_digester(PEPPER)
-    times = timeit.repeat(lambda: is_well_formed(text) and digest(text), number=2000, repeat=7)
-    assert min(times) / 2000 < 10e-6  # 1.4 us on the reference machine
 
 
 @pytest.mark.parametrize(
