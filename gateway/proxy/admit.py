@@ -172,7 +172,7 @@ def clamped(live: LiveCall, refused: Refused) -> int:
     now on the limit that the money allows, which the vendor is told.
     """
     call = live.call
-    if call.output_limit is not None or call.operation in _OUTPUTLESS:
+    if call.output_limit is not None:
         return 0
     if refused.code not in _MONEY or refused.free + refused.held >= live.hold.amount:
         return 0  # it will do when other calls have ended
@@ -188,7 +188,7 @@ def clamped(live: LiveCall, refused: Refused) -> int:
 def needed(live: LiveCall) -> Nanos:
     """What must be free for the call to be admitted: of one without a limit, the least we set."""
     hold, call = live.hold, live.call
-    if (call.output_limit is not None and not live.clamped) or call.operation in _OUTPUTLESS:
+    if call.output_limit is not None and not live.clamped:
         return hold.amount
     least = live.terms.config.limits.clamped_output_tokens_min
     return min(hold.amount, worst_case(live, least * call.choices))

@@ -79,9 +79,9 @@ class Caller:
         return Head(int(first.split(" ")[1]), {n.lower(): v.strip() for n, v in pairs})
 
     async def pieces(self, head: Head) -> AsyncIterator[bytes]:
-        """The body behind `head`, as it comes."""
+        """The body behind `head`, as it comes; `EOFError` if it is cut."""
         if head.headers.get("transfer-encoding") == "chunked":
-            while size := int(await self._reader.readline(), 16):
+            while size := await self._chunk_bytes():
                 yield await self._reader.readexactly(size)
                 await self._reader.readexactly(2)
             await self._reader.readexactly(2)
@@ -89,12 +89,19 @@ class Caller:
         left = int(head.headers["content-length"])
         while left:
             piece = await self._reader.read(min(left, _PIECE_BYTES))
-            assert piece, "the answer was cut"
+            if not piece:
+                raise EOFError("the answer was cut")
             left -= len(piece)
             yield piece
 
+    async def _chunk_bytes(self) -> int:
+        line = await self._reader.readline()
+        if not line.endswith(b"\n"):
+            raise EOFError("the answer was cut")
+        return int(line, 16)
+
     async def answer(self) -> Answer:
-        """Wait for a whole answer."""
+        """Wait for a whole answer; `EOFError` if it is cut."""
         async with asyncio.timeout(PATIENCE_S):
             head = await self.head()
             body = b"".join([piece async for piece in self.pieces(head)])

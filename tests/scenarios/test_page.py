@@ -18,7 +18,7 @@ from tests.scenarios.invariants import assert_books, owed
 from tests.scenarios.page import Page, page
 from tests.scenarios.scale import LONG
 from tests.scenarios.vendors import many_names
-from tests.vendor import Vendor
+from tests.vendor import Entry, Vendor
 
 pytestmark = pytest.mark.scenario
 JUNK = 100_000 if LONG else 5_000
@@ -206,7 +206,8 @@ async def test_the_page_says_what_the_vendor_has_seen(
     read = await audited(tollgate)
     (one,) = [entry for entry in await vendor_apart.quiet() if entry not in entries]
     assert_calls(read, records, extra=1)
-    assert_money(read, records, owed([*entries, one]), extra=owed([one]))
+    honest = [entry for entry in entries if entry.script in (models["good"], models["thinking"])]
+    assert_money(read, records, honest, extra=one)
     assert_at_rest(read)
     missing = {name for name in ALWAYS if not any(True for _ in read.of(name))}
     assert missing == set()
@@ -254,16 +255,19 @@ def assert_calls(read: Page, records: list[Any], *, extra: int) -> None:
     assert "other" not in {sample.labels.get("provider") for sample in read.samples}
 
 
-def assert_money(read: Page, records: list[Any], owed_nanos: int, *, extra: int) -> None:
-    """Tokens and charges, as the records have them."""
-    charged = sum(row["charge"] for row in records) + extra
-    assert read.sum("charge_nanousd_total") == charged
+def assert_money(read: Page, records: list[Any], honest: list[Entry], *, extra: Entry) -> None:
+    """Tokens and charges: as the records have them, and as the vendor billed what it reported."""
     reported = [row for row in records if row["usage_source"] == "reported"]
-    estimated = sum(row["charge"] for row in records) - sum(row["charge"] for row in reported)
-    assert charged - estimated <= owed_nanos, "nobody is charged more than the vendor consumed"
+    assert sum(row["charge"] for row in reported) == owed(honest)
+    charged = sum(row["charge"] for row in records) + owed([extra])
+    assert read.sum("charge_nanousd_total") == charged
+    more = {
+        "input": extra.billed_input - extra.billed_cached,
+        "cache_read": extra.billed_cached,
+        "output": extra.billed_output,
+    }
     units = read.by("usage_total", "unit")
-    for unit in ("cache_read",):
-        assert units[unit] == sum(row[unit] for row in records)
+    assert units == {unit: sum(row[unit] for row in records) + n for unit, n in more.items()}
     assert read.sum("usage_estimated_total") == len(records) - len(reported) - unused(records)
 
 

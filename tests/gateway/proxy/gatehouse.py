@@ -1,6 +1,6 @@
 """A data plane in this process: real Valkey, a real journal, the scripted vendor, raw sockets.
 
-    async with Gatehouse.opened(redis_url, vendor, tmp_path) as gate:
+    async with open_gate(credit=5_000) as gate:
         status, headers, body = await gate.post({"model": "m", "messages": []})
 
 Only Postgres is left out: one key is known, and what the stream has is looked at directly.
@@ -8,8 +8,8 @@ Only Postgres is left out: one key is known, and what the stream has is looked a
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -187,6 +187,10 @@ class Gatehouse:
         await self.settled()
         entries = await Partition(self.redis, 0).peek(1, "0-0", 1000)
         return [decode(entry.fields[b"r"]) for entry in entries if entry.fields[b"k"] != b"base"]
+
+
+# `Gatehouse.opened` without its first three arguments.
+OpenGate = Callable[..., AbstractAsyncContextManager[Gatehouse]]
 
 
 def request(body: Mapping[str, Any], *lines: str, path: str = "/v1/chat/completions") -> bytes:

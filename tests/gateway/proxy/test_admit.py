@@ -1,6 +1,6 @@
 """What a call may cost at most, and what is said when it may not be."""
 
-from pathlib import Path
+from math import ceil
 from typing import Any
 
 import orjson
@@ -10,11 +10,10 @@ from gateway import errors
 from gateway.principal import Budget, Period
 from gateway.proxy.admit import check_principal, refusal
 from gateway.proxy.calls import CLAMPED
-from gateway.settings import Limits
 from ledger.admission import Refused
 from ledger.money import Nanos
-from tests.gateway.proxy.gatehouse import PRINCIPAL, Gatehouse, request
-from tests.gateway.proxy.small_holds import ASK, OUTPUT_NANOS, changed
+from tests.gateway.proxy.gatehouse import PRINCIPAL, Gatehouse, OpenGate, request
+from tests.gateway.proxy.small_holds import ASK, INPUT_NANOS, OUTPUT_NANOS, changed
 from tests.vendor import Vendor
 
 NEEDED = Nanos(100)
@@ -74,12 +73,12 @@ def test_an_expired_key_and_a_suspended_organization_may_not_call() -> None:
     ],
 )
 async def test_the_hold_is_the_worst_case_of_what_is_forwarded(
-    redis_url: str, vendor: Vendor, tmp_path: Path, limits: dict[str, int], output: int
+    open_gate: OpenGate, limits: dict[str, int], output: int
 ) -> None:
     target = {"provider": "vendor", "model": "m"}
     changes = {"models": {"m": {"targets": [target], "max_output_tokens": 100_000}}}
     body = {"model": "m", "messages": [{"role": "user", "content": "hello"}], **limits}
-    async with Gatehouse.opened(redis_url, vendor, tmp_path, changes=changes) as gate:
+    async with open_gate(changes=changes) as gate:
         status, _, _ = await gate.post(body)
         (record,) = await gate.records()
 
@@ -90,12 +89,12 @@ async def test_the_hold_is_the_worst_case_of_what_is_forwarded(
 
 
 async def test_no_answer_is_longer_than_what_prompt_and_answer_may_be_together(
-    redis_url: str, vendor: Vendor, tmp_path: Path
+    open_gate: OpenGate,
 ) -> None:
     target = {"provider": "vendor", "model": "m"}
     changes = {"models": {"m": {"targets": [target], "context_tokens": 4_096}}}
     body = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
-    async with Gatehouse.opened(redis_url, vendor, tmp_path, changes=changes) as gate:
+    async with open_gate(changes=changes) as gate:
         await gate.post(body)
         (record,) = await gate.records()
 
@@ -119,15 +118,14 @@ class TestClamping:
     @pytest.mark.parametrize("field", ["max_completion_tokens", "max_output_tokens"])
     @pytest.mark.parametrize("stream", [False, True])
     async def test_a_client_without_a_limit_gets_the_one_its_wallet_can_pay(
-        self, redis_url: str, vendor: Vendor, tmp_path: Path, field: str, *, stream: bool
+        self, open_gate: OpenGate, vendor: Vendor, field: str, *, stream: bool
     ) -> None:
         model = await vendor.script("c", output_tokens=900, text=" t")
         path = "/v1/responses" if field == "max_output_tokens" else "/v1/chat/completions"
         ask: dict[str, Any] = {"model": model, "stream": stream}
         ask |= {"input": "x"} if field == "max_output_tokens" else {"messages": ASK["messages"]}
         changes = changed(reasoning=True)
-        opened = Gatehouse.opened(redis_url, vendor, tmp_path, changes=changes, credit=self.CREDIT)
-        async with opened as gate:
+        async with open_gate(changes=changes, credit=self.CREDIT) as gate:
             status, headers, _ = await gate.post(ask, path=path)
             wallet = await gate.settled()
             (record,) = await gate.records()
@@ -141,13 +139,10 @@ class TestClamping:
         assert wallet["free"] == self.CREDIT - record.charge >= 0
 
     async def test_a_client_with_a_limit_of_its_own_is_told_what_it_can_afford(
-        self, redis_url: str, vendor: Vendor, tmp_path: Path
+        self, open_gate: OpenGate
     ) -> None:
         ask = {**ASK, "model": "m", "stream": False, "max_tokens": 600}
-        opened = Gatehouse.opened(
-            redis_url, vendor, tmp_path, changes=changed(), credit=self.CREDIT
-        )
-        async with opened as gate:
+        async with open_gate(changes=changed(), credit=self.CREDIT) as gate:
             status, headers, body = await gate.post(ask)
 
         error = orjson.loads(body)["error"]
@@ -157,12 +152,11 @@ class TestClamping:
         assert "x-tollgate-max-output-tokens" not in headers
 
     async def test_a_limit_too_small_to_be_of_use_is_refused_with_what_would_do(
-        self, redis_url: str, vendor: Vendor, tmp_path: Path
+        self, open_gate: OpenGate
     ) -> None:
         ask = {**ASK, "model": "m"}
         credit = 49 * OUTPUT_NANOS
-        opened = Gatehouse.opened(redis_url, vendor, tmp_path, changes=changed(), credit=credit)
-        async with opened as gate:
+        async with open_gate(changes=changed(), credit=credit) as gate:
             status, _, body = await gate.post(ask)
 
         error = orjson.loads(body)["error"]
@@ -170,13 +164,12 @@ class TestClamping:
         assert 50 * OUTPUT_NANOS < error["needed_nanos"] < 100 * OUTPUT_NANOS
 
     async def test_what_other_calls_hold_is_waited_for_and_not_clamped_away(
-        self, redis_url: str, vendor: Vendor, tmp_path: Path
+        self, open_gate: OpenGate, vendor: Vendor
     ) -> None:
         model = await vendor.script("h", hold_at=-1)
         ask = {**ASK, "model": model}
         credit = 3_200_000  # for one stream and most of another, more than what would be clamped to
-        opened = Gatehouse.opened(redis_url, vendor, tmp_path, changes=changed(), credit=credit)
-        async with opened as gate:
+        async with open_gate(changes=changed(), credit=credit) as gate:
             first = await gate.line()
             first.writer.write(request(ask))
             await vendor.held(1)
@@ -187,18 +180,13 @@ class TestClamping:
         assert int(headers["retry-after"]) >= 1
 
     async def test_a_budget_clamps_as_a_wallet_does_and_is_told_by_name_once_it_is_spent(
-        self, redis_url: str, vendor: Vendor, tmp_path: Path
+        self, open_gate: OpenGate, vendor: Vendor
     ) -> None:
         model = await vendor.script("c", input_tokens=10, output_tokens=900, text=" t")
         budget = Budget("key:k", Nanos(self.CREDIT), Period.DAILY)
-        opened = Gatehouse.opened(
-            redis_url,
-            vendor,
-            tmp_path,
-            changes=changed(reasoning=True),
-            principal=PRINCIPAL._replace(budgets=(budget,)),
-        )
-        async with opened as gate:
+        async with open_gate(
+            changes=changed(reasoning=True), principal=PRINCIPAL._replace(budgets=(budget,))
+        ) as gate:
             _, first, _ = await gate.post({**ASK, "model": model})
             await gate.settled()
             status, headers, body = await gate.post({**ASK, "model": model})
@@ -210,14 +198,14 @@ class TestClamping:
         assert headers["x-should-retry"] == "false"
 
     async def test_an_embedding_has_no_output_to_clamp(
-        self, redis_url: str, vendor: Vendor, tmp_path: Path
+        self, open_gate: OpenGate, vendor: Vendor
     ) -> None:
-        opened = Gatehouse.opened(redis_url, vendor, tmp_path, changes=changed(), credit=1)
-        async with opened as gate:
-            ask = {"model": "m", "input": "x" * 100}
-            status, _, _ = await gate.post(ask, path="/v1/embeddings")
+        ask = {"model": "m", "input": "x" * 100}
+        overhead = 64  # as config.yaml has it for embeddings
+        needed = (ceil(0.75 * len(orjson.dumps(ask))) + overhead) * INPUT_NANOS
+        async with open_gate(changes=changed(), credit=needed - 1) as gate:
+            status, headers, body = await gate.post(ask, path="/v1/embeddings")
 
-        assert status == 402
-
-    def test_a_useful_answer_is_the_least_that_is_served(self) -> None:
-        assert 16 <= Limits().clamped_output_tokens_min <= Limits().stream_output_tokens
+        assert (status, orjson.loads(body)["error"]["needed_nanos"]) == (402, needed)
+        assert "x-tollgate-max-output-tokens" not in headers
+        assert await vendor.quiet() == []

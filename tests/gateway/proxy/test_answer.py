@@ -1,22 +1,18 @@
 """The header lines of answers."""
 
-from pathlib import Path
-
 from gateway import errors
 from gateway.proxy.answer import refuse
 from gateway.proxy.exchange import Answered, Exchange
 from tests.gateway.proxy.door import Door, post
-from tests.gateway.proxy.gatehouse import PRINCIPAL, Gatehouse
+from tests.gateway.proxy.gatehouse import PRINCIPAL, Gatehouse, OpenGate
 from tests.vendor import Vendor
 
 ASK = {"model": "m", "messages": [], "max_tokens": 5}
 
 
-async def test_a_limited_key_is_told_what_is_left(
-    redis_url: str, vendor: Vendor, tmp_path: Path
-) -> None:
+async def test_a_limited_key_is_told_what_is_left(open_gate: OpenGate) -> None:
     principal = PRINCIPAL._replace(rpm=2, tpm=1_000_000)
-    async with Gatehouse.opened(redis_url, vendor, tmp_path, principal=principal) as gate:
+    async with open_gate(principal=principal) as gate:
         _, first, _ = await gate.post(ASK)
         await gate.post(ASK)
         status, headers, _ = await gate.post(ASK)

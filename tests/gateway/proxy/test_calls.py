@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-from pathlib import Path
 
 import orjson
 
@@ -13,7 +12,7 @@ from providers.adapter import Call, Meter, Target
 from providers.custom import QUIRKS
 from providers.openai.body_meter import BodyMeter
 from providers.openai.dialect import OpenAI
-from tests.gateway.proxy.gatehouse import CREDIT, Gatehouse, events, request
+from tests.gateway.proxy.gatehouse import CREDIT, Gatehouse, OpenGate, events, request
 from tests.vendor import Vendor
 
 ASK = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 600}
@@ -96,10 +95,8 @@ class Buggy(OpenAI):
         return Forgetful(call, QUIRKS[target.quirks], bound)
 
 
-async def test_a_bug_in_a_meter_costs_an_estimate_and_keeps_no_hold(
-    redis_url: str, vendor: Vendor, tmp_path: Path
-) -> None:
-    async with Gatehouse.opened(redis_url, vendor, tmp_path, adapter=Buggy()) as gate:
+async def test_a_bug_in_a_meter_costs_an_estimate_and_keeps_no_hold(open_gate: OpenGate) -> None:
+    async with open_gate(adapter=Buggy()) as gate:
         await gate.post({**ASK, "model": "m"})
         wallet = await gate.settled()
         (record,) = await gate.records()
@@ -142,12 +139,12 @@ async def test_a_client_that_leaves_is_charged_what_the_vendor_charges(
 
 
 async def test_where_the_policy_says_so_the_vendor_is_left_at_once(
-    redis_url: str, vendor: Vendor, tmp_path: Path
+    open_gate: OpenGate, vendor: Vendor
 ) -> None:
     model = await vendor.script(
         "d", input_tokens=5, output_tokens=5000, deltas=5000, interval_s=0.01
     )
-    async with Gatehouse.opened(redis_url, vendor, tmp_path) as gate:
+    async with open_gate() as gate:
         provider = gate.calls.terms.config.providers["vendor"]
         object.__setattr__(provider, "on_disconnect", "cancel")
         line = await gate.line()
@@ -178,9 +175,9 @@ async def test_a_vendor_that_fails_before_it_answers_costs_nothing(
 
 
 async def test_a_call_that_the_wallet_cannot_pay_is_refused_with_what_it_could(
-    redis_url: str, vendor: Vendor, tmp_path: Path
+    open_gate: OpenGate, vendor: Vendor
 ) -> None:
-    async with Gatehouse.opened(redis_url, vendor, tmp_path, credit=1_000_000) as gate:
+    async with open_gate(credit=1_000_000) as gate:
         status, headers, body = await gate.post({**ASK, "model": "m"})
 
     error = orjson.loads(body)["error"]
@@ -192,10 +189,10 @@ async def test_a_call_that_the_wallet_cannot_pay_is_refused_with_what_it_could(
 
 
 async def test_credit_that_only_other_calls_hold_is_worth_another_try(
-    redis_url: str, vendor: Vendor, tmp_path: Path
+    open_gate: OpenGate, vendor: Vendor
 ) -> None:
     model = await vendor.script("h", hold_at=-1)
-    async with Gatehouse.opened(redis_url, vendor, tmp_path, credit=10_000_000) as gate:
+    async with open_gate(credit=10_000_000) as gate:
         first = await gate.line()
         first.writer.write(request({**ASK, "model": model}))
         await vendor.held(1)
@@ -222,10 +219,8 @@ async def test_calls_with_state_at_the_vendor_are_refused_by_name(gate: Gatehous
     assert (status, error["param"]) == (400, "previous_response_id")
 
 
-async def test_a_free_model_passes_without_credit(
-    redis_url: str, vendor: Vendor, tmp_path: Path
-) -> None:
-    async with Gatehouse.opened(redis_url, vendor, tmp_path, credit=0) as gate:
+async def test_a_free_model_passes_without_credit(open_gate: OpenGate) -> None:
+    async with open_gate(credit=0) as gate:
         assert (await gate.post({**ASK, "model": "free"}))[0] == 200
         assert (await gate.post({**ASK, "model": "other"}))[0] == 402
         assert (await gate.post({**ASK, "model": "unpriced"}))[0] == 404

@@ -1,11 +1,9 @@
 """From usage to charge and record."""
 
-from pathlib import Path
-
 import pytest
 
 from ledger.record import EndKind
-from tests.gateway.proxy.gatehouse import Gatehouse
+from tests.gateway.proxy.gatehouse import Gatehouse, OpenGate
 from tests.vendor import Vendor
 
 ASK = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 50}
@@ -36,7 +34,7 @@ async def test_usage_that_nobody_reports_is_estimated_and_flagged(
 
 @pytest.mark.parametrize("charge_by", ["price", "reported"])
 async def test_a_vendors_own_cost_is_charged_where_that_is_the_policy(
-    redis_url: str, vendor: Vendor, tmp_path: Path, charge_by: str
+    open_gate: OpenGate, vendor: Vendor, charge_by: str
 ) -> None:
     model = await vendor.script("c", input_tokens=100, usage_fields={"cost": 0.000123456789})
     provider = {
@@ -48,7 +46,7 @@ async def test_a_vendors_own_cost_is_charged_where_that_is_the_policy(
         "input_overhead_tokens": 0,
     }
     changes = {"providers": {"vendor": provider, "spare": provider}}
-    async with Gatehouse.opened(redis_url, vendor, tmp_path, changes=changes) as gate:
+    async with open_gate(changes=changes) as gate:
         await gate.post({**ASK, "model": model})
         (record,) = await gate.records()
 

@@ -1,7 +1,5 @@
 """Trying again: only before the first byte, only where it is safe, never for a client that left."""
 
-from pathlib import Path
-
 import orjson
 import pytest
 
@@ -9,7 +7,7 @@ from gateway import errors
 from gateway.proxy.forward import client_error
 from ledger.record import Outcome
 from providers.adapter import Failure
-from tests.gateway.proxy.gatehouse import Gatehouse, request
+from tests.gateway.proxy.gatehouse import Gatehouse, OpenGate, request
 from tests.vendor import Vendor
 
 ASK = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 10}
@@ -87,13 +85,13 @@ async def test_a_refusal_is_final(gate: Gatehouse, vendor: Vendor, status: int) 
 
 
 async def test_another_target_serves_where_the_first_is_exhausted(
-    redis_url: str, vendor: Vendor, tmp_path: Path
+    open_gate: OpenGate, vendor: Vendor
 ) -> None:
     tired = await vendor.script("tired", status=429, error={"message": "slow down"})
     fresh = await vendor.script("fresh", input_tokens=10, output_tokens=2)
     targets = [{"provider": "vendor", "model": name} for name in (tired, fresh)]
     changes = {"models": {"m": {"targets": targets}}}
-    async with Gatehouse.opened(redis_url, vendor, tmp_path, changes=changes) as gate:
+    async with open_gate(changes=changes) as gate:
         status, _, _ = await gate.post({**ASK, "model": "m"})
 
         (record,) = await gate.records()
@@ -118,12 +116,12 @@ async def test_an_error_as_the_first_event_keeps_its_status(
 
 
 async def test_a_vendor_that_is_not_there_is_told_apart_from_one_that_is_slow(
-    redis_url: str, vendor: Vendor, tmp_path: Path
+    open_gate: OpenGate, vendor: Vendor
 ) -> None:
     slow = await vendor.script("slow", hold_at=-1)
     timeouts = {"connect_s": 1, "first_byte_s": 0.2, "idle_s": 1}
     changes = {"limits": {"timeouts": timeouts}}
-    async with Gatehouse.opened(redis_url, vendor, tmp_path, changes=changes) as gate:
+    async with open_gate(changes=changes) as gate:
         late, _, _ = await gate.post({**ASK, "model": slow})
 
         (record,) = await gate.records()

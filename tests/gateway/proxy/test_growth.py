@@ -17,7 +17,7 @@ from gateway.proxy.typical import LEARNED_AFTER
 from ledger.functions import Partition
 from ledger.money import Nanos
 from ledger.record import Outcome
-from tests.gateway.proxy.gatehouse import CREDIT, PRINCIPAL, Gatehouse, events, request
+from tests.gateway.proxy.gatehouse import CREDIT, PRINCIPAL, Gatehouse, OpenGate, events, request
 from tests.gateway.proxy.small_holds import (
     ASK,
     FIRST,
@@ -33,10 +33,10 @@ from tests.vendor import Vendor
 
 class TestExtending:
     async def test_a_stream_that_grows_beyond_its_hold_is_held_for_and_charged_exactly(
-        self, redis_url: str, vendor: Vendor, tmp_path: Path
+        self, open_gate: OpenGate, vendor: Vendor
     ) -> None:
         model = await vendor.script("g", input_tokens=10, output_tokens=900, text=" t")
-        async with Gatehouse.opened(redis_url, vendor, tmp_path, changes=changed()) as gate:
+        async with open_gate(changes=changed()) as gate:
             _, _, body = await gate.post({**ASK, "model": model})
             wallet = await gate.settled()
             (record,) = await gate.records()
@@ -48,10 +48,10 @@ class TestExtending:
         assert record.held < 16_384 * OUTPUT_NANOS  # twice and twice again, not all at once
 
     async def test_it_is_held_for_before_it_has_come(
-        self, redis_url: str, vendor: Vendor, tmp_path: Path
+        self, open_gate: OpenGate, vendor: Vendor
     ) -> None:
         model = await vendor.script("g", output_tokens=900, text=" t", hold_at=80)
-        async with Gatehouse.opened(redis_url, vendor, tmp_path, changes=changed()) as gate:
+        async with open_gate(changes=changed()) as gate:
             line = await gate.line()
             line.writer.write(request({**ASK, "model": model}))
             await vendor.held(1)
@@ -61,11 +61,11 @@ class TestExtending:
             await vendor.release()
 
     async def test_what_streams_of_a_model_need_is_learned(
-        self, redis_url: str, vendor: Vendor, tmp_path: Path
+        self, open_gate: OpenGate, vendor: Vendor
     ) -> None:
         model = await vendor.script("g", output_tokens=20, text=" t")
         ask = {**ASK, "model": model}
-        async with Gatehouse.opened(redis_url, vendor, tmp_path, changes=changed()) as gate:
+        async with open_gate(changes=changed()) as gate:
             for _ in range(LEARNED_AFTER + 1):
                 await gate.post(ask)
             records = await gate.records()
@@ -85,27 +85,22 @@ class TestExtending:
         ],
     )
     async def test_a_call_that_no_stream_shows_growing_holds_its_worst_case(
-        self,
-        redis_url: str,
-        vendor: Vendor,
-        tmp_path: Path,
-        more: dict[str, Any],
-        settings: dict[str, Any],
+        self, open_gate: OpenGate, more: dict[str, Any], settings: dict[str, Any]
     ) -> None:
         ask = {**ASK, "model": "m", "max_tokens": 600, **more}
         changes = changed(**settings)
-        async with Gatehouse.opened(redis_url, vendor, tmp_path, changes=changes) as gate:
+        async with open_gate(changes=changes) as gate:
             await gate.post(ask)
             (record,) = await gate.records()
 
         assert record.held >= 600 * more.get("n", 1) * OUTPUT_NANOS
 
     async def test_a_model_that_was_seen_to_reason_holds_its_worst_case_from_then_on(
-        self, redis_url: str, vendor: Vendor, tmp_path: Path
+        self, open_gate: OpenGate, vendor: Vendor
     ) -> None:
         model = await vendor.script("r", output_tokens=30, reasoning_tokens=20, text=" t")
         ask = {**ASK, "model": model, "max_tokens": 600}
-        async with Gatehouse.opened(redis_url, vendor, tmp_path, changes=changed()) as gate:
+        async with open_gate(changes=changed()) as gate:
             await gate.post(ask)
             await gate.post(ask)
             first, second = await gate.records()
@@ -113,10 +108,10 @@ class TestExtending:
         assert first.held < 600 * OUTPUT_NANOS <= second.held
 
     async def test_a_stream_nobody_could_pay_is_refused_before_it_begins(
-        self, redis_url: str, vendor: Vendor, tmp_path: Path
+        self, open_gate: OpenGate
     ) -> None:
         ask = {**ASK, "model": "m", "max_tokens": 10**12}
-        async with Gatehouse.opened(redis_url, vendor, tmp_path, changes=changed()) as gate:
+        async with open_gate(changes=changed()) as gate:
             status, _, body = await gate.post(ask)
 
         assert (status, orjson.loads(body)["error"]["code"]) == (400, "call_too_large")
@@ -132,13 +127,10 @@ class TestEnding:
     CREDIT = 5_000_000  # pays for about 310 tokens
 
     async def test_a_stream_whose_money_is_used_up_ends_as_at_a_limit_and_costs_what_was_shown(
-        self, redis_url: str, vendor: Vendor, tmp_path: Path
+        self, open_gate: OpenGate, vendor: Vendor
     ) -> None:
         model = await vendor.script("g", output_tokens=900, text=" t", interval_s=0.001)
-        opened = Gatehouse.opened(
-            redis_url, vendor, tmp_path, changes=changed(), credit=self.CREDIT
-        )
-        async with opened as gate:
+        async with open_gate(changes=changed(), credit=self.CREDIT) as gate:
             _, _, body = await gate.post({**ASK, "model": model})
             wallet = await gate.settled()
             (record,) = await gate.records()
@@ -157,14 +149,11 @@ class TestEnding:
         assert entry.deltas < 900
 
     async def test_a_client_that_asked_for_the_usage_gets_it_at_an_early_end(
-        self, redis_url: str, vendor: Vendor, tmp_path: Path
+        self, open_gate: OpenGate, vendor: Vendor
     ) -> None:
         model = await vendor.script("g", output_tokens=900, text=" t")
         ask = {**ASK, "model": model, "stream_options": {"include_usage": True}}
-        opened = Gatehouse.opened(
-            redis_url, vendor, tmp_path, changes=changed(), credit=self.CREDIT
-        )
-        async with opened as gate:
+        async with open_gate(changes=changed(), credit=self.CREDIT) as gate:
             _, _, body = await gate.post(ask)
             (record,) = await gate.records()
 
@@ -175,16 +164,13 @@ class TestEnding:
 
     @pytest.mark.parametrize("path", ["/v1/completions", "/v1/responses"])
     async def test_every_kind_of_stream_has_its_own_form_of_an_early_end(
-        self, redis_url: str, vendor: Vendor, tmp_path: Path, path: str
+        self, open_gate: OpenGate, vendor: Vendor, path: str
     ) -> None:
         model = await vendor.script("g", output_tokens=900, text=" t")
         ask = {"model": model, "stream": True, "prompt": "x"}
         if path.endswith("responses"):
             ask = {"model": model, "stream": True, "input": "x"}
-        opened = Gatehouse.opened(
-            redis_url, vendor, tmp_path, changes=changed(), credit=self.CREDIT
-        )
-        async with opened as gate:
+        async with open_gate(changes=changed(), credit=self.CREDIT) as gate:
             _, _, body = await gate.post(ask, path=path)
             (record,) = await gate.records()
 
@@ -200,13 +186,10 @@ class TestEnding:
 
     @pytest.mark.parametrize("size", [9, 40, 200])
     async def test_an_event_larger_than_what_is_left_costs_no_more_than_what_is_held(
-        self, redis_url: str, vendor: Vendor, tmp_path: Path, size: int
+        self, open_gate: OpenGate, vendor: Vendor, size: int
     ) -> None:
         model = await vendor.script("g", output_tokens=9_000, deltas=900, text="ten bytes " * size)
-        opened = Gatehouse.opened(
-            redis_url, vendor, tmp_path, changes=changed(), credit=self.CREDIT
-        )
-        async with opened as gate:
+        async with open_gate(changes=changed(), credit=self.CREDIT) as gate:
             await gate.post({**ASK, "model": model})
             wallet = await gate.settled()
             (record,) = await gate.records()
@@ -216,7 +199,7 @@ class TestEnding:
         assert wallet["free"] >= 0
 
     async def test_a_stream_that_comes_at_once_is_not_seen_to_end_before_it_is_paid_for(
-        self, redis_url: str, vendor: Vendor, tmp_path: Path
+        self, open_gate: OpenGate, vendor: Vendor
     ) -> None:
         event = b'data: {"choices":[{"index":0,"delta":{"content":" t"}}]}\n\n'
         last = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
@@ -225,10 +208,7 @@ class TestEnding:
         model = await vendor.script(
             "once", body=whole.decode(), content_type="text/event-stream", cuts=[]
         )
-        opened = Gatehouse.opened(
-            redis_url, vendor, tmp_path, changes=changed(), credit=self.CREDIT
-        )
-        async with opened as gate:
+        async with open_gate(changes=changed(), credit=self.CREDIT) as gate:
             _, _, body = await gate.post({**ASK, "model": model})
             wallet = await gate.settled()
             (record,) = await gate.records()
@@ -238,13 +218,10 @@ class TestEnding:
         assert wallet["free"] >= 0
 
     async def test_a_stream_read_on_for_a_client_that_left_ends_at_its_hold_too(
-        self, redis_url: str, vendor: Vendor, tmp_path: Path
+        self, open_gate: OpenGate, vendor: Vendor
     ) -> None:
         model = await vendor.script("g", output_tokens=900, text=" t", hold_at=20)
-        opened = Gatehouse.opened(
-            redis_url, vendor, tmp_path, changes=changed(), credit=self.CREDIT
-        )
-        async with opened as gate:
+        async with open_gate(changes=changed(), credit=self.CREDIT) as gate:
             line = await gate.line()
             line.writer.write(request({**ASK, "model": model}))
             await vendor.held(1)
@@ -261,18 +238,13 @@ class TestEnding:
         assert wallet["free"] >= 0
 
     async def test_a_stream_ends_at_its_budget_too(
-        self, redis_url: str, vendor: Vendor, tmp_path: Path
+        self, open_gate: OpenGate, vendor: Vendor
     ) -> None:
         model = await vendor.script("c", output_tokens=900, text=" t")
         budget = Budget("key:k", Nanos(self.CREDIT), Period.DAILY)
-        opened = Gatehouse.opened(
-            redis_url,
-            vendor,
-            tmp_path,
-            changes=changed(),
-            principal=PRINCIPAL._replace(budgets=(budget,)),
-        )
-        async with opened as gate:
+        async with open_gate(
+            changes=changed(), principal=PRINCIPAL._replace(budgets=(budget,))
+        ) as gate:
             await gate.post({**ASK, "model": model})
             (record,) = await gate.records()
 
@@ -281,11 +253,10 @@ class TestEnding:
 
     @pytest.mark.parametrize("credit", [CREDIT, 1_000_000_000])
     async def test_a_stream_that_grew_leaves_nothing_for_the_garbage_collector(
-        self, redis_url: str, vendor: Vendor, tmp_path: Path, credit: int
+        self, open_gate: OpenGate, vendor: Vendor, credit: int
     ) -> None:
         model = await vendor.script("g", output_tokens=900, text=" t")
-        opened = Gatehouse.opened(redis_url, vendor, tmp_path, changes=changed(), credit=credit)
-        async with opened as gate:
+        async with open_gate(changes=changed(), credit=credit) as gate:
             gc.disable()
             try:
                 await gate.post({**ASK, "model": model})
@@ -329,7 +300,7 @@ class TestUnanswered:
 
 @pytest.mark.parametrize("seed", range(10))
 async def test_no_race_of_streams_takes_a_wallet_below_zero_and_each_is_whole_or_ends_for_length(
-    redis_url: str, vendor: Vendor, tmp_path: Path, seed: int
+    open_gate: OpenGate, vendor: Vendor, seed: int
 ) -> None:
     dice = random.Random(seed)  # noqa: S311 - repeatable
     credit = dice.randrange(2_000_000, 60_000_000)
@@ -349,8 +320,7 @@ async def test_no_race_of_streams_takes_a_wallet_below_zero_and_each_is_whole_or
         )
     # So many streams in one process with their vendor keep it from Redis' answers for long.
     changes = changed() | {"ledger": {"admission_timeout_s": 10}}
-    opened = Gatehouse.opened(redis_url, vendor, tmp_path, changes=changes, credit=credit)
-    async with opened as gate:
+    async with open_gate(changes=changes, credit=credit) as gate:
         asks = [{**ASK, "model": dice.choice(scripts)} for _ in range(16)]
         for ask in asks:
             if dice.random() < 0.3:
@@ -377,6 +347,7 @@ async def test_no_race_of_streams_takes_a_wallet_below_zero_and_each_is_whole_or
         whole, ended = whole + (not is_ended), ended + is_ended
     assert wallet["held"] == 0
     assert 0 <= wallet["free"] == credit - sum(record.charge for record in records.values())
+    assert whole + ended > 0, "nobody was let in"
     print(
         f"seed {seed}, ${credit / 1e9:.3f}: {whole} whole, {ended} ended early,"
         f" {16 - whole - ended} not let in"

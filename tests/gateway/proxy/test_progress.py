@@ -1,7 +1,6 @@
 """A dead gateway's calls are charged by what they are known to have consumed."""
 
 import asyncio
-from pathlib import Path
 
 import pytest
 
@@ -9,7 +8,7 @@ from gateway.proxy.live import LiveCall
 from gateway.proxy.progress import renewal
 from ledger.functions import Partition
 from ledger.record import EndKind, Outcome, decode
-from tests.gateway.proxy.gatehouse import WALLET, Gatehouse, request
+from tests.gateway.proxy.gatehouse import WALLET, Gatehouse, OpenGate, request
 from tests.vendor import Vendor
 
 ASK = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 600}
@@ -85,9 +84,9 @@ async def test_a_meter_that_fails_costs_no_lease(
 
 
 async def test_the_sweeper_charges_a_silent_gateways_stream_by_it(
-    redis_url: str, vendor: Vendor, tmp_path: Path
+    open_gate: OpenGate, vendor: Vendor
 ) -> None:
-    async with Gatehouse.opened(redis_url, vendor, tmp_path, changes=SOON) as gate:
+    async with open_gate(changes=SOON) as gate:
         live = await asked(gate, vendor)
         partition = Partition(gate.redis, 0)
         async with asyncio.timeout(10):

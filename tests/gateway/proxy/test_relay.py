@@ -1,11 +1,9 @@
 """Streams: what the client sees of them, at what pace, and how a broken one ends."""
 
-from pathlib import Path
-
 import pytest
 
 from ledger.record import Outcome
-from tests.gateway.proxy.gatehouse import API_KEY, Gatehouse, events, request
+from tests.gateway.proxy.gatehouse import API_KEY, Gatehouse, OpenGate, events, request
 from tests.vendor import Vendor
 
 ASK = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 600, "stream": True}
@@ -108,12 +106,12 @@ async def test_a_key_quoted_in_half_an_event_behind_the_end_is_not_shown(
 
 
 async def test_a_stream_that_stalls_is_given_up_and_the_client_told(
-    redis_url: str, vendor: Vendor, tmp_path: Path
+    open_gate: OpenGate, vendor: Vendor
 ) -> None:
     model = await vendor.script("stall", deltas=100, output_tokens=100, text=" t", hold_at=10)
     timeouts = {"connect_s": 1, "first_byte_s": 5, "idle_s": 0.2}
     changes = {"limits": {"timeouts": timeouts}}
-    async with Gatehouse.opened(redis_url, vendor, tmp_path, changes=changes) as gate:
+    async with open_gate(changes=changes) as gate:
         _, _, body = await gate.post({**ASK, "model": model})
         (record,) = await gate.records()
         wallet = await gate.settled()

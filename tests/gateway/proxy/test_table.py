@@ -1,13 +1,11 @@
 """Which path reaches what: every way to a vendor is metered, everything else says what to do."""
 
-from pathlib import Path
-
 import orjson
 import pytest
 
 from gateway.proxy.table import OPERATIONS
 from providers.adapter import Operation
-from tests.gateway.proxy.gatehouse import KEY, PRINCIPAL, Gatehouse, request
+from tests.gateway.proxy.gatehouse import KEY, PRINCIPAL, Gatehouse, OpenGate, request
 from tests.vendor import Vendor
 
 AUTH = f"Authorization: Bearer {KEY}\r\n"
@@ -79,11 +77,9 @@ async def test_a_key_in_the_url_is_refused(gate: Gatehouse) -> None:
     assert (status, orjson.loads(body)["error"]["code"]) == (400, "api_key_in_url")
 
 
-async def test_models_are_listed_as_the_key_may_use_them(
-    redis_url: str, vendor: Vendor, tmp_path: Path
-) -> None:
+async def test_models_are_listed_as_the_key_may_use_them(open_gate: OpenGate) -> None:
     principal = PRINCIPAL._replace(models=frozenset({"free"}))
-    async with Gatehouse.opened(redis_url, vendor, tmp_path, principal=principal) as gate:
+    async with open_gate(principal=principal) as gate:
         line = await gate.line()
 
         _, _, listed = await line.ask(asked("GET", "/v1/models", AUTH.strip()))

@@ -17,7 +17,7 @@ from ledger.fcall import key_names
 from ledger.functions import Epoch, Image, Partition
 from tests.scenarios.deployment import Deployment
 from tests.scenarios.invariants import owed
-from tests.scenarios.storm.load import Answered, nonce_in
+from tests.scenarios.storm.load import Answered, Load, nonce_in
 from tests.vendor import Entry, Vendor
 
 DRAINED_S_MAX = 10.0
@@ -57,35 +57,65 @@ class Sums(NamedTuple):
     records: int
     kinds: Mapping[str, int]
     dead_letters: int
+    drained_s: float  # from the last answer until nothing was under way
 
 
-async def drained(tollgate: Deployment, vendor: Vendor) -> float:
+async def settled(
+    tollgate: Deployment,
+    vendor: Vendor,
+    load: Load,
+    *,
+    since_s: float,
+    granted: Mapping[str, int],
+) -> Sums:
+    """Wait until everything is booked and assert that it is what callers and vendor say.
+
+    `since_s`: when the round began; `granted`: what each wallet was ever given, nano-USD.
+    """
+    __tracebackhide__ = True
+    drained_s = await _drained(tollgate, vendor)
+    seen = await vendor.quiet()
+    connection = await tollgate.postgres()
+    try:
+        records = {row["id"]: row for row in await connection.fetch(_CALLS, since_s)}
+        _compare(load.answered, seen, records)
+        for wallet, balance, charged in await connection.fetch(_CHARGED):
+            assert balance == granted.get(wallet, 0) - charged, f"wallet {wallet}"
+        letters = await connection.fetchval(_LETTERS)
+    finally:
+        await connection.close()
+    assert "No difference." in await asyncio.to_thread(tollgate.run, "verify")
+    kinds = Counter(row["kind"] for row in records.values())
+    return Sums(len(records), kinds, letters, drained_s)
+
+
+async def _drained(tollgate: Deployment, vendor: Vendor) -> float:
     """Wait until nothing is under way any more; how long it took, seconds."""
     loop = asyncio.get_running_loop()
     began_s = loop.time()
     await vendor.quiet()
-    while rest := await unsettled(tollgate):
+    while rest := await _unsettled(tollgate):
         took_s = loop.time() - began_s
         assert took_s < DRAINED_S_MAX, f"after {took_s:.1f} s: {rest}"
         await asyncio.sleep(0.1)
     return loop.time() - began_s
 
 
-async def unsettled(tollgate: Deployment) -> str:
+async def _unsettled(tollgate: Deployment) -> str:
     """What is still under way in the stores; "" once nothing is: both agree and nothing is held."""
     try:
         async with asyncio.timeout(5.0):
             connection = await tollgate.postgres()
             try:
                 async with tollgate.redis() as redis:
-                    return await _unsettled(connection, redis)
+                    return await _disagreement(connection, redis)
             finally:
                 connection.terminate()
     except _AWAY as error:
         return repr(error)
 
 
-async def _unsettled(connection: asyncpg.Connection, redis: Redis) -> str:
+async def _disagreement(connection: asyncpg.Connection, redis: Redis) -> str:
     for part in await connection.fetch(_PARTS):
         partition = Partition(redis, part["number"])
         state = await partition.state()
@@ -118,20 +148,11 @@ def _at(stream_id: str) -> tuple[int, ...]:
     return tuple(map(int, stream_id.split("-")))
 
 
-async def compare(
-    connection: asyncpg.Connection,
-    *,
-    answered: Mapping[str, Answered],
-    seen: Iterable[Entry],
-    since_s: float,
-    granted: Mapping[str, int],
-) -> Sums:
-    """Assert that every call of a round, and every wallet, is as callers and vendor say.
-
-    `since_s`: when the round began; `granted`: what each wallet was ever given, nano-USD.
-    """
+def _compare(
+    answered: Mapping[str, Answered], seen: Iterable[Entry], records: Mapping[str, Any]
+) -> None:
+    """Assert that every call is as callers and vendor say."""
     __tracebackhide__ = True
-    records = {row["id"]: row for row in await connection.fetch(_CALLS, since_s)}
     billed: dict[str, list[Entry]] = {}
     for entry in seen:
         billed.setdefault(nonce_in(entry.body), []).append(entry)
@@ -145,10 +166,6 @@ async def compare(
 
     others = [row for call_id, row in records.items() if call_id not in set(ids)]
     _assert_of_cut(others, [e for nonce, e in billed.items() if nonce not in answered])
-    for wallet, balance, charged in await connection.fetch(_CHARGED):
-        assert balance == granted.get(wallet, 0) - charged, f"wallet {wallet}"
-    kinds = Counter(row["kind"] for row in records.values())
-    return Sums(len(records), kinds, await connection.fetchval(_LETTERS))
 
 
 def _wrong(
