@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from ledger.admission import End, Held, Hold, Refused
 from ledger.fcall import Renewal, renewal_of
 from ledger.lane import Lane
+from ledger.money import ZERO, Nanos
 from ledger.step import Asked, Settled, Step, Tell
 from ledger.wire import Address, Answers, Wire, WireError
 
@@ -154,9 +155,10 @@ class Conveyor:
         """The generation the partition was last seen in; 0 before it was seen."""
         return self._lanes[partition].generation
 
-    def is_open(self, call_id: bytes, partition: int) -> bool:
-        """Whether the call was admitted here and has not ended."""
-        return call_id in self._lanes[partition].open
+    def held(self, call_id: bytes, partition: int) -> Nanos:
+        """What Redis has said that it holds for a call admitted here; 0 once that has ended."""
+        hold = self._lanes[partition].open.get(call_id)
+        return ZERO if hold is None else hold.amount
 
     @property
     def open_count(self) -> int:

@@ -328,6 +328,9 @@ class Calls:
         parts = self._parts
         live.ended_s = live.clock()
         live.upstream_done_s = live.upstream_done_s or live.ended_s
+        if live.growth is not None:
+            # With what was held for it after all, though Redis said so too late for the stream.
+            live.record.held = parts.conveyor.held(live.call_id, live.hold.partition)
         try:
             made = finish.end_of(live, outcome, finished_us=int(parts.wall_s() * 1e6))
         except Exception:  # the request's edge: a meter's bug must not keep the hold for ever

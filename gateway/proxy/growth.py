@@ -93,14 +93,22 @@ class StreamHold:
             await asyncio.wait({self._asked})
         return not self._is_spent(meter)
 
-    def _ask(self, live: LiveCall, tokens: int) -> None:
+    def _ask(self, live: LiveCall, tokens: int, *, is_less: bool = False) -> None:
+        """`is_less`: it is what a refusal of more left."""
         hold = live.hold._replace(amount=worst_case(live, tokens))
         deadline_s = live.terms.config.ledger.admission_timeout_s
         self._asked = self._conveyor.extend(hold, deadline_s=deadline_s)
-        self._asked.add_done_callback(partial(self._answered, live, hold, tokens))
+        told = partial(self._answered, live, hold, tokens, is_less=is_less)
+        self._asked.add_done_callback(told)
 
     def _answered(
-        self, live: LiveCall, hold: Hold, tokens: int, asked: "asyncio.Future[Held | Refused]"
+        self,
+        live: LiveCall,
+        hold: Hold,
+        tokens: int,
+        asked: "asyncio.Future[Held | Refused]",
+        *,
+        is_less: bool,
     ) -> None:
         self._asked = None
         if asked.cancelled():
@@ -113,7 +121,7 @@ class StreamHold:
             self._reaches(hold, tokens)
             live.hold, live.record.held = hold, hold.amount
         elif answer is not None and answer.code in _MONEY:
-            self._refused(live, answer, tokens)
+            self._refused(live, answer, tokens // 2 if is_less else tokens - 1)
         else:
             # Nobody knows, or the hold was swept or awaits its recovery: not the client's fault.
             self._reaches(hold, tokens)
@@ -122,12 +130,19 @@ class StreamHold:
     def _reaches(self, hold: Hold, tokens: int) -> None:
         self.covered, self.allowed = tokens, hold.amount
 
-    def _refused(self, live: LiveCall, refused: Refused, tokens: int) -> None:
-        """There is less than was asked for: ask for that at once, or later."""
+    def _refused(self, live: LiveCall, refused: Refused, most: int) -> None:
+        """There is less than was asked for: ask for that at once, or later.
+
+        What is left is counted from what Redis holds. That is less than `allowed` after it did not
+        answer: then even what was let through meanwhile is still to be held for. And `most` falls,
+        so that refusals cannot chase each other for ever.
+        """
         self._was_refused = True
-        left = affordable_output(live, self.allowed + max(0, refused.free), most=tokens)
-        if left >= self.covered + STEP_TOKENS_MIN:
-            self._ask(live, left)
+        held = self._conveyor.held(live.call_id, live.hold.partition)
+        left = affordable_output(live, held + max(0, refused.free), most=most)
+        owes = held < self.allowed and worst_case(live, left) > held
+        if owes or left >= self.covered + STEP_TOKENS_MIN:
+            self._ask(live, left, is_less=True)
 
 
 class StreamHolds:

@@ -23,7 +23,7 @@ class TestCalls:
         one = hold(300, caps=(cap("c", 500),))
 
         assert await conveyor.hold(one) == Held(1, 700)
-        assert conveyor.is_open(one.call_id, NUMBER)
+        assert conveyor.held(one.call_id, NUMBER) == one.amount
         conveyor.settle(end_of(one, 120))
 
         assert await conveyor.drain(5.0) == 0

@@ -149,12 +149,12 @@ async def test_names_that_clients_invent_do_not_make_the_page_grow(fleet: Deploy
 async def scripted(vendor: Vendor) -> dict[str, str]:
     """Models that do what their names say."""
     return {
-        "good": await vendor.script("p1", input_tokens=100, output_tokens=10, cached_tokens=20),
-        "thinking": await vendor.script("p2", output_tokens=30, reasoning_tokens=20),
-        "silent": await vendor.script("p3", usage="never", output_tokens=6, deltas=6),
-        "refused": await vendor.script("p4", status=400),
-        "failed": await vendor.script("p5", status=500),
-        "cut": await vendor.script("p6", reset_after=2, output_tokens=6, deltas=6),
+        "good": await vendor.script("good", input_tokens=100, output_tokens=10, cached_tokens=20),
+        "thinking": await vendor.script("thinking", output_tokens=30, reasoning_tokens=20),
+        "silent": await vendor.script("silent", usage="never", output_tokens=6, deltas=6),
+        "refused": await vendor.script("refused", status=400),
+        "failed": await vendor.script("failed", status=500),
+        "cut": await vendor.script("cut", reset_after=2, output_tokens=6, deltas=6),
     }
 
 
@@ -206,7 +206,7 @@ async def test_the_page_says_what_the_vendor_has_seen(
     read = await audited(tollgate)
     (one,) = [entry for entry in await vendor_apart.quiet() if entry not in entries]
     assert_calls(read, records, extra=1)
-    honest = [entry for entry in entries if entry.script in (models["good"], models["thinking"])]
+    honest = [entry for entry in entries if entry.script in ("good", "thinking")]
     assert_money(read, records, honest, extra=one)
     assert_at_rest(read)
     missing = {name for name in ALWAYS if not any(True for _ in read.of(name))}

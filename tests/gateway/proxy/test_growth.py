@@ -297,6 +297,44 @@ class TestUnanswered:
         assert record.charge == 10 * INPUT_NANOS + 900 * OUTPUT_NANOS
         assert (wallet["held"], wallet["spent"]) == (0, record.charge)
 
+    async def test_what_was_never_held_is_not_counted_as_held_when_less_is_left(
+        self, vendor: Vendor, tmp_path: Path
+    ) -> None:
+        credit = 100 * INPUT_NANOS + 250 * OUTPUT_NANOS
+        model = await vendor.script(
+            "g", output_tokens=900, text=" t", interval_s=0.01, hold_at=FIRST // 2
+        )
+        server = OwnValkey(tmp_path / "v")
+        await server.start()
+        try:
+            opened = Gatehouse.opened(
+                server.url, vendor, tmp_path, changes=changed(), credit=credit
+            )
+            async with opened as gate, asyncio.timeout(30):
+                line = await gate.line()
+                line.writer.write(request({**ASK, "model": model}))
+                await vendor.held(1)
+                server.pause()
+                # What it sends waits at the server, and what the stream asks for waits behind it.
+                assert (await gate.post({**ASK, "model": model}))[0] == 503
+                (live,) = gate.calls.live.values()
+                await vendor.release()
+                while UNANSWERED not in live.record.flags:
+                    await asyncio.sleep(0.01)
+                server.resume()
+                body = b""
+                while b"data: [DONE]\n\n" not in body:
+                    body += await line.reader.read(65_536)
+                wallet = await gate.settled()
+                records = {record.call_id: record for record in await gate.records()}
+        finally:
+            server.kill()
+
+        record = records[live.call_id]
+        assert record.outcome == Outcome.LIMITED
+        assert record.charge <= record.held <= credit
+        assert wallet["free"] >= 0
+
 
 @pytest.mark.parametrize("seed", range(10))
 async def test_no_race_of_streams_takes_a_wallet_below_zero_and_each_is_whole_or_ends_for_length(
