@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from ledger.commit import Committed, Position, Superseded
 from ledger.drain import BATCH_MAX, PROVEN_CHANNEL, Drain, acknowledge, proof_lines
 from ledger.fcall import PartitionState, execute, heard, obeyed
-from ledger.functions import Epoch, Partition, WalletState
+from ledger.functions import Epoch, Partition, WalletState, install
 from ledger.postgres import AWAY, Connection, one_row, open_pool
 from ledger.rollcall import call_roll
 
@@ -180,15 +180,16 @@ class Recovery:
         if pool is not None:
             pool.terminate()
 
-    async def recover(self, number: int, *, skip: int = 0) -> Recovered | None:
+    async def recover(self, number: int, *, above: int = 0) -> Recovered | None:
         """Recover the partition now; None if it is healthy or somebody else is at it.
 
-        `skip` leaves out that many generations, for a Redis that remembers more than it shows.
+        `above`: a generation that Redis remembers though its data don't show it.
         """
         began_s = asyncio.get_running_loop().time()
         partition = Partition(self._redis, number)
+        await install(self._redis)  # a server that came back empty has no functions either
         async with self._connected() as connection:
-            claimed = await self._claim(connection, partition, skip)
+            claimed = await self._claim(connection, partition, above)
             if claimed is None:
                 return None
             claim, position = claimed
@@ -222,15 +223,15 @@ class Recovery:
         await execute(self._redis, "PUBLISH", PROVEN_CHANNEL, proof_lines({number: position}))
 
     async def _until_healthy(self, number: int) -> None:
-        retry_s, skip = _RETRY_S_MIN, 0
+        retry_s, above = _RETRY_S_MIN, 0
         try:
             while True:
                 try:
-                    self._note(await self.recover(number, skip=skip))
+                    self._note(await self.recover(number, above=above))
                 # A job's loop: whatever failed, the partition stays closed until this succeeds.
                 except Exception as error:  # noqa: BLE001 - see above
                     self._note_failure(number, error)
-                    skip = skip * 2 + 1 if isinstance(error, Epoch) else skip
+                    above = error.generation if isinstance(error, Epoch) else above
                 else:
                     return
                 await asyncio.sleep(retry_s)
@@ -278,7 +279,7 @@ class Recovery:
             yield connection
 
     async def _claim(
-        self, connection: Connection, partition: Partition, skip: int
+        self, connection: Connection, partition: Partition, above: int
     ) -> tuple[_Claim, Position] | None:
         """Take the partition over, in a new generation; None if there is no need or no right."""
         number = partition.number
@@ -295,7 +296,7 @@ class Recovery:
                 cause = ailment(state, generation=part["generation"], version=part["version"])
                 if not cause:
                     return None
-            generation = max(part["generation"], state.generation) + 1 + skip
+            generation = max(part["generation"], state.generation, above) + 1
             row = await one_row(connection, _CLAIM, number, self._owner, generation, state.version)
             await connection.execute(_LOG, number, generation, cause, self._owner)
         if state.install not in {"", row["install"]}:

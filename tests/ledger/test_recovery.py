@@ -68,6 +68,35 @@ async def test_unflushed_entries_of_the_old_generation_are_drained_first(
     assert await deployment.differences() == []
 
 
+async def test_a_new_and_empty_redis_gets_the_functions_with_the_balances(
+    deployment: Deployment,
+) -> None:
+    acme = await deployment.active()
+    await deployment.call(acme, 10)
+    await deployment.flush(acme)
+    generation = await deployment.generation(acme)
+    await deployment.redis.flushall()
+    await deployment.redis.function_flush("SYNC")
+    recovered = await deployment.recover(acme)
+    assert recovered is not None
+    assert recovered.generation == generation + 1
+    assert await deployment.free(acme) == await deployment.balance(acme) == 1_000_000 - 10
+
+
+async def test_generations_that_only_redis_remembers_are_passed_over_at_once(
+    deployment: Deployment,
+) -> None:
+    acme = await deployment.active()
+    await deployment.partition(acme).freeze(1_000)
+    await deployment.redis.delete(f"tg:{{p{acme.partition:02d}}}:meta")
+    with pytest.raises(Epoch) as refused:
+        await deployment.recover(acme)
+    assert refused.value.generation == 1_000
+    recovered = await deployment.recovery.recover(acme.partition, above=1_000)
+    assert recovered is not None
+    assert recovered.generation == 1_001
+
+
 async def test_holds_that_survive_stay_held(deployment: Deployment) -> None:
     acme = await deployment.active()
     call_id = await deployment.hold(acme, 1_000)
