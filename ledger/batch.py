@@ -80,9 +80,10 @@ class DeadLetter(NamedTuple):
 
     stream_id: str
     error: str
-    wallet_id: str | None
+    wallet_id: str | None  # whose money was posted for the letter itself; None: nobody's
     spent_delta: int
     windows: list[str] | None
+    is_posted: bool  # what the entry moved is posted: for the letter, or as the end that it is
 
 
 class Moves:
@@ -193,7 +194,7 @@ def judge(
                 before = state.get(entry.call_id) or known_of(first.ended, first.row)
                 state[entry.call_id] = _count_again(judgement, entry, before, arrived_us)
             if entry.error:
-                letter = DeadLetter(entry.stream_id, entry.error, None, 0, None)
+                letter = DeadLetter(entry.stream_id, entry.error, None, 0, None, is_posted=True)
                 judgement.dead_letters.append(letter)
         elif isinstance(entry, Poison):
             _count_poison(judgement, entry)
@@ -290,6 +291,7 @@ def _count_poison(judgement: Judgement, poison: Poison) -> None:
             poison.wallet,
             poison.spent,
             [window.id for window in poison.windows] or None,
+            is_posted=poison.wallet is not None,
         )
     )
 

@@ -288,7 +288,7 @@ async def _write_balances(
             for entry in entries
             if not isinstance(entry, Based) and entry.wallet == wallet
         )
-        letters.append(DeadLetter(stream_id, "nobody's wallet", None, 0, None))
+        letters.append(DeadLetter(stream_id, "nobody's wallet", None, 0, None, is_posted=True))
     return letters
 
 

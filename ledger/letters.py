@@ -62,11 +62,11 @@ class Letter(NamedTuple):
     at: datetime
     error: str
     fields: bytes  # the entry, msgpack
-    wallet_id: str | None  # whose money was posted; None: none was
+    wallet_id: str | None  # whose money was posted for the letter itself; None: nobody's
     organization_id: str | None
     spent_delta: int  # what was posted, nano-USD
     windows: Sequence[str] | None
-    is_posted: bool
+    is_posted: bool  # what it moved is posted: for the letter, or as the end that it is
     resolution: str | None
     resolution_reason: str | None
     resolved_by: str | None
@@ -146,12 +146,6 @@ async def _replay(
     firsts, number = firsts_of([ended]), part.transaction_number + 1
     transaction = (part.number, number)
     known = await write_records(connection, firsts, transaction=transaction)
-    before = known.get(ended.call_id)
-    if before is not None and not (before.key.provider or before.key.model):
-        raise LetterRefused(
-            "its call is recorded and charged already; only what it consumed could not be read,"
-            " and records are never changed: write it off"
-        )
     judgement = judge([ended], firsts, known=known, arrived_us=part.now_us)
     if judgement.dead_letters:
         raise LetterRefused(judgement.dead_letters[0].error)
@@ -173,6 +167,10 @@ async def _replay(
 
 async def _readable(connection: Connection, letter: Letter) -> Ended:
     parsed = parse(letter.stream_id, letter.entry)
+    if letter.is_posted and letter.wallet_id is None:
+        raise LetterRefused(
+            "its call is recorded and charged already, and records are never changed: write it off"
+        )
     if not isinstance(parsed, Ended) or parsed.error:
         raise LetterRefused(f"it still cannot be read: {letter.reading()}")
     if admitted_ms(parsed.call_id) < await connection.fetchval(_RECORDS_FROM):
@@ -189,7 +187,8 @@ async def _readable(connection: Connection, letter: Letter) -> Ended:
 
 
 async def _write(connection: Connection, part: Part, *, judgement: Judgement, version: int) -> None:
-    await write_wallets(connection, judgement, partition=part.number, version=version)
+    if await write_wallets(connection, judgement, partition=part.number, version=version):
+        raise LetterRefused("its wallet is no organization's: write it off")
     await write_windows(connection, judgement, partition=part.number, version=version)
     await write_rollups(connection, judgement)
     transaction = (part.number, part.transaction_number + 1)

@@ -159,7 +159,7 @@ async def write_dead_letters(
             letter.wallet_id,
             letter.spent_delta,
             letter.windows,
-            None if letter.wallet_id is None else number,
+            number if letter.is_posted else None,
         )
         for letter in by_entry.values()
     ]

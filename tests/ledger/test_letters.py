@@ -158,6 +158,29 @@ async def test_a_call_charged_without_its_figures_is_not_charged_again(
     assert await deployment.balance(acme) == 940
 
 
+async def test_what_was_posted_to_nobodys_wallet_is_not_posted_again(
+    deployment: Deployment,
+) -> None:
+    acme = await deployment.active(1_000)
+    stranger = acme._replace(id="00000000-0000-4000-8000-00000000dead")
+    await deployment.write(acme, [an_end(stranger, 60)])
+    with pytest.raises(LetterRefused, match="charged already"):
+        await replay(deployment, await newest(deployment))
+    assert await deployment.count("correction") == 0
+    assert await deployment.differences() == []
+
+
+async def test_a_replay_makes_no_wallet_for_nobody(deployment: Deployment) -> None:
+    acme = await deployment.active(1_000)
+    stranger = acme._replace(id="00000000-0000-4000-8000-00000000dead")
+    letter, fields = await broken(deployment, acme, an_end(acme, 60), b"k")
+    await mend(deployment, letter, {**fields, b"w": stranger.id.encode()})
+    with pytest.raises(LetterRefused, match="no organization's"):
+        await replay(deployment, letter)
+    assert await deployment.count("wallet") == 1
+    assert await deployment.differences() == []
+
+
 async def test_what_says_another_charge_than_was_posted_is_not_replayed(
     deployment: Deployment,
 ) -> None:
