@@ -53,6 +53,7 @@ CLAMPED = "limit_clamped"
 """The flag of a call whose limit we set, for its wallet cannot pay our bound."""
 
 _PLACED_S = 2.0  # what a client waits for Redis when the journal's disk is full
+_BUG = "The gateway failed. What the provider has done for the call is charged: see x-request-id."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +99,11 @@ class Calls:
             await self._admit(live, operation)
         except errors.GatewayError as error:
             return self._refused(live, error)
-        except (ClientGone, OSError):
+        except ClientGone:
+            return CLOSE
+        except OSError:
+            if not exchange.is_gone:
+                raise
             return CLOSE
         task = asyncio.current_task()
         assert task is not None
@@ -216,10 +221,7 @@ class Calls:
             return await self._answer(live)
         except errors.GatewayError as error:
             outcome = _outcome_of(live, error)
-            live.status, live.code = error.status_now, error.code
-            if not live.is_ended and (safe := self._ended(live, outcome)) is not None:
-                await safe
-            return self._answer_error(live, error)
+            return await self._failed(live, outcome, error)
         except ClientGone:
             outcome = Outcome.CLIENT_DISCONNECT
             return CLOSE
@@ -229,11 +231,23 @@ class Calls:
             live.task.uncancel()
             outcome = Outcome.CLIENT_DISCONNECT
             return CLOSE
-        except Exception:  # the request's edge: whatever it was, the call is ended below, and seen
+        except Exception:  # the request's edge: whatever it was, the call is ended, and seen
             self._parts.teller.unmetered("internal_error")
-            raise
+            if live.exchange.head_sent:
+                raise  # it is logged and cut
+            log.exception("a call failed", extra={"call": live.id_text})
+            return await self._failed(live, outcome, errors.Internal(_BUG, code="internal_error"))
         finally:
             self._close(live, outcome)
+
+    async def _failed(
+        self, live: LiveCall, outcome: Outcome, error: errors.GatewayError
+    ) -> Answered:
+        """End the call, if it has not ended, and then say why it failed."""
+        live.status, live.code = error.status_now, error.code
+        if not live.is_ended and (safe := self._ended(live, outcome)) is not None:
+            await safe
+        return self._answer_error(live, error)
 
     def _close(self, live: LiveCall, outcome: Outcome) -> None:
         live.exchange.on_gone = None

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+from uuid import UUID
 
 import orjson
 
@@ -87,16 +88,26 @@ class Forgetful(BodyMeter):
         raise ZeroDivisionError
 
 
+class Choking(BodyMeter):
+    """A meter that fails while it reads."""
+
+    def feed(self, received: bytes) -> bytes:
+        raise ZeroDivisionError(received)
+
+
 class Buggy(OpenAI):
     """An adapter with such meters."""
 
+    def __init__(self, made: type[BodyMeter]) -> None:
+        self._made = made
+
     def meter(self, call: Call, target: Target, *, streamed: bool, bound: int) -> Meter:
         assert not streamed
-        return Forgetful(call, QUIRKS[target.quirks], bound)
+        return self._made(call, QUIRKS[target.quirks], bound)
 
 
 async def test_a_bug_in_a_meter_costs_an_estimate_and_keeps_no_hold(open_gate: OpenGate) -> None:
-    async with open_gate(adapter=Buggy()) as gate:
+    async with open_gate(adapter=Buggy(Forgetful)) as gate:
         await gate.post({**ASK, "model": "m"})
         wallet = await gate.settled()
         (record,) = await gate.records()
@@ -105,6 +116,20 @@ async def test_a_bug_in_a_meter_costs_an_estimate_and_keeps_no_hold(open_gate: O
         assert (wallet["held"], wallet["spent"]) == (0, record.charge)
         assert record.charge > 0
         assert gate.metrics.unmetered.series[("meter_failed",)] == 1
+
+
+async def test_a_bug_ends_the_call_and_names_it_to_the_client(open_gate: OpenGate) -> None:
+    async with open_gate(adapter=Buggy(Choking)) as gate:
+        status, headers, body = await gate.post({**ASK, "model": "m"})
+        wallet = await gate.settled()
+        (record,) = await gate.records()
+
+        error = orjson.loads(body)["error"]
+        assert (status, error["code"]) == (500, "internal_error")
+        assert headers["x-request-id"] == str(UUID(bytes=record.call_id))
+        assert record.outcome == Outcome.FAILED
+        assert wallet["held"] == 0
+        assert gate.metrics.unmetered.series[("internal_error",)] == 1
 
 
 async def test_a_call_that_is_over_leaves_nothing_for_the_garbage_collector(
