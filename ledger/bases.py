@@ -6,11 +6,18 @@ withdrawals that are part of it: what is withheld for them must go back in the s
 same money would be missing twice for a moment.
 """
 
+import asyncio
 from enum import StrEnum
 
-from ledger.functions import Base, Partition
-from ledger.postgres import Connection
+import asyncpg
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
+from ledger.book import Wallet
+from ledger.functions import Base, Epoch, Partition
+from ledger.postgres import AWAY, Connection
+
+_TELL_S = 2.0
 _PUSH_MAX = 500  # wallets in one step of Redis
 _CHANGED = """
     SELECT wallet, base, spent, version, ended FROM (
@@ -53,6 +60,23 @@ class Loading(StrEnum):
     LOADED = "loaded"  # it is there now
     UNKNOWN = "unknown"  # Postgres does not know it either
     LOST = "lost"  # Redis had it and lost it: the partition will be recovered
+
+
+async def tell(pool: asyncpg.Pool, redis: Redis, *wallets: Wallet) -> bool:
+    """Push the states of wallets that were just changed; False if Redis did not take them all.
+
+    Then it takes them within a second of being there again: the flusher pushes what it lacks.
+    """
+    try:
+        async with asyncio.timeout(_TELL_S), pool.acquire() as connection:
+            for wallet in wallets:
+                partition = Partition(redis, wallet.partition)
+                state = await partition.state()
+                above = min(state.version, wallet.version - 1)
+                await push_bases(connection, partition, generation=state.generation, above=above)
+    except (Epoch, RedisError, asyncpg.PostgresError, *AWAY):
+        return False
+    return True
 
 
 async def push_bases(

@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from ledger.admission import LedgerUnavailable, Refused
-from ledger.bases import Loading, ensure_loaded, push_bases
+from ledger.bases import Loading, ensure_loaded, tell
 from ledger.book import WALLET, BookRefused, Wallet, move_base
 from ledger.functions import Epoch, Partition
 from ledger.money import NANOS_MAX, Nanos, usd_text
@@ -80,7 +80,7 @@ class Withdrawn(NamedTuple):
     wallet: Wallet
     target: Wallet | None
     is_new: bool  # False: it was booked before under this reference, and nothing was done now
-    is_told: bool = False  # Redis has the new bases; else it learns them within seconds
+    is_told: bool = False  # Redis has the new bases; else it has them once it is there
 
 
 class Short(BookRefused):
@@ -133,7 +133,8 @@ class Withdrawals:
             if booked is None:
                 raise _told(wanted, error) from error
             done = booked
-        return done._replace(is_told=await self._tell(done))
+        wallets = [done.wallet] if done.target is None else [done.wallet, done.target]
+        return done._replace(is_told=await tell(self._pool, self._redis, *wallets))
 
     async def ask(self, wanted: Wanted) -> Asked:
         """The first step: the row that says what is wanted, made now or before."""
@@ -240,22 +241,6 @@ class Withdrawals:
             async with asyncio.timeout(_REDIS_S), self._pool.acquire() as connection:
                 generation = (await partition.state()).generation
                 await conclude(connection, partition, generation=generation)
-        return True
-
-    async def _tell(self, done: Withdrawn) -> bool:
-        """Push the new bases; False if not all of them could be."""
-        wallets = [done.wallet] if done.target is None else [done.wallet, done.target]
-        try:
-            async with asyncio.timeout(_REDIS_S), self._pool.acquire() as connection:
-                for wallet in wallets:
-                    partition = Partition(self._redis, wallet.partition)
-                    state = await partition.state()
-                    above = min(state.version, wallet.version - 1)
-                    await push_bases(
-                        connection, partition, generation=state.generation, above=above
-                    )
-        except (Epoch, RedisError, asyncpg.PostgresError, *AWAY):
-            return False
         return True
 
     async def _wallet(self, organization_id: str) -> Wallet:

@@ -30,7 +30,10 @@ def listed(config_path: str, *, with_resolved: bool, as_json: bool) -> None:
         return found, stores.config.credits
 
     found, credits_shown = run(config_path, letters)
-    print_rows([_row(one) for one in found], as_json=as_json, credits_=credits_shown)
+    shown = found[: dead_letters.LISTED_MAX]
+    print_rows([_row(one) for one in shown], as_json=as_json, credits_=credits_shown)
+    if len(found) > len(shown):
+        click.echo(f"These are the oldest {len(shown)}; there are more.", err=True)
 
 
 @dead_letters_.command()
@@ -75,7 +78,7 @@ def resolve(config_path: str, *, letter: int, replay: bool, write_off: bool, rea
     said = resolution.value if done.is_new else f"was {resolution.value} before"
     click.echo(f"Dead letter {letter} {said}.")
     if not done.is_told:
-        click.echo("Redis did not take it yet; it will know within a minute.", err=True)
+        click.echo("Redis is not there; it will know within a second once it is.", err=True)
 
 
 def _row(letter: Letter) -> Row:

@@ -148,7 +148,7 @@ def _say(verb: str, done: Granted | Taken, order: Order) -> None:
             text += f"; of the target: {usd_text(gained)}"
         click.echo(text)
     if not done.is_usable:
-        click.echo("Redis did not take it yet; it will be usable within a minute.", err=True)
+        click.echo("Redis is not there; it will be usable within a second once it is.", err=True)
 
 
 @click.command()

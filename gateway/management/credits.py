@@ -5,26 +5,22 @@ jobs of the ledger push every base that Redis does not have yet. What leaves is 
 first, so it is never what open calls hold.
 """
 
-import asyncio
 from typing import NamedTuple
 from uuid import UUID, uuid4
 
 import asyncpg
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from gateway.errors import BadRequest, Conflict, Unavailable
 from ledger.admission import LedgerUnavailable
-from ledger.bases import push_bases
-from ledger.book import Book, BookRefused, CreditKind, Wallet
-from ledger.functions import Epoch, Partition
+from ledger.bases import tell
+from ledger.book import Book, BookRefused, CreditKind
 from ledger.money import Nanos
 from ledger.postgres import AWAY
 from ledger.withdrawals import Short, Wanted, WithdrawalKind, Withdrawals, Withdrawn
 
 REASON_CHARACTERS_MAX = 500
 KEY_CHARACTERS_MAX = 200
-_PUSH_S = 2.0
 
 
 class Grant(NamedTuple):
@@ -42,7 +38,7 @@ class Granted(NamedTuple):
 
     balance: Nanos  # afterwards, as posted
     is_new: bool  # False: this idempotency key was used before, and nothing was done now
-    is_usable: bool  # False: Redis could not be told; it is usable within a minute
+    is_usable: bool  # False: Redis could not be told; it is usable once Redis is there
 
 
 class Taking(NamedTuple):
@@ -73,6 +69,8 @@ async def grant(pool: asyncpg.Pool, redis: Redis, wanted: Grant) -> Granted:
 
 async def adjust(pool: asyncpg.Pool, redis: Redis, wanted: Grant) -> Granted:
     """Put a balance right by a signed amount: as `grant` if it is above zero, else as `take`."""
+    if not wanted.amount:
+        raise BadRequest("an adjustment by 0 changes nothing", code="invalid_amount")
     if wanted.amount > 0:
         return await _give(pool, redis, wanted, CreditKind.ADJUSTMENT)
     taking = Taking(
@@ -158,21 +156,5 @@ async def _give(pool: asyncpg.Pool, redis: Redis, wanted: Grant, kind: CreditKin
         raise Conflict(str(error), code="not_booked") from error
     except asyncpg.LockNotAvailableError as error:
         raise Unavailable("The ledger is busy. Try again.", code="ledger_busy") from error
-    is_usable = await push(pool, redis, wallet)
+    is_usable = await tell(pool, redis, wallet)
     return Granted(Nanos(wallet.balance), is_new, is_usable)
-
-
-async def push(pool: asyncpg.Pool, redis: Redis, wallet: Wallet) -> bool:
-    """Tell Redis the state of a wallet just changed; False if it is away or recovering."""
-    partition = Partition(redis, wallet.partition)
-    try:
-        async with asyncio.timeout(_PUSH_S):
-            state = await partition.state()
-            if not state.is_active():
-                return False
-            above = min(state.version, wallet.version - 1)
-            async with pool.acquire() as connection:
-                await push_bases(connection, partition, generation=state.generation, above=above)
-    except (Epoch, RedisError, asyncpg.PostgresError, *AWAY):
-        return False
-    return True

@@ -6,8 +6,8 @@ import asyncpg
 from redis.asyncio import Redis
 
 from gateway.errors import BadRequest, Conflict, NotFound, Unavailable
-from gateway.management import credits as credits_
 from ledger import letters
+from ledger.bases import tell
 from ledger.book import Book
 from ledger.letters import Letter, LetterRefused, Resolution
 
@@ -29,12 +29,12 @@ class Resolved(NamedTuple):
 
     letter: Letter  # as it was before
     is_new: bool  # False: it was resolved so before, and nothing was done now
-    is_told: bool  # False: a balance moved that Redis learns of within seconds
+    is_told: bool  # False: a balance moved that Redis has once it is there
 
 
 async def listed(pool: asyncpg.Pool, *, with_resolved: bool = False) -> list[Letter]:
-    """The letters that wait, or all of them, the oldest first."""
-    return await letters.listed(pool, with_resolved=with_resolved, limit=LISTED_MAX)
+    """The letters that wait, or all of them, the oldest first; one above `LISTED_MAX` at most."""
+    return await letters.listed(pool, with_resolved=with_resolved, limit=LISTED_MAX + 1)
 
 
 async def one(pool: asyncpg.Pool, letter_id: int) -> Letter:
@@ -58,5 +58,5 @@ async def resolve(pool: asyncpg.Pool, redis: Redis, wanted: Resolving) -> Resolv
     except asyncpg.LockNotAvailableError as error:
         raise Unavailable("The ledger is busy. Try again.", code="ledger_busy") from error
     wallet = None if done.wallet_id is None else await Book(pool).wallet(done.wallet_id)
-    is_told = wallet is None or await credits_.push(pool, redis, wallet)
+    is_told = wallet is None or await tell(pool, redis, wallet)
     return Resolved(done.letter, done.is_new, is_told)

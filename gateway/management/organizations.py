@@ -11,7 +11,7 @@ import asyncpg
 from redis.asyncio import Redis
 
 from gateway.errors import BadRequest, NotFound, Unavailable
-from gateway.management import credits as credits_
+from ledger.bases import tell
 from ledger.book import Book
 
 NAME_CHARACTERS_MAX = 200
@@ -83,7 +83,7 @@ async def create(pool: asyncpg.Pool, redis: Redis, terms: OrganizationTerms) -> 
     wallet = await book.wallet(made.id)
     assert wallet is not None, "an organization is made with its wallet"
     # So that its first call finds the wallet. If Redis is away now, that call loads it.
-    await credits_.push(pool, redis, wallet)
+    await tell(pool, redis, wallet)
     return await resolve(pool, made.id)
 
 

@@ -19,7 +19,7 @@ async def test_a_grant_is_exact_and_says_the_balance(terminal: CommandLine) -> N
     ran = await terminal.done("credit", "grant", "Acme", "$1,000.000000001", "--reason", "hi")
     assert ran.out == "$1,000.000000001 granted. Balance: $1,000.000000001\n"
     # No partition was activated: nothing serves here yet.
-    assert ran.err == "Redis did not take it yet; it will be usable within a minute.\n"
+    assert ran.err == "Redis is not there; it will be usable within a second once it is.\n"
     (row,) = (await terminal.done("org", "list", "--json")).json()
     assert row["balance_nanos"] == 1_000_000_000_001
 
