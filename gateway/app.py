@@ -34,7 +34,6 @@ from gateway.metrics import Metrics
 from gateway.proxy.calls import Calls, Parts
 from gateway.proxy.clients import Clients
 from gateway.proxy.live import Terms
-from gateway.proxy.relay import STALL_S_MAX
 from gateway.proxy.server import DataServer, bind
 from gateway.proxy.table import Table
 from gateway.proxy.tell import Teller
@@ -63,6 +62,7 @@ _POOL_MAX = 2  # Postgres connections of a worker: unknown keys and unknown wall
 _KEY_QUERIES_PER_S = 8.0  # for unknown keys, of all workers together
 _COLLECT_EVERY = 20_000  # allocations; the default, 700, costs a tenth of the worker's CPU
 _LAST_ENDS_S = 5.0  # for the ends of the last calls to reach Redis
+_STALL_S_MAX = 60.0  # how long a client may take nothing of what it was sent
 
 
 async def run_worker(
@@ -225,7 +225,7 @@ class Worker:
             keep_alive_s=limits.keep_alive_s,
             connections_max=limits.connections_max,
             connections_per_address_max=limits.connections_per_address_max,
-            stall_s_max=STALL_S_MAX,
+            stall_s_max=_STALL_S_MAX,
         )
         table = Table(self.calls, self.parts.authenticator, probe=self._probe)
         server = DataServer(table.handle, wall)

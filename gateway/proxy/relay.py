@@ -16,9 +16,6 @@ from gateway.upstream import Answer, UpstreamError
 from ledger.record import Outcome
 from providers.adapter import Failure
 
-STALL_S_MAX = 60.0
-"""How long a client may leave what it was sent untaken before it counts as gone."""
-
 REFUSED = "extend_refused"
 """The flag of a stream that was ended because no more could be held for it."""
 
@@ -103,7 +100,7 @@ def _show(live: LiveCall, content_type: str, shown: bytes) -> None:
 
 async def _caught_up(live: LiveCall) -> None:
     try:
-        await live.exchange.drained(STALL_S_MAX)
+        await live.exchange.drained()
     except ClientGone:
         live.leave()
 

@@ -145,7 +145,9 @@ async def test_what_is_not_http_is_answered_after_the_requests_before_it() -> No
         line.writer.write(post(b"one"))
         await started.wait()
         line.writer.write(b"NOT HTTP AT ALL\r\n\r\n")
-        await asyncio.sleep(0.05)
+        async with asyncio.timeout(5):
+            while not door.server.connections[0]._messages:
+                await asyncio.sleep(0.01)
         go.set()
 
         first, second = await line.ask(b""), await line.ask(b"")
@@ -195,7 +197,7 @@ async def test_stopping_closes_idle_connections_and_waits_for_calls() -> None:
         async with asyncio.timeout(5):
             assert await idle.rest() == b""
         stopping = asyncio.ensure_future(door.server.shutdown(60))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0)  # a turn of the loop: it has begun
         go.set()
 
         async with asyncio.timeout(10):
