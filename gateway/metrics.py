@@ -269,6 +269,8 @@ class Metrics:
     key_queries: Counter = _counter("key_queries_total", "Queries of Postgres for unknown keys")
     holds_refused: Counter = _counter("holds_refused_total", "What admission lacked", "limit")
     holds_open: Gauge = _gauge("holds_open", "Holds in Redis that have not ended", "partition")
+    holds_lapsed: Counter = _counter("holds_lapsed_total", "Open calls whose hold was swept")
+    ends_unread: Counter = _counter("ends_unread_total", "Ends that Redis could not read: a bug")
     hold_seconds: Histogram = _histogram(
         "hold_seconds", "Waiting for the ledger's answer to a hold", bounds=_SHORT
     )

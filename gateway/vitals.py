@@ -24,6 +24,8 @@ class Vitals:
         metrics.journal_unproven.set(self.parts.journals.unproven_count)
         metrics.journal_oldest_seconds.set(journal.unproven_oldest_s)
         metrics.journal_bytes.set(journal.disk_bytes)
+        metrics.holds_lapsed.reach(self.parts.conveyor.lapsed_count)
+        metrics.ends_unread.reach(self.parts.conveyor.broken_count)
         metrics.log_lines_dropped.reach(self.dropped())
         metrics.key_queries.reach(self.parts.authenticator.queries)
         for source, count in self.parts.authenticator.found.items():

@@ -6,7 +6,7 @@ All of it is read in one snapshot, so a busy ledger can be verified as it is.
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import NamedTuple
 
 import asyncpg
@@ -65,18 +65,39 @@ async def _queried(connection: asyncpg.Connection) -> list[Difference]:
     return found
 
 
-async def _transaction_chains(connection: asyncpg.Connection) -> list[Difference]:
-    found: list[Difference] = []
-    ends = {row[0]: (row[1], row[2]) for row in await connection.fetch(sql.CHAIN_ENDS)}
-    at: dict[int, tuple[int, bytes]] = {}
-    async for row in _rows(connection, sql.TRANSACTIONS):
-        partition = row["partition"]
-        number, previous = at.get(partition, (0, b""))
-        place = f"transaction {partition}/{row['number']}"
+class _Chain:
+    """Lines that each name the one before, followed from the first to the last."""
+
+    def __init__(self, line: str, name: str, end: str) -> None:
+        self._line, self._name, self._end = line, name, end
+        self._last: dict[object, tuple[int, bytes]] = {}
+        self.found: list[Difference] = []
+
+    def follow(self, chain: object, row: asyncpg.Record, computed: bytes) -> None:
+        """The next line of this chain; `computed`: its hash by what it says."""
+        number, previous = self._last.get(chain, (0, b""))
+        place = f"{self._line} {chain}/{row['number']}"
         if row["number"] != number + 1:
-            found.append(Difference("transaction number", place, number + 1, row["number"]))
+            told = Difference(f"{self._name} number", place, number + 1, row["number"])
+            self.found.append(told)
+        self.found += _linked(place, previous, row, computed)
+        self._last[chain] = row["number"], row["hash"]
+
+    def ended(self, ends: Iterable[asyncpg.Record], where: str = "{}") -> list[Difference]:
+        """Every difference; `ends` has the last line of each chain: its name, number and hash."""
+        for chain, number, hashed in ends:
+            last, end = self._last.get(chain, (0, b"")), (number, hashed)
+            if last != end:
+                place = where.format(chain)
+                self.found.append(Difference(self._end, place, _shown(last), _shown(end)))
+        return self.found
+
+
+async def _transaction_chains(connection: asyncpg.Connection) -> list[Difference]:
+    chain = _Chain("transaction", "transaction", "end of hash chain")
+    async for row in _rows(connection, sql.TRANSACTIONS):
         posted = Posted(
-            partition,
+            row["partition"],
             row["number"],
             row["kind"],
             row["reference"],
@@ -85,28 +106,15 @@ async def _transaction_chains(connection: asyncpg.Connection) -> list[Difference
             row["at_us"],
             dict(zip(row["accounts"], row["amounts"], strict=True)),
         )
-        found += _linked(place, previous, row, transaction_hash(row["previous_hash"], posted))
-        at[partition] = row["number"], row["hash"]
-    for partition, end in ends.items():
-        last = at.get(partition, (0, b""))
-        if last != end:
-            place = f"partition {partition}"
-            found.append(Difference("end of hash chain", place, _shown(last), _shown(end)))
-    return found
+        chain.follow(row["partition"], row, transaction_hash(row["previous_hash"], posted))
+    return chain.ended(await connection.fetch(sql.CHAIN_ENDS), "partition {}")
 
 
 async def _audit_chains(connection: asyncpg.Connection) -> list[Difference]:
-    found: list[Difference] = []
-    ends = {row[0]: (row[1], row[2]) for row in await connection.fetch(sql.AUDIT_ENDS)}
-    at: dict[str, tuple[int, bytes]] = {}
+    chain = _Chain("audit line", "audit", "end of audit chain")
     async for row in _rows(connection, sql.AUDIT_LINES):
-        organization = row["organization_id"]
-        number, previous = at.get(organization, (0, b""))
-        place = f"audit line {organization}/{row['number']}"
-        if row["number"] != number + 1:
-            found.append(Difference("audit number", place, number + 1, row["number"]))
         audited = Audited(
-            organization,
+            row["organization_id"],
             row["number"],
             row["at_us"],
             row["actor"],
@@ -116,13 +124,8 @@ async def _audit_chains(connection: asyncpg.Connection) -> list[Difference]:
             None if row["after"] is None else msgspec.json.decode(row["after"]),
             row["address"],
         )
-        found += _linked(place, previous, row, audit_hash(row["previous_hash"], audited))
-        at[organization] = row["number"], row["hash"]
-    for organization, end in ends.items():
-        last = at.get(organization, (0, b""))
-        if last != end:
-            found.append(Difference("end of audit chain", organization, _shown(last), _shown(end)))
-    return found
+        chain.follow(row["organization_id"], row, audit_hash(row["previous_hash"], audited))
+    return chain.ended(await connection.fetch(sql.AUDIT_ENDS))
 
 
 def _linked(place: str, previous: bytes, row: asyncpg.Record, computed: bytes) -> list[Difference]:

@@ -25,6 +25,10 @@ class Operation(StrEnum):
     MODERATIONS = "moderations"
 
 
+OUTPUTLESS = frozenset({Operation.EMBEDDINGS, Operation.MODERATIONS})
+"""What generates no tokens."""
+
+
 class Secret:
     """A text that cannot be printed, formatted, compared or pickled by accident."""
 

@@ -14,9 +14,8 @@ from ledger.admission import Hold, Rate, Refused, Slot
 from ledger.money import NANOS_MAX, Nanos
 from ledger.record import Record, encode
 from ledger.usage import Unit
-from providers.adapter import Call, Operation
+from providers.adapter import OUTPUTLESS, Call, Operation
 
-_OUTPUTLESS = frozenset({Operation.EMBEDDINGS, Operation.MODERATIONS})
 _MONEY = frozenset({"wallet", "cap"})
 _BYTES_PER_TOKEN = 4  # of usual text; only for calls whose usage nobody can tell any more
 
@@ -93,7 +92,7 @@ def check_vendor_ids(call: Call) -> None:
 def output_bound(live: LiveCall) -> int:
     """Tokens the vendor can generate at most, over all choices."""
     call, model, limits = live.call, live.route.model, live.terms.config.limits
-    if call.operation in _OUTPUTLESS:
+    if call.operation in OUTPUTLESS:
         return 0
     each = call.output_limit
     if each is None:

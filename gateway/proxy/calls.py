@@ -28,7 +28,7 @@ from gateway.proxy.answer import refuse
 from gateway.proxy.clients import Clients
 from gateway.proxy.exchange import CLOSE, Answered, ClientGone, Exchange
 from gateway.proxy.growth import StreamHolds
-from gateway.proxy.intake import body_at_hand, read_body
+from gateway.proxy.intake import body_at_hand, read_rest
 from gateway.proxy.live import HoldSpent, LiveCall, Terms
 from gateway.proxy.tell import Teller
 from gateway.settings import OnDisconnect
@@ -148,7 +148,7 @@ class Calls:
         limits = live.terms.config.limits
         body = body_at_hand(exchange, limits)
         if body is None:
-            body = await read_body(exchange, limits)
+            body = await read_rest(exchange, limits)
         live.began_s = live.clock()
         live.call = (
             _read(operation, body)

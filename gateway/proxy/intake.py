@@ -11,7 +11,7 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 def body_at_hand(exchange: Exchange, limits: Limits) -> bytes | None:
-    """The whole body, if it came with the head; None: `read_body` waits for it.
+    """The whole body, if it came with the head; None: `read_rest` waits for it.
 
     Raises the `GatewayError` for a wrong type or a large body, whether it has come or not.
     """
@@ -26,13 +26,8 @@ def body_at_hand(exchange: Exchange, limits: Limits) -> bytes | None:
     raise _too_large(limits)
 
 
-async def read_body(exchange: Exchange, limits: Limits) -> bytes:
-    """The whole body. Raises the `GatewayError` for a wrong type, a large or a slow body."""
-    whole = body_at_hand(exchange, limits)
-    return await _read(exchange, limits) if whole is None else whole
-
-
-async def _read(exchange: Exchange, limits: Limits) -> bytes:
+async def read_rest(exchange: Exchange, limits: Limits) -> bytes:
+    """The whole body, once it has come. Raises the `GatewayError` for a large or a slow one."""
     payload = exchange.content
     if exchange.header("expect") is not None:
         exchange.write(_CONTINUE)

@@ -132,7 +132,7 @@ class LiveCall:
         self.attempts = 0
         self.status = 0
         self.code = ""  # of the error it was answered with; "": of none
-        self.received = 0  # bytes of a stream that its meter has got
+        self.received = 0  # bytes read since a stream began, as its `feed_to` counts
         self.failures: list[tuple[str, str]] = []  # attempts that failed: provider, phase
         self.client_gone = False
         # When reading on for a client that has left is given up; None: nobody reads on.

@@ -21,11 +21,11 @@ REFUSED = "extend_refused"
 
 _SECRET_CHARACTERS_MIN = 8  # shorter ones are found in innocent words
 
-End = Callable[[LiveCall, Outcome], Awaitable[None] | None]
+EndCall = Callable[[LiveCall, Outcome], Awaitable[None] | None]
 """Ends the call in journal and ledger. What it gives is awaited before the last byte goes."""
 
 
-async def relay_body(live: LiveCall, opened: Opened, end: End) -> Answered:
+async def relay_body(live: LiveCall, opened: Opened, end: EndCall) -> Answered:
     """Answer with a whole body. The charge is known by then, so the head tells it."""
     answer, body = opened.answer, opened.first
     if not opened.is_over:
@@ -36,7 +36,7 @@ async def relay_body(live: LiveCall, opened: Opened, end: End) -> Answered:
     return live.exchange.answer(answer.status, head, body)
 
 
-async def relay_stream(live: LiveCall, opened: Opened, end: End) -> Answered:
+async def relay_stream(live: LiveCall, opened: Opened, end: EndCall) -> Answered:
     """Answer with a stream, event by event."""
     answer, meter, growth = opened.answer, opened.meter, live.growth
     shown, is_over, feed_to = opened.first, opened.is_over, opened.feed_to
@@ -69,7 +69,7 @@ async def relay_stream(live: LiveCall, opened: Opened, end: End) -> Answered:
     return await _ended(live, answer.content_type, shown, end)
 
 
-async def relay_limit(live: LiveCall, answer: Answer, shown: bytes, end: End) -> Answered:
+async def relay_limit(live: LiveCall, answer: Answer, shown: bytes, end: EndCall) -> Answered:
     """End a stream for which no more can be held, as it would at a limit of the client's own.
 
     The vendor, which would go on with what nobody can pay, is cut when the call is closed.
@@ -115,7 +115,7 @@ def _without_secrets(live: LiveCall, shown: bytes) -> bytes:
     return shown
 
 
-async def _ended(live: LiveCall, content_type: str, last: bytes, end: End) -> Answered:
+async def _ended(live: LiveCall, content_type: str, last: bytes, end: EndCall) -> Answered:
     """The vendor has said all: end the call, then show the last of it."""
     outcome = _outcome(live)
     await _end_once(live, outcome, end)
@@ -129,7 +129,7 @@ async def _ended(live: LiveCall, content_type: str, last: bytes, end: End) -> An
     return live.exchange.finish(last)
 
 
-async def _end_once(live: LiveCall, outcome: Outcome, end: End) -> None:
+async def _end_once(live: LiveCall, outcome: Outcome, end: EndCall) -> None:
     if not live.is_ended and (safe := end(live, outcome)) is not None:
         await safe
 
@@ -144,7 +144,7 @@ def _outcome(live: LiveCall) -> Outcome:
     return Outcome.SUCCESS if meter.finished else Outcome.TRUNCATED
 
 
-async def _broken(live: LiveCall, error: UpstreamError, end: End) -> Answered:
+async def _broken(live: LiveCall, error: UpstreamError, end: EndCall) -> Answered:
     """The vendor broke off: what came is charged, and the client is told within its stream."""
     meter = live.meter
     assert meter is not None

@@ -12,14 +12,13 @@ from providers.adapter import Call, Failure
 from providers.custom import Quirks
 from providers.openai.errors import failure_within
 from providers.openai.report import FLAGS_MAX, read_report
-from providers.openai.tally import Tally, name_said, text_bytes
+from providers.openai.tally import UNREADABLE, Tally, name_said, text_bytes
 
 BODY_BYTES_MAX = 64 * 1024 * 1024
 """Kept to be read. Embeddings of 2,048 texts have 60 MB at most; what is longer is estimated."""
 
 _ABSENT = Raw()
 _REPORTED = Source.REPORTED
-_UNREADABLE = (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError, ArithmeticError)
 
 
 class _Answer(msgspec.Struct, gc=False):
@@ -87,7 +86,7 @@ class BodyMeter:
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         try:
             answer = _decode_answer(body)
-        except _UNREADABLE:
+        except UNREADABLE:
             self._read_tree(body)
             return b""
         self.finished = True
@@ -184,7 +183,7 @@ class BodyMeter:
         """A body that msgspec refuses; None if it is cut, or no JSON, or was too long to keep."""
         try:
             tree = json.loads(body, parse_float=Decimal)
-        except _UNREADABLE:
+        except UNREADABLE:
             tree = None
         if isinstance(tree, dict):
             return tree
@@ -201,6 +200,6 @@ def _own_words(answer: _Answer) -> int:
         if raw is not _ABSENT:
             try:
                 size += text_bytes(msgspec.json.decode(raw))
-            except _UNREADABLE:
+            except UNREADABLE:
                 size += len(memoryview(raw))
     return size

@@ -27,7 +27,7 @@ from providers.openai.chunk import (
 )
 from providers.openai.endings import length_chunks, length_response
 from providers.openai.errors import failure_within, stream_error
-from providers.openai.tally import Tally, text_bytes
+from providers.openai.tally import UNREADABLE, Tally, text_bytes
 from providers.sse import Block, SseReader
 
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
@@ -45,7 +45,6 @@ _PRELUDE = frozenset({"response.created", "response.in_progress", "response.queu
 _TERMINAL = frozenset(
     {"response.completed", "response.incomplete", "response.failed", "response.cancelled"}
 )
-_UNREADABLE = (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError, ArithmeticError)
 
 
 class _Response(msgspec.Struct, gc=False):
@@ -201,7 +200,7 @@ class StreamMeter:
             return False
         try:
             chunk = decode_chunk(data)
-        except _UNREADABLE:
+        except UNREADABLE:
             return self._read_leniently(data, block.event)
         if block.event == b"error" and not chunk.error:
             chunk.error = _tree(data) or data.decode("utf-8", "replace")
@@ -325,7 +324,7 @@ def _tree(data: bytes) -> dict[str, Any] | None:
     """An event that msgspec refuses: Python's own reader also takes NaN and numbers of any size."""
     try:
         tree = json.loads(data, parse_float=_number)
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
     return tree if isinstance(tree, dict) else None
 
@@ -353,7 +352,7 @@ def _lenient_chunk(tree: dict[str, Any]) -> Chunk:
 def _event(data: bytes) -> _Event | None:
     try:
         event: _Event = _decode_event(data)
-    except _UNREADABLE:
+    except UNREADABLE:
         tree = _tree(data)
         return None if tree is None else _lenient_event(tree)
     return event

@@ -14,7 +14,7 @@ from msgspec import Raw
 from msgspec.structs import replace
 
 from ledger.usage import NOTHING, OUTPUT_TOKENS, Source, Unit, Usage
-from providers.adapter import Call, Failure, Operation
+from providers.adapter import OUTPUTLESS, Call, Failure, Operation
 from providers.custom import Quirks
 from providers.openai.report import FLAGS_MAX, Reading, read_report, reported_nanos
 
@@ -27,7 +27,9 @@ ITEMS_MAX = 10_000
 """Tool runs counted in one answer; vendors stop at 128."""
 
 _NAME_CHARACTERS_MAX = 128
-_OUTPUTLESS = frozenset({Operation.EMBEDDINGS, Operation.MODERATIONS})
+
+UNREADABLE = (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError, ArithmeticError)
+"""What decoding an answer and its numbers may raise."""
 
 # Keys of a delta, message or item below which the model's own words are.
 _TEXT_KEYS = (
@@ -203,7 +205,7 @@ class Tally:
         """
         if reading.prompt is None:
             return False
-        if self._call.operation in _OUTPUTLESS:
+        if self._call.operation in OUTPUTLESS:
             return True
         if reading.completion is None or self.deltas > self._deltas_at_report:
             return False
@@ -217,7 +219,7 @@ class Tally:
             )
         output = max(self.deltas, math.ceil(self.text_bytes / BYTES_PER_TOKEN))
         reported = (reading.completion or 0) if reading else 0
-        if output > reported and self._call.operation not in _OUTPUTLESS:
+        if output > reported and self._call.operation not in OUTPUTLESS:
             counts = {unit: n for unit, n in counts.items() if unit not in OUTPUT_TOKENS}
             counts[Unit.OUTPUT] = output
         return counts

@@ -5,8 +5,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import NamedTuple, Self
 
+from gateway.proxy.exchange import Exchange
+from gateway.proxy.intake import body_at_hand, read_rest
 from gateway.proxy.server import DataServer, Handler, bind
 from gateway.proxy.wall import Wall
+from gateway.settings import Limits
 
 WALL = Wall(
     header_timeout_s=0.2,
@@ -75,6 +78,12 @@ class Door:
                 line.writer.close()
             listening.close()
             await server.shutdown(1)
+
+
+async def body_of(exchange: Exchange, limits: Limits) -> bytes:
+    """The whole body, read as calls read it."""
+    body = body_at_hand(exchange, limits)
+    return await read_rest(exchange, limits) if body is None else body
 
 
 def post(body: bytes, *lines: str, path: str = "/v1/chat/completions") -> bytes:

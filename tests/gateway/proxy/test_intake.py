@@ -9,16 +9,16 @@ import pytest
 from gateway import errors
 from gateway.proxy.answer import refuse
 from gateway.proxy.exchange import Answered, Exchange
-from gateway.proxy.intake import body_at_hand, read_body
+from gateway.proxy.intake import body_at_hand
 from gateway.settings import Limits
-from tests.gateway.proxy.door import Door, post
+from tests.gateway.proxy.door import Door, body_of, post
 
 LIMITS = replace(Limits(), body_bytes_max=100_000, body_timeout_s=0.2)
 
 
 async def read(exchange: Exchange) -> Answered:
     try:
-        body = await read_body(exchange, LIMITS)
+        body = await body_of(exchange, LIMITS)
     except errors.GatewayError as error:
         return refuse(exchange, error, "id")
     return exchange.answer(200, b"", b"%d" % len(body))

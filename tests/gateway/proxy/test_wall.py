@@ -9,10 +9,9 @@ import pytest
 from gateway import errors
 from gateway.proxy.answer import refuse
 from gateway.proxy.exchange import Answered, Exchange
-from gateway.proxy.intake import read_body
 from gateway.proxy.wall import Addresses, answer_of
 from gateway.settings import Limits
-from tests.gateway.proxy.door import WALL, Door, Line, post
+from tests.gateway.proxy.door import WALL, Door, Line, body_of, post
 from tests.smuggled import smuggled
 
 JSON = b"Content-Type: application/json\r\n"
@@ -34,7 +33,7 @@ class Reader:
     async def __call__(self, exchange: Exchange) -> Answered:
         self.begun.set()
         try:
-            body = await read_body(exchange, LIMITS)
+            body = await body_of(exchange, LIMITS)
         except errors.GatewayError as error:
             return refuse(exchange, error, "")
         self.bodies.append(body)
