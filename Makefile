@@ -26,7 +26,7 @@ check: .venv/tools ## format, lint, types, spelling and architecture, in seconds
 	$(BIN)/codespell
 	$(BIN)/pytest --quiet tests/test_architecture.py
 
-test: .venv/tools ## every test but the scenarios, in random order
+test: .venv/tools ## every test but scenarios and planted faults, in random order
 	$(BIN)/pytest -n 2 -m "not scenario and not fault" $(ARGS)
 
 scenarios: .venv/tools .venv/demo ## whole processes and faults; LONG=1: the long form
@@ -35,7 +35,7 @@ scenarios: .venv/tools .venv/demo ## whole processes and faults; LONG=1: the lon
 storm: .venv/tools .venv/demo ## only the storm, for STORM=60m or as long as one likes; STORM_SEED=7: again
 	$(BIN)/pytest -m scenario --capture=no tests/scenarios/storm/test_storm.py $(ARGS)
 
-faults: .venv/tools ## plant every fault of tests/faults in a copy: a test must catch it
+faults: .venv/tools ## plant every fault of tests/faults in a copy: a test must catch it; FAULT=name: one
 	$(BIN)/pytest -n 2 -m fault -rA tests/faults $(ARGS)
 
 bench: .venv/tools ## the benchmarks; BENCHMARKS="overhead ledger": only these

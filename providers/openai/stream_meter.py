@@ -1,4 +1,4 @@
-"""Meters a stream: each event is decoded as far as the meter needs it, and passes as it came.
+"""Meters a stream: its events are counted, decoded where they must be, and pass as they came.
 
 What a client did not ask for is withheld: the one chunk that has no choices and only tells the
 usage. Where the vendor puts the usage into a chunk with content, that chunk passes; so does the
