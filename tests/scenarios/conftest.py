@@ -1,6 +1,5 @@
 """One deployment for scenarios that only need calls; those that break things start their own."""
 
-import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,12 +11,8 @@ from tests.vendor import Vendor
 
 
 def _deployed(folder: Path, vendor: Vendor, *, workers: int) -> Iterator[Deployment]:
-    started = Deployment.started(
-        folder, vendor_port=vendor.port, workers=workers, changes=many_names(vendor.port)
-    )
-    with asyncio.Runner() as runner:
-        yield runner.run(started.__aenter__())
-        runner.run(started.__aexit__(None, None, None))
+    names = many_names(vendor.port)
+    return Deployment.kept(folder, vendor_port=vendor.port, workers=workers, changes=names)
 
 
 @pytest.fixture(scope="session")

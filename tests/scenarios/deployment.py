@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +87,14 @@ class Deployment:
             yield deployment
         finally:
             await deployment.stop()
+
+    @classmethod
+    def kept(cls, folder: Path, **started: Any) -> Iterator["Deployment"]:
+        """The same (`started`: its arguments) for several tests, each with its own event loop."""
+        deployment = cls.started(folder, **started)
+        with asyncio.Runner() as runner:
+            yield runner.run(deployment.__aenter__())
+            runner.run(deployment.__aexit__(None, None, None))
 
     def write_config(self) -> None:
         """Put `config` where the processes read it."""

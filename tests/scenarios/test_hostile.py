@@ -154,66 +154,6 @@ async def test_headers_pass_by_an_allow_list_in_both_directions(
     )
 
 
-BODY = b'{"model":"vendor/m","messages":[]}'
-LENGTH = b"Content-Length: %d\r\n" % len(BODY)
-CHUNKED = b"Transfer-Encoding: chunked\r\n"
-CHUNKS = b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
-HIDDEN = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
-
-# Requests that another server may read otherwise than we do: lines of the head, and the body.
-SMUGGLED = {
-    "length and chunks": (LENGTH + CHUNKED, CHUNKS),
-    "chunks and length": (CHUNKED + LENGTH, CHUNKS),
-    "two lengths": (LENGTH + b"Content-Length: 5\r\n", BODY),
-    "a list of lengths": (b"Content-Length: 5, 5\r\n", BODY),
-    "a length with a sign": (b"Content-Length: +%d\r\n" % len(BODY), BODY),
-    "a negative length": (b"Content-Length: -1\r\n", BODY),
-    "a length in hex": (b"Content-Length: 0x22\r\n", BODY),
-    "a length that is no number": (b"Content-Length: 3a\r\n", BODY),
-    "a huge length": (b"Content-Length: 99999999999999999999\r\n", BODY),
-    "a space before the colon": (b"Content-Length : %d\r\n" % len(BODY), BODY),
-    "another coding": (b"Transfer-Encoding: xchunked\r\n", CHUNKS),
-    "chunked twice": (CHUNKED + CHUNKED, CHUNKS),
-    "chunked not last": (b"Transfer-Encoding: chunked, identity\r\n", CHUNKS),
-    "chunked behind a tab": (b"Transfer-Encoding:\x0bchunked\r\n", CHUNKS),
-    "a folded header": (LENGTH + b"X-A: b\r\n c\r\n", BODY),
-    "a header without a name": (LENGTH + b": b\r\n", BODY),
-    "a name with a space": (LENGTH + b"X A: b\r\n", BODY),
-    "a line break in a value": (LENGTH + b"X-A: b\rX-B: c\r\n", BODY),
-    "a zero byte in a value": (LENGTH + b"X-A: \x00\r\n", BODY),
-    "a chunk size with a sign": (CHUNKED, b"+%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)),
-    "a chunk size with a tail": (CHUNKED, b"%x;\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)),
-    "a chunk that is longer": (CHUNKED, b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY) - 2, BODY)),
-}
-FIRST_LINES = {
-    "HTTP/1.0 with chunks": b"POST /v1/chat/completions HTTP/1.0\r\n" + CHUNKED,
-    "HTTP/2.0": b"POST /v1/chat/completions HTTP/2.0\r\n" + LENGTH,
-    "HTTP/1.2": b"POST /v1/chat/completions HTTP/1.2\r\n" + LENGTH,
-    "no version": b"POST /v1/chat/completions\r\n",
-    "a space in the path": b"POST /v1/chat /completions HTTP/1.1\r\n" + LENGTH,
-}
-
-
-async def test_a_request_that_could_be_read_in_two_ways_is_refused(
-    tollgate: Deployment, key: Key, vendor_apart: Vendor
-) -> None:
-    head = b"POST /v1/chat/completions HTTP/1.1\r\n"
-    cases = {name: (head + lines, body) for name, (lines, body) in SMUGGLED.items()}
-    cases |= {name: (lines, CHUNKS) for name, lines in FIRST_LINES.items()}
-    answers = {}
-    for name, (lines, body) in cases.items():
-        fields = f"Host: tollgate\r\nAuthorization: Bearer {key.secret}\r\n"
-        media = b"Content-Type: application/json\r\n\r\n"
-        async with caller(tollgate) as line:
-            await line.send(lines + fields.encode() + media + body + HIDDEN)
-            answers[name] = await line.answer()
-            assert await line.is_closed(), f"{name}: what follows would be read as a request"
-    assert {name: answer.status for name, answer in answers.items()} == dict.fromkeys(cases, 400)
-    assert await vendor_apart.quiet() == []
-    await assert_nothing_recorded(tollgate, key)
-    print(f"F7: {len(cases)} ways to smuggle: all 400 and closed, 0 reached the vendor")
-
-
 class Shape(NamedTuple):
     """A body made to hurt, and what it may be answered with."""
 

@@ -31,10 +31,7 @@ def changing(
 ) -> Iterator[Deployment]:
     """A deployment whose configuration changes."""
     folder = tmp_path_factory.mktemp("changing", numbered=True)
-    started = Deployment.started(folder, vendor_port=vendor_apart.port, workers=3)
-    with asyncio.Runner() as runner:
-        yield runner.run(started.__aenter__())
-        runner.run(started.__aexit__(None, None, None))
+    yield from Deployment.kept(folder, vendor_port=vendor_apart.port, workers=3)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import pytest
 from tests.scenarios.caller import CHAT, Caller, asks, caller, post
 from tests.scenarios.deployment import Deployment, Key
 from tests.scenarios.invariants import assert_books
+from tests.scenarios.page import page
 from tests.scenarios.scale import LONG
 from tests.vendor import Vendor
 
@@ -151,11 +152,7 @@ async def until_missing_usage_is_counted(tollgate: Deployment, at_least: float) 
 
 async def missing_usage(tollgate: Deployment) -> float:
     """Answers of the vendor that reported no usage, by the metrics page."""
-    page = await asyncio.to_thread(tollgate.metrics)
-    found = re.search(
-        r'^tollgate_usage_missing_total\{provider="vendor"\} (\S+)$', page, re.MULTILINE
-    )
-    return float(found[1]) if found else 0.0
+    return (await page(tollgate)).sum("usage_missing_total", provider="vendor")
 
 
 async def test_a_stream_of_any_form_is_metered_and_passes_unchanged(

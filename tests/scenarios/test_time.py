@@ -65,10 +65,7 @@ def brisk(
         "ledger": {"hold_lease_s": LEASE_S, "hold_renew_s": LEASE_S / 4},
         "limits": {"body_timeout_s": BODY_S},
     }
-    started = Deployment.started(folder, vendor_port=vendor_apart.port, workers=2, changes=changes)
-    with asyncio.Runner() as runner:
-        yield runner.run(started.__aenter__())
-        runner.run(started.__aexit__(None, None, None))
+    yield from Deployment.kept(folder, vendor_port=vendor_apart.port, workers=2, changes=changes)
 
 
 @pytest.fixture
