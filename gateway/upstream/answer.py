@@ -9,7 +9,7 @@ from typing import Protocol
 
 from gateway.upstream.decoding import CorruptEncoding, Decoder, decoder
 from gateway.upstream.errors import UpstreamGarbled
-from gateway.upstream.exchange import Exchange
+from gateway.upstream.inbox import Inbox
 
 # Of one connection, or no longer true of what `read` gives.
 _NOT_THE_ANSWERS = frozenset(
@@ -31,16 +31,16 @@ _NOT_THE_ANSWERS = frozenset(
 class Link(Protocol):
     """What an answer needs of the connection it comes on."""
 
-    is_paused: bool  # it reads no more: too much waits in the exchange it carries
+    is_paused: bool  # it reads no more: too much waits in the inbox it carries
 
-    def wait(self, exchange: Exchange, seconds: float) -> "asyncio.Future[None]":
-        """Done when the exchange has something new; too long is its failure."""
+    def wait(self, inbox: Inbox, seconds: float) -> "asyncio.Future[None]":
+        """Done when the inbox has something new; too long is its failure."""
 
-    def drained(self, exchange: Exchange) -> None:
-        """There is room in the exchange again."""
+    def drained(self, inbox: Inbox) -> None:
+        """There is room in the inbox again."""
 
-    def abandon(self, exchange: Exchange) -> None:
-        """Close the connection if the exchange is still its own."""
+    def abandon(self, inbox: Inbox) -> None:
+        """Close the connection if the inbox is still its own."""
 
 
 class Answer:
@@ -48,8 +48,8 @@ class Answer:
 
     __slots__ = (
         "_decoder",
-        "_exchange",
         "_idle_s",
+        "_inbox",
         "_link",
         "content_type",
         "is_event_stream",
@@ -58,14 +58,14 @@ class Answer:
         "status",
     )
 
-    def __init__(self, exchange: Exchange, link: Link, *, idle_s: float, reused: bool) -> None:
-        self._exchange, self._link, self._idle_s = exchange, link, idle_s
-        self.status = exchange.status
+    def __init__(self, inbox: Inbox, link: Link, *, idle_s: float, reused: bool) -> None:
+        self._inbox, self._link, self._idle_s = inbox, link, idle_s
+        self.status = inbox.status
         self.reused = reused  # the connection had carried an earlier request
         # The headers by name; of one that is repeated, the last.
-        named = self.named = exchange.named
+        named = self.named = inbox.named
         self.content_type = named.get(b"content-type", b"").decode("latin-1")
-        self.is_event_stream = exchange.is_event_stream
+        self.is_event_stream = inbox.is_event_stream
         self._decoder: Decoder | None = None
         if b"content-encoding" in named:
             self._decoder = self._chosen_decoder(named[b"content-encoding"].decode("latin-1"))
@@ -82,7 +82,7 @@ class Answer:
         Those that speak of the connection, the framing or the encoding are left out: they are not
         true of what `read` gives.
         """
-        head = self._exchange.head
+        head = self._inbox.head
         of_the_connection = {
             word.strip().lower()
             for name, value in head
@@ -98,18 +98,18 @@ class Answer:
     @property
     def is_whole(self) -> bool:
         """The last byte has come: `read` will not suspend any more."""
-        return self._exchange.is_complete
+        return self._inbox.is_complete
 
     @property
     def is_over(self) -> bool:
         """All was read: `read` would give b"". Never said of an answer that is decoded."""
-        exchange = self._exchange
-        return exchange.is_complete and not exchange.chunks and self._decoder is None
+        inbox = self._inbox
+        return inbox.is_complete and not inbox.chunks and self._decoder is None
 
     def rest(self) -> bytes | None:
         """All there is to read, if it has come and needs no decoding; None: `read` it."""
-        exchange = self._exchange
-        return exchange.take() if exchange.is_complete and self._decoder is None else None
+        inbox = self._inbox
+        return inbox.take() if inbox.is_complete and self._decoder is None else None
 
     async def read(self) -> bytes:
         """What has come since the last time, decoded; waits if that is nothing. b"" is the end.
@@ -118,26 +118,26 @@ class Answer:
         connection ends first, `UpstreamGarbled` when the bytes cannot be read. What came before is
         given first. A cancelled read closes the connection.
         """
-        exchange = self._exchange
+        inbox = self._inbox
         while True:
             if self._decoder is not None:
                 chunk = self._decoded(self._decoder)
                 if chunk:
                     return chunk
-            elif exchange.chunks:
-                chunk = exchange.take()
+            elif inbox.chunks:
+                chunk = inbox.take()
                 if self._link.is_paused:
-                    self._link.drained(exchange)
+                    self._link.drained(inbox)
                 return chunk
-            if exchange.is_complete:
+            if inbox.is_complete:
                 self._end()
                 return b""
-            if exchange.failure is not None:
-                raise exchange.failure
+            if inbox.failure is not None:
+                raise inbox.failure
             try:
-                await self._link.wait(exchange, self._idle_s)
+                await self._link.wait(inbox, self._idle_s)
             except BaseException:
-                self._link.abandon(exchange)
+                self._link.abandon(inbox)
                 raise
 
     def release(self) -> None:
@@ -146,18 +146,15 @@ class Answer:
 
     def abort(self) -> None:
         """Close the connection now, if the answer is still coming on it; the vendor sees it."""
-        if not self._exchange.is_complete:
-            self._link.abandon(self._exchange)
+        if not self._inbox.is_complete:
+            self._link.abandon(self._inbox)
 
     def _decoded(self, decoder: Decoder) -> bytes:
         try:
-            while decoder.has_more or self._exchange.chunks:
-                if decoder.has_more:
-                    chunk = decoder.feed(b"")
-                else:
-                    chunk = decoder.feed(self._exchange.take())
+            while decoder.has_more or self._inbox.chunks:
+                chunk = decoder.feed(b"" if decoder.has_more else self._inbox.take())
                 if not decoder.has_more:
-                    self._link.drained(self._exchange)
+                    self._link.drained(self._inbox)
                 if chunk:
                     return chunk
         except CorruptEncoding as error:

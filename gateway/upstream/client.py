@@ -5,7 +5,7 @@ is retried: an error says what the vendor may have seen, and the caller decides.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -45,18 +45,10 @@ class Upstream:
         self._loop = asyncio.get_running_loop()
         self._outbox = Outbox(self._loop)
 
-    async def send(
-        self,
-        request: UpstreamRequest,
-        target: Target,
-        *,
-        deadlines: Waits,
-        on_sent: Callable[[], None] | None = None,
-    ) -> Answer:
+    async def send(self, request: UpstreamRequest, target: Target, *, deadlines: Waits) -> Answer:
         """Send a request; returns when the head of the final answer is complete.
 
-        `on_sent` is called once the first byte has been handed over: from then on the vendor may
-        have seen the request. Raises an `UpstreamError`; cancelled, it closes the connection.
+        Raises an `UpstreamError`; cancelled, it closes the connection.
         """
         method, path, headers, body = request
         way = self._ways.get((method, path, headers, target.scheme, target.host, target.port))
@@ -64,23 +56,21 @@ class Upstream:
         connection = pool.take(self._loop.time())
         if connection is None:
             connection = await pool.connect(deadlines.connect_s)
-        exchange = connection.begin(
+        inbox = connection.begin(
             written + length_line(method, len(body)), body, is_bodyless=method == "HEAD"
         )
         reused = connection.requests > 1
         try:
-            if on_sent is not None and exchange.failure is None:
-                on_sent()
             if not connection.is_sent:
-                await connection.send_slices(exchange, body, idle_s=deadlines.idle_s)
-            while not exchange.status and exchange.failure is None:
-                await connection.wait(exchange, deadlines.first_byte_s)
+                await connection.send_slices(inbox, body, idle_s=deadlines.idle_s)
+            while not inbox.status and inbox.failure is None:
+                await connection.wait(inbox, deadlines.first_byte_s)
         except BaseException:
-            connection.abandon(exchange)
+            connection.abandon(inbox)
             raise
-        if exchange.failure is not None and not exchange.status:
-            raise exchange.failure
-        return Answer(exchange, connection, idle_s=deadlines.idle_s, reused=reused)
+        if inbox.failure is not None and not inbox.status:
+            raise inbox.failure
+        return Answer(inbox, connection, idle_s=deadlines.idle_s, reused=reused)
 
     def limit(self, connections_max: Mapping[_Place, int]) -> None:
         """From now on at most so many connections to these origins; to others as many as before.

@@ -1,6 +1,6 @@
 """One HTTP/1.1 connection to a vendor: one request at a time, its answer parsed as it comes.
 
-It belongs either to one exchange or to its pool. It goes back to the pool by itself, in the step
+It belongs either to one request or to its pool. It goes back to the pool by itself, in the step
 that parses the answer's last byte, and only if both sides are at a message border; in every other
 case it is closed, so that nobody can read what was meant for somebody else.
 """
@@ -22,7 +22,7 @@ from gateway.upstream.errors import (
     UpstreamGarbled,
     UpstreamTimeout,
 )
-from gateway.upstream.exchange import Exchange
+from gateway.upstream.inbox import Inbox
 
 BUFFER_BYTES_MAX = 256 * 1024  # of an answer nobody reads; then the vendor is read no more
 HEAD_BYTES_MAX = 64 * 1024  # interim answers included
@@ -74,11 +74,11 @@ class _Interrupt(Exception):
 
 
 class Connection(asyncio.Protocol):
-    """A connection in the hands of `Owner` or of one exchange."""
+    """A connection in the hands of `Owner` or of one request."""
 
     __slots__ = (
         "_deadline_s",
-        "_exchange",
+        "_inbox",
         "_is_closed",
         "_is_reusable",
         "_is_writable",
@@ -104,23 +104,23 @@ class Connection(asyncio.Protocol):
         self._loop, self._owner, self._outbox = loop, owner, outbox
         self._transport: asyncio.Transport
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
-        self._exchange: Exchange | None = None
+        self._inbox: Inbox | None = None
         self._poll: select.poll | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at_s = self._deadline_s = math.inf
         self._is_closed = False
-        self.is_paused = False  # it reads no more: too much waits in the exchange
+        self.is_paused = False  # it reads no more: too much waits in the inbox
         self._is_writable = True
-        self.is_sent = True  # the request of the exchange has been handed over whole
+        self.is_sent = True  # the request has been handed over whole
         self._is_reusable = True  # the vendor will read another request
-        self._received_bytes = 0  # for the exchange
+        self._received_bytes = 0  # of the answer
         self.opened_at_s = self.idle_since_s = loop.time()
         self.keep_alive_s = math.inf  # how long the vendor says it keeps an idle connection
         self.is_after_stream = False  # its last answer was an event stream
         self.requests = 0
 
     def __repr__(self) -> str:
-        state = "closed" if self._is_closed else "busy" if self._exchange else "idle"
+        state = "closed" if self._is_closed else "busy" if self._inbox else "idle"
         return f"<Connection {state}, {self.requests} requests>"
 
     # What the pool asks.
@@ -165,20 +165,20 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
             self._timer = None
         self._parser = None  # it holds us, and we it
-        if self._exchange is not None:
+        if self._inbox is not None:
             self._fail(UpstreamCut, "the connection was closed here")
         self._transport.abort()
         self._owner.lost(self)
 
-    # One exchange.
+    # One request.
 
     # Only a large body suspends here: the caller awaits what `wait` returns, with no coroutine of
-    # ours between. When that is cancelled, the caller abandons the exchange.
+    # ours between. When that is cancelled, the caller abandons the request.
 
-    def begin(self, head: bytes, body: bytes, *, is_bodyless: bool) -> Exchange:
+    def begin(self, head: bytes, body: bytes, *, is_bodyless: bool) -> Inbox:
         """Hand over the request, or as much of it as goes in one piece (`is_sent`)."""
-        assert self._exchange is None, "a connection carries one request at a time"
-        exchange = self._exchange = Exchange(is_bodyless=is_bodyless)
+        assert self._inbox is None, "a connection carries one request at a time"
+        inbox = self._inbox = Inbox(is_bodyless=is_bodyless)
         self.requests += 1
         self._received_bytes = 0
         self._deadline_s = math.inf
@@ -190,36 +190,36 @@ class Connection(asyncio.Protocol):
             self.is_sent = True
         else:
             self._transport.write(head)
-        return exchange
+        return inbox
 
-    async def send_slices(self, exchange: Exchange, body: bytes, *, idle_s: float) -> None:
+    async def send_slices(self, inbox: Inbox, body: bytes, *, idle_s: float) -> None:
         """Hand over a body that is too large for one piece."""
         view = memoryview(body)
         for start in range(0, len(view), _SLICE_BYTES):
-            while not self._is_writable and not exchange.status and exchange.failure is None:
-                await self.wait(exchange, idle_s)
-            if exchange.status or exchange.failure is not None:
+            while not self._is_writable and not inbox.status and inbox.failure is None:
+                await self.wait(inbox, idle_s)
+            if inbox.status or inbox.failure is not None:
                 return  # answered before it had read all: what it says counts
             self._transport.write(view[start : start + _SLICE_BYTES])
         self.is_sent = True
 
-    def wait(self, exchange: Exchange, seconds: float) -> "asyncio.Future[None]":
-        """Done when the exchange has something new; too long is its failure."""
+    def wait(self, inbox: Inbox, seconds: float) -> "asyncio.Future[None]":
+        """Done when the inbox has something new; too long is its failure."""
         at_s = self._deadline_s = self._loop.time() + seconds
         if at_s < self._timer_at_s:
             self._arm(at_s)
-        waiter = exchange.waiter = self._loop.create_future()
+        waiter = inbox.waiter = self._loop.create_future()
         return waiter
 
-    def drained(self, exchange: Exchange) -> None:
-        """There is room in the exchange again."""
-        if self.is_paused and self._exchange is exchange:
+    def drained(self, inbox: Inbox) -> None:
+        """There is room in the inbox again."""
+        if self.is_paused and self._inbox is inbox:
             self.is_paused = False
             self._transport.resume_reading()
 
-    def abandon(self, exchange: Exchange) -> None:
-        """Close the connection if the exchange is still its own."""
-        if self._exchange is exchange:
+    def abandon(self, inbox: Inbox) -> None:
+        """Close the connection if the inbox is still its own."""
+        if self._inbox is inbox:
             self.close()
 
     # What the transport tells.
@@ -228,30 +228,30 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        exchange, parser = self._exchange, self._parser
-        if exchange is None or parser is None:
+        inbox, parser = self._inbox, self._parser
+        if inbox is None or parser is None:
             self.close()  # nobody asked for anything: what follows could not be told apart
             return
         self._received_bytes += len(data)
-        status = exchange.status
+        status = inbox.status
         try:
             parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._is_reusable = False
-            if not exchange.is_complete:
+            if not inbox.is_complete:
                 self._fail(UpstreamGarbled, f"the vendor's answer is not HTTP: {error}")
                 return
-        if exchange.is_complete:
+        if inbox.is_complete:
             self._deadline_s = math.inf
-            exchange.wake()
+            inbox.wake()
             self._part()
-        elif exchange.chunks or exchange.status != status:
+        elif inbox.chunks or inbox.status != status:
             self._deadline_s = math.inf
-            exchange.wake()
-            if exchange.size > BUFFER_BYTES_MAX:
+            inbox.wake()
+            if inbox.size > BUFFER_BYTES_MAX:
                 self.is_paused = True
                 self._transport.pause_reading()
-        elif not exchange.status and self._received_bytes > HEAD_BYTES_MAX:
+        elif not inbox.status and self._received_bytes > HEAD_BYTES_MAX:
             self._fail(UpstreamGarbled, "the head of the vendor's answer is too long")
 
     def eof_received(self) -> None:
@@ -265,34 +265,34 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._is_writable = True
-        if self._exchange is not None and not self.is_sent:
-            self._exchange.wake()
+        if self._inbox is not None and not self.is_sent:
+            self._inbox.wake()
 
     # What the parser tells.
 
     def on_message_begin(self) -> None:
-        exchange = self._exchange
-        if exchange is None or exchange.is_complete:
+        inbox = self._inbox
+        if inbox is None or inbox.is_complete:
             raise _Interrupt  # bytes after the answer
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        exchange = self._exchange
-        assert exchange is not None
-        if not exchange.status:  # else it is a trailer, which nobody needs
-            exchange.head.append((name.lower(), value))
+        inbox = self._inbox
+        assert inbox is not None
+        if not inbox.status:  # else it is a trailer, which nobody needs
+            inbox.head.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        exchange, parser = self._exchange, self._parser
-        assert exchange is not None
+        inbox, parser = self._inbox, self._parser
+        assert inbox is not None
         assert parser is not None
         status = parser.get_status_code()
         if status < 200:  # noqa: PLR2004 - interim answers
             if status == 101:  # noqa: PLR2004 - nobody asked for another protocol
                 raise _Interrupt
-            exchange.head.clear()
+            inbox.head.clear()
             return
-        head = exchange.head
-        named = exchange.named = dict(head)
+        head = inbox.head
+        named = inbox.named = dict(head)
         if self._received_bytes > HEAD_BYTES_MAX or len(head) > HEADERS_MAX:
             self._check_size(head)
         if b"transfer-encoding" in named:
@@ -301,24 +301,24 @@ class Connection(asyncio.Protocol):
             found = _KEEP_ALIVE_TIMEOUT.search(named[b"keep-alive"])
             self.keep_alive_s = float(found[1]) if found else math.inf
         self._is_reusable = parser.should_keep_alive()
-        self.is_after_stream = exchange.is_event_stream = (
+        self.is_after_stream = inbox.is_event_stream = (
             named.get(b"content-type", b"").lower().startswith(b"text/event-stream")
         )
-        exchange.status = status
-        if exchange.is_bodyless:
-            exchange.is_complete = True
+        inbox.status = status
+        if inbox.is_bodyless:
+            inbox.is_complete = True
             raise _Interrupt  # the parser would wait for the body that the head describes
 
     def on_body(self, chunk: bytes) -> None:
-        exchange = self._exchange
-        assert exchange is not None
-        exchange.chunks.append(chunk)
-        exchange.size += len(chunk)
+        inbox = self._inbox
+        assert inbox is not None
+        inbox.chunks.append(chunk)
+        inbox.size += len(chunk)
 
     def on_message_complete(self) -> None:
-        exchange = self._exchange
-        if exchange is not None and exchange.status:
-            exchange.is_complete = True
+        inbox = self._inbox
+        if inbox is not None and inbox.status:
+            inbox.is_complete = True
 
     # How it goes on.
 
@@ -336,7 +336,7 @@ class Connection(asyncio.Protocol):
 
     def _part(self) -> None:
         """The answer is whole: hand the connection back, or close it."""
-        self._exchange = None
+        self._inbox = None
         if self.is_paused:
             self.is_paused = False
             self._transport.resume_reading()
@@ -346,29 +346,29 @@ class Connection(asyncio.Protocol):
             self.close()
 
     def _ended(self, error: Exception | None) -> None:
-        exchange = self._exchange
-        if exchange is not None and error is None and exchange.ends_with_connection:
-            exchange.is_complete = True
-            self._exchange = None
-            exchange.wake()
-        elif exchange is not None:
+        inbox = self._inbox
+        if inbox is not None and error is None and inbox.ends_with_connection:
+            inbox.is_complete = True
+            self._inbox = None
+            inbox.wake()
+        elif inbox is not None:
             self._fail(UpstreamCut, "the vendor closed the connection")
         self.close()
 
     def _fail(self, kind: type[UpstreamError], message: str, *, sent: bool = True) -> None:
-        """End the exchange with a failure, and the connection with it."""
-        exchange = self._exchange
-        assert exchange is not None
-        phase: Phase = "body" if exchange.status else "head" if self.is_sent else "send"
-        exchange.failure = kind(
+        """End the request with a failure, and the connection with it."""
+        inbox = self._inbox
+        assert inbox is not None
+        phase: Phase = "body" if inbox.status else "head" if self.is_sent else "send"
+        inbox.failure = kind(
             message,
             phase=phase,
             sent=sent,
             reused=self.requests > 1,
             answered=self._received_bytes > 0,
         )
-        self._exchange = None
-        exchange.wake()
+        self._inbox = None
+        inbox.wake()
         self.close()
 
     # One timer, armed anew only when it fires or must fire earlier.
@@ -387,7 +387,7 @@ class Connection(asyncio.Protocol):
             return
         if self._deadline_s - self._loop.time() > _TIMER_SLACK_S:
             self._arm(self._deadline_s)
-        elif self._exchange is None:
+        elif self._inbox is None:
             self.close()
         else:
             self._fail(UpstreamTimeout, "the vendor took too long")

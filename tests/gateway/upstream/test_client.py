@@ -40,20 +40,6 @@ TARGET = Target(
 )
 
 
-async def test_on_sent_is_called_once_something_was_sent_and_not_before() -> None:
-    sent: list[int] = []
-    async with wire() as ours:
-        call = ours.call(on_sent=lambda: sent.append(1))
-        await (await ours.peer()).answer()
-        await call
-        assert sent == [1]
-    async with wire() as ours:
-        await nobody_listens(ours)
-        with pytest.raises(UpstreamUnreachable):
-            await ours.call(on_sent=lambda: sent.append(2))
-    assert sent == [1]
-
-
 async def test_a_remembered_head_is_of_this_very_request() -> None:
     """One that differs in anything but its body is written anew."""
     async with wire() as ours:

@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -116,12 +116,9 @@ class Wire:
         request: UpstreamRequest = CHAT,
         *,
         deadlines: Deadlines = PATIENT,
-        on_sent: Callable[[], None] | None = None,
     ) -> "asyncio.Future[Answer]":
         """Send a request, beside the test."""
-        return self.start(
-            self.upstream.send(request, self.target, deadlines=deadlines, on_sent=on_sent)
-        )
+        return self.start(self.upstream.send(request, self.target, deadlines=deadlines))
 
     async def peer(self) -> Peer:
         """The next connection that the client makes."""

@@ -4,25 +4,25 @@ import asyncio
 
 import pytest
 
-from gateway.upstream.exchange import Exchange
+from gateway.upstream.inbox import Inbox
 
 
-def exchange(*head: tuple[bytes, bytes]) -> Exchange:
+def inbox(*head: tuple[bytes, bytes]) -> Inbox:
     """One whose head has come."""
-    ours = Exchange(is_bodyless=False)
+    ours = Inbox(is_bodyless=False)
     ours.status, ours.head, ours.named = 200, list(head), dict(head)
     return ours
 
 
 def test_what_is_taken_is_everything_once() -> None:
-    ours = exchange()
+    ours = inbox()
     ours.chunks, ours.size = [b"a", b"b"], 2
     assert (ours.take(), ours.take(), ours.size) == (b"ab", b"", 0)
 
 
 def test_a_lone_chunk_is_given_as_it_is() -> None:
     chunk = bytes(1000)
-    ours = exchange()
+    ours = inbox()
     ours.chunks = [chunk]
     assert ours.take() is chunk
 
@@ -39,15 +39,15 @@ def test_a_lone_chunk_is_given_as_it_is() -> None:
 def test_only_an_answer_without_framing_ends_with_its_connection(
     head: list[tuple[bytes, bytes]], *, ends: bool
 ) -> None:
-    assert exchange(*head).ends_with_connection is ends
+    assert inbox(*head).ends_with_connection is ends
 
 
 def test_an_answer_without_a_head_does_not_end_with_its_connection() -> None:
-    assert not Exchange(is_bodyless=False).ends_with_connection
+    assert not Inbox(is_bodyless=False).ends_with_connection
 
 
 async def test_waking_twice_or_nobody_is_harmless() -> None:
-    ours = exchange()
+    ours = inbox()
     ours.wake()
     ours.waiter = asyncio.get_running_loop().create_future()
     ours.wake()

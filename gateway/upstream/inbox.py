@@ -5,7 +5,7 @@ import asyncio
 from gateway.upstream.errors import UpstreamError
 
 
-class Exchange:
+class Inbox:
     """A bounded box between the connection, which fills it, and the answer, which empties it.
 
     It outlives its connection: a whole answer stays readable when the connection is at work for
