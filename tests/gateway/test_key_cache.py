@@ -7,8 +7,9 @@ import pytest
 from redis.asyncio import Redis
 
 from gateway.key_cache import CacheAway, KeyCache, KeyChange, open_redis
-from gateway.principal import KnownKey, Principal
+from gateway.principal import KnownKey
 from ledger.functions import install
+from tests.gateway.principals import PRINCIPAL
 
 DIGEST, OTHER = bytes(32), bytes(31) + b"\1"
 NOW_S = 1_800_000_000.0
@@ -16,24 +17,7 @@ NOW_S = 1_800_000_000.0
 
 def known(version: int, *, rpm: int = 1, is_revoked: bool = False) -> KnownKey:
     """A key of this version, told from others by its requests per minute."""
-    principal = Principal(
-        organization_id="o",
-        partition=0,
-        wallet="o",
-        project_id="p",
-        key_id="k",
-        member_id="",
-        version=version,
-        time_zone="UTC",
-        budgets=(),
-        rpm=rpm,
-        tpm=None,
-        concurrency=None,
-        models=None,
-        expires_at_ms=None,
-        is_suspended=False,
-        allows_unpriced=False,
-    )
+    principal = PRINCIPAL._replace(version=version, rpm=rpm)
     return KnownKey(principal, is_revoked)
 
 

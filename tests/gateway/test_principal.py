@@ -10,24 +10,14 @@ from hypothesis import strategies as st
 
 from gateway.principal import Budget, Period, Principal, pack, unpack, window_starts
 from ledger.money import Nanos
+from tests.gateway.principals import PRINCIPAL
 
-WHO = Principal(
-    organization_id="0198f000-0000-7000-8000-000000000001",
-    partition=7,
-    wallet="0198f000-0000-7000-8000-000000000001",
-    project_id="p",
-    key_id="k",
-    member_id="",
-    version=3,
+WHO = PRINCIPAL._replace(
     time_zone="Europe/Berlin",
     budgets=(Budget("key:k", Nanos(5_000_000_000), Period.DAILY),),
     rpm=10,
-    tpm=None,
     concurrency=4,
     models=frozenset({"gpt-4o", "small"}),
-    expires_at_ms=None,
-    is_suspended=False,
-    allows_unpriced=False,
 )
 # Without the zones of the tz project's own bookkeeping, which are no places.
 ZONES = sorted(zone for zone in available_timezones() if "/" in zone and "posix" not in zone)

@@ -153,16 +153,23 @@ async def test_an_odd_body_is_metered_exactly_or_refused_before_the_vendor(
     print(f"A7 bodies: {BODIES} odd ones, {calls} metered exactly, {refused} refused, 0 silent")
 
 
-def peak_bytes(pid: int) -> int:
-    """The most memory that a process has had since `forget_peak`."""
+class Peaks:
+    """How much more memory processes have had, at their peak, than when this was made."""
+
+    def __init__(self, pids: list[int]) -> None:
+        for pid in pids:
+            Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak is what it has now
+        self._before = {pid: _peak_bytes(pid) for pid in pids}
+
+    def grown(self) -> list[int]:
+        """Bytes, a process each."""
+        return [_peak_bytes(pid) - was for pid, was in self._before.items()]
+
+
+def _peak_bytes(pid: int) -> int:
     found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     assert found
     return int(found[1]) * 1024
-
-
-def forget_peak(pid: int) -> None:
-    """Let the peak be what the process has now."""
-    Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 async def test_a_body_over_the_limit_is_refused_by_its_length_alone(
@@ -185,9 +192,7 @@ async def test_a_body_without_length_is_refused_once_it_is_over_the_limit(
     chunk = b"%x\r\n%b\r\n" % (MIB, b" " * MIB)
     headers = {"Transfer-Encoding": "chunked"}
     head = request(CHAT, key.secret, b"", headers=headers).replace(b"Content-Length: 0\r\n", b"")
-    for pid in tollgate.pids("worker"):
-        forget_peak(pid)
-    before = {pid: peak_bytes(pid) for pid in tollgate.pids("worker")}
+    peaks = Peaks(tollgate.pids("worker"))
 
     async with caller(tollgate) as line:
         await line.send(head)
@@ -197,7 +202,7 @@ async def test_a_body_without_length_is_refused_once_it_is_over_the_limit(
 
     assert (answer.status, answer.error["code"]) == (413, "request_too_large")
     await assert_nothing_recorded(tollgate, key)
-    grown = max(peak_bytes(pid) - was for pid, was in before.items())
+    grown = max(peaks.grown())
     assert grown <= 2 * 32 * MIB
     print(f"D8 chunked: 413 beyond 32 MiB of 50, a worker grew by {grown // MIB} MiB")
 
@@ -217,9 +222,7 @@ async def test_large_bodies_take_no_more_than_twice_their_size(
     model = await vendor_apart.script("large", input_tokens=100, output_tokens=7)
     content = "x" * UPLOAD_BYTES
     body = orjson.dumps(asks(CHAT, model, messages=[{"role": "user", "content": content}]))
-    for pid in tollgate.pids("worker"):
-        forget_peak(pid)
-    before = {pid: peak_bytes(pid) for pid in tollgate.pids("worker")}
+    peaks = Peaks(tollgate.pids("worker"))
 
     async with asyncio.TaskGroup() as group:
         asked = [
@@ -227,7 +230,7 @@ async def test_large_bodies_take_no_more_than_twice_their_size(
         ]
 
     assert {task.result().status for task in asked} == {200}
-    grown = sum(peak_bytes(pid) - was for pid, was in before.items())
+    grown = sum(peaks.grown())
     assert grown <= UPLOADS * (2 * UPLOAD_BYTES + 2 * MIB)
     entries = await vendor_apart.quiet()
     assert all(entry.body_bytes > UPLOAD_BYTES for entry in entries)

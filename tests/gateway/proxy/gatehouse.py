@@ -13,7 +13,6 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
-from uuid import UUID
 
 import asyncpg
 import orjson
@@ -45,32 +44,15 @@ from ledger.pricing import PriceSheet
 from ledger.record import Record, decode
 from providers.adapter import Adapter, Secret
 from providers.openai.dialect import OpenAI
+from tests.gateway.principals import PRINCIPAL
 from tests.gateway.proxy.door import Door, Line, post
 from tests.vendor import Vendor
 
 PEPPER = Secret("the pepper of the tests, which is no secret")
 API_KEY = "sk-platform-0123456789"
 CREDIT = 10_000_000_000
-WALLET = str(UUID(int=7))
+WALLET = PRINCIPAL.wallet
 KEY = issue(bytes(range(32))).secret.reveal()
-PRINCIPAL = Principal(
-    organization_id=WALLET,
-    partition=0,
-    wallet=WALLET,
-    project_id=str(UUID(int=8)),
-    key_id=str(UUID(int=9)),
-    member_id="",
-    version=1,
-    time_zone="UTC",
-    budgets=(),
-    rpm=None,
-    tpm=None,
-    concurrency=None,
-    models=None,
-    expires_at_ms=None,
-    is_suspended=False,
-    allows_unpriced=False,
-)
 P1 = {"input": 3, "output": 15, "cache_read": "0.30"}
 
 

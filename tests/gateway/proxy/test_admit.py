@@ -12,7 +12,8 @@ from gateway.proxy.admit import check_principal, refusal
 from gateway.proxy.calls import CLAMPED
 from ledger.admission import Refused
 from ledger.money import Nanos
-from tests.gateway.proxy.gatehouse import PRINCIPAL, Gatehouse, OpenGate, request
+from tests.gateway.principals import PRINCIPAL
+from tests.gateway.proxy.gatehouse import Gatehouse, OpenGate, request
 from tests.gateway.proxy.small_holds import ASK, INPUT_NANOS, OUTPUT_NANOS, changed
 from tests.vendor import Vendor
 

@@ -3,8 +3,9 @@
 from gateway import errors
 from gateway.proxy.answer import refuse
 from gateway.proxy.exchange import Answered, Exchange
+from tests.gateway.principals import PRINCIPAL
 from tests.gateway.proxy.door import Door, post
-from tests.gateway.proxy.gatehouse import PRINCIPAL, Gatehouse, OpenGate
+from tests.gateway.proxy.gatehouse import Gatehouse, OpenGate
 from tests.vendor import Vendor
 
 ASK = {"model": "m", "messages": [], "max_tokens": 5}

@@ -17,7 +17,8 @@ from gateway.proxy.typical import LEARNED_AFTER
 from ledger.functions import Partition
 from ledger.money import Nanos
 from ledger.record import Outcome
-from tests.gateway.proxy.gatehouse import CREDIT, PRINCIPAL, Gatehouse, OpenGate, events, request
+from tests.gateway.principals import PRINCIPAL
+from tests.gateway.proxy.gatehouse import CREDIT, Gatehouse, OpenGate, events, request
 from tests.gateway.proxy.small_holds import (
     ASK,
     FIRST,

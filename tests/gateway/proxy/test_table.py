@@ -5,7 +5,8 @@ import pytest
 
 from gateway.proxy.table import OPERATIONS
 from providers.adapter import Operation
-from tests.gateway.proxy.gatehouse import KEY, PRINCIPAL, Gatehouse, OpenGate, request
+from tests.gateway.principals import PRINCIPAL
+from tests.gateway.proxy.gatehouse import KEY, Gatehouse, OpenGate, request
 from tests.vendor import Vendor
 
 AUTH = f"Authorization: Bearer {KEY}\r\n"
