@@ -11,7 +11,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -49,6 +49,8 @@ from gateway.wallets import Wallets
 from ledger.conveyor import Conveyor
 from ledger.fcall import obeyed
 from ledger.journal import Journal
+from ledger.outage import REDIS, outage
+from ledger.postgres import pooled
 from ledger.pricing import PriceSheet
 from ledger.recovery import EPOCH_CHANNEL
 from ledger.rollcall import GENERATION_CHANNEL, Presence, read_call
@@ -141,7 +143,7 @@ class Worker:
     ) -> "Worker":
         """Every part, in the order of who needs whom; `stack` closes them in reverse."""
         metrics, readiness = Metrics(), Readiness(time.monotonic)
-        for check in ("serving", "redis", "journal"):
+        for check in ("serving", "redis", "journal", "backlog"):
             readiness.expect(check)
         notices: asyncio.Queue[int] = asyncio.Queue()
         redis = open_redis(_url(config.redis.url))
@@ -274,7 +276,7 @@ class Worker:
             try:
                 await obeyed(self.redis.publish(EPOCH_CHANNEL, str(partition)))
             except (RedisError, OSError) as error:
-                log.warning("epoch not told", extra={"reason": str(error)})
+                log.warning("epoch not told", extra=outage(error, of=REDIS))
 
 
 def _calm_the_collector() -> None:
@@ -287,10 +289,9 @@ def _calm_the_collector() -> None:
     gc.set_threshold(_COLLECT_EVERY, 20, 50)
 
 
-def _pool(config: Config) -> asyncpg.Pool:
+def _pool(config: Config) -> AbstractAsyncContextManager[asyncpg.Pool]:
     """Made without a connection, so that a worker starts while Postgres is away."""
-    url = _url(config.postgres.url)
-    return asyncpg.create_pool(url, min_size=0, max_size=_POOL_MAX, command_timeout=2)
+    return pooled(_url(config.postgres.url), name="worker", size=_POOL_MAX, command_timeout_s=2)
 
 
 def _url(url: Secret | None) -> str:

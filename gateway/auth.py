@@ -14,6 +14,7 @@ from typing import NamedTuple, assert_never
 from gateway.credential import AuthError, AuthUnavailable, Reason, Shown, key_in
 from gateway.key_cache import CacheAway, CachedKey, KeyCache, KeyChange
 from gateway.principal import KnownKey, Principal
+from ledger.outage import REDIS, outage
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +96,7 @@ class Authenticator:
         self._for_postgres: list[bytes] = []
         self._redis_wanted, self._postgres_wanted = asyncio.Event(), asyncio.Event()
         self._postgres_away_until = 0.0
+        self._asked: asyncio.Task[Mapping[bytes, KnownKey] | None] | None = None
         self._tokens, self._tokens_at = float(self._limits.queries_burst), clock.monotonic_s()
         # For the metrics: the queries of Postgres, and where keys were found.
         self.queries = 0
@@ -131,7 +133,7 @@ class Authenticator:
                 async with asyncio.timeout(self._limits.answer_s):
                     answer = await asyncio.shield(flight.answer)
             except TimeoutError:
-                log.warning("a key lookup took too long")
+                log.warning("a key lookup took too long", extra={"cause": "key lookups"})
         if isinstance(answer, Reason):
             raise AuthError(answer)
         if answer is None:
@@ -193,7 +195,7 @@ class Authenticator:
             if flight.cached is not None and flight.cached.read_ms >= young_ms:
                 self.found["redis"] += 1
                 self._land(digest, self._verdict(flight.cached))
-            elif self._monotonic() < self._postgres_away_until:
+            elif self._is_postgres_away():
                 self._land_without_postgres([digest])
             else:
                 self._for_postgres.append(digest)
@@ -202,23 +204,41 @@ class Authenticator:
     # -- Postgres
 
     async def _read_postgres(self) -> None:
-        while True:
-            await self._postgres_wanted.wait()
-            await self._wait_for_token()
-            digests = self._take(self._for_postgres, self._postgres_wanted)
-            self.queries += 1
-            try:
-                async with asyncio.timeout(self._limits.postgres_s):
-                    found = await self._find(digests)
-            except (StoreAway, TimeoutError) as error:
-                log.warning("keys cannot be read from Postgres", extra={"reason": str(error)})
-                self._postgres_away_until = self._monotonic() + self._limits.refused_s
-                self._land_without_postgres(digests)
-            except Exception:  # one row we cannot read must not leave every caller waiting for ever
-                log.exception("keys read from Postgres make no sense")
-                self._land_without_postgres(digests)
-            else:
-                await self._fill(digests, found)
+        """A query at a time. While one hangs, nobody waits for another: Postgres counts as away.
+
+        It is not cut short: to cancel a query takes an answer of the server, too.
+        """
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await self._postgres_wanted.wait()
+                await self._wait_for_token()
+                digests = self._take(self._for_postgres, self._postgres_wanted)
+                if self._is_postgres_away():
+                    self._land_without_postgres(digests)
+                    continue
+                self.queries += 1
+                self._asked = group.create_task(self._ask_postgres(digests), name="auth: a query")
+                await asyncio.wait({self._asked}, timeout=self._limits.postgres_s)
+                found = self._asked.result() if self._asked.done() else None
+                if found is None:
+                    self._postgres_away_until = self._monotonic() + self._limits.refused_s
+                    self._land_without_postgres(digests)
+                else:
+                    await self._fill(digests, found)
+
+    async def _ask_postgres(self, digests: Sequence[bytes]) -> Mapping[bytes, KnownKey] | None:
+        """What Postgres says; None if it says nothing."""
+        try:
+            return await self._find(digests)
+        except (StoreAway, TimeoutError) as error:
+            log.warning("keys cannot be read from Postgres", extra=outage(error))
+        except Exception:  # one row we cannot read must not leave every caller waiting for ever
+            log.exception("keys read from Postgres make no sense")
+        return None
+
+    def _is_postgres_away(self) -> bool:
+        hangs = self._asked is not None and not self._asked.done()
+        return hangs or self._monotonic() < self._postgres_away_until
 
     async def _fill(self, digests: Sequence[bytes], found: Mapping[bytes, KnownKey]) -> None:
         """Write what Postgres said to Redis, then answer it, or what Redis has that is newer."""
@@ -235,8 +255,8 @@ class Authenticator:
             async with asyncio.timeout(self._limits.redis_s):
                 refused = await self._cache.put({**found, **gone})
                 newer = await self._cache.read(list(refused)) if refused else {}
-        except (CacheAway, TimeoutError):
-            log.warning("keys cannot be written to Redis")
+        except (CacheAway, TimeoutError) as error:
+            log.warning("keys cannot be written to Redis", extra=outage(error, of=REDIS))
         for digest in digests:
             key = newer.get(digest) or found.get(digest)
             self.found["unknown" if key is None else "postgres"] += 1

@@ -9,6 +9,7 @@ from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
 from ledger.fcall import heard, obeyed
+from ledger.outage import REDIS, outage
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ async def hear(redis: Redis, channel: str, take: Callable[[bytes], None]) -> Non
                 await obeyed(subscription.subscribe(channel))
                 await _listen(subscription, take)
         except (RedisError, OSError) as error:
-            log.warning("channel not heard", extra={"channel": channel, "reason": str(error)})
+            log.warning("channel not heard", extra={"channel": channel, **outage(error, of=REDIS)})
         await asyncio.sleep(RETRY_S)
 
 

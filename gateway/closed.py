@@ -23,5 +23,8 @@ class Closed:
 
     def _note(self, partitions: frozenset[int]) -> None:
         if partitions != self.partitions:
-            log.warning("partitions closed by backlog", extra={"partitions": [*partitions]})
+            log.warning(
+                "partitions closed by backlog",
+                extra={"partitions": [*partitions], "cause": "backlog"},
+            )
         self.partitions = partitions

@@ -28,11 +28,12 @@ from gateway.settings import Config
 from gateway.sheets import fingerprint, priced, write_sheet
 from gateway.snapshots import Collector, Publisher
 from ledger.audit import Audit, Drift
-from ledger.backlog import Backlog
+from ledger.backlog import Backlog, Limits
 from ledger.flusher import Flusher, FlusherTallies, Pace
 from ledger.functions import Epoch, install
 from ledger.migrate import MigrationFailed, make_days, migrate
-from ledger.postgres import AWAY, connect, open_pool
+from ledger.outage import POSTGRES, outage
+from ledger.postgres import AWAY, connect
 from ledger.price_compiler import compile_sheet
 from ledger.pricing import PriceSheet
 from ledger.recovery import Recovered, Recovery
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 NAME = "control"
 _RETRY_S = 0.2
 _DAYS_EVERY_S = 3_600.0
+_SILENT_S = 5.0  # of what is heard several times a second
 _STORE_SHEET = """
     INSERT INTO price_sheet (version, sheet) VALUES ($1, $2) ON CONFLICT (version) DO NOTHING
 """
@@ -116,7 +118,8 @@ class Control:
         metrics, readiness = Metrics(), Readiness(time.monotonic)
         for check in ("postgres", "redis", "prices"):
             readiness.expect(check)
-        readiness.expect("flusher", is_required=False)
+        for check in ("flusher", "backlog"):
+            readiness.expect(check, within_s=_SILENT_S, is_required=False)
         readiness.expect("ledger", is_required=False, said=OK)
         publisher = stack.enter_context(
             Publisher(config.run_dir, process=NAME, metrics=metrics, readiness=readiness)
@@ -137,7 +140,10 @@ class Control:
             on_recovered=lambda recovered: _count_recovery(metrics, recovered),
         )
         ledger, partitions = config.ledger, range(config.ledger.partitions)
-        backlog = Backlog(redis, partitions=partitions, entries_max=ledger.backlog_entries_max)
+        limits = Limits(
+            ledger.backlog_entries_max, ledger.backlog_memory_share_max, ledger.backlog_warn_share
+        )
+        backlog = Backlog(redis, partitions=partitions, limits=limits)
         audit = Audit(
             postgres_url,
             redis,
@@ -173,14 +179,17 @@ class Control:
                 self.readiness.good("redis")
             except (MigrationFailed, *AWAY) as error:
                 self.readiness.bad("postgres", str(error))
-                log.warning("postgres is not ready", extra={"reason": str(error)})
+                log.warning("postgres is not ready", extra=outage(error))
             except RedisError as error:
                 self.readiness.bad("redis", str(error))
-                log.warning("redis is not ready", extra={"reason": str(error)})
+                log.warning("redis is not ready", extra=outage(error))
             else:
                 # Last: the workers begin when they see it.
                 write_sheet(self.config.run_dir, sheet, of=fingerprint(self.config))
                 self.readiness.good("prices")
+                # From now on calls go on without Postgres, and each server is heard all the time.
+                self.readiness.expect("postgres", within_s=_SILENT_S, is_required=False, said=OK)
+                self.readiness.expect("redis", within_s=_SILENT_S, said=OK)
                 self.publisher.publish(time.time())
                 return True
             await asyncio.sleep(_RETRY_S)
@@ -209,15 +218,15 @@ class Control:
                 while await self.flusher.flush_once(partition):
                     pass
         except (*AWAY, RedisError, Epoch) as error:
-            log.warning("streams are left for the next start", extra={"reason": str(error)})
+            log.warning("streams are left for the next start", extra=outage(error))
 
     async def _store(self, sheet: bytes) -> None:
         """Keep the sheet with the records that name it."""
-        pool = await open_pool(self.postgres_url, name="prices", size=1)
+        connection = await connect(self.postgres_url, name="prices")
         try:
-            await pool.execute(_STORE_SHEET, PriceSheet.load(sheet).version, sheet)
+            await connection.execute(_STORE_SHEET, PriceSheet.load(sheet).version, sheet)
         finally:
-            await pool.close()
+            connection.terminate()
 
     async def _reprice(self) -> None:
         while True:
@@ -227,7 +236,7 @@ class Control:
                 try:
                     await self._store(sheet)
                 except AWAY as error:
-                    log.warning("prices are not stored", extra={"reason": str(error)})
+                    log.warning("prices are not stored", extra=outage(error))
                     await asyncio.sleep(_RETRY_S)
                 else:
                     break
@@ -243,7 +252,7 @@ class Control:
                 finally:
                     await connection.close()
             except (*AWAY, asyncpg.PostgresError) as error:
-                log.warning("day partitions not made", extra={"reason": str(error)})
+                log.warning("day partitions not made", extra=outage(error))
 
     def _look(self) -> None:
         """Metrics out of the tallies, and whether the flusher gets its work done."""
@@ -253,6 +262,9 @@ class Control:
         for partition, count in self.backlog.counts.items():
             self.metrics.stream_backlog.set(count.unflushed, (str(partition),))
             self.metrics.holds_open.set(count.open_holds, (str(partition),))
+            late_s = time.time() - now.as_of_s[partition] if count.unflushed else 0.0
+            self.metrics.flush_lag_seconds.set(max(0.0, late_s), (str(partition),))
+        self.metrics.backlog_share.set(self.backlog.fill)
         for partition, nanos in self.audit.tallies.drift_nanos.items():
             self.metrics.drift.set(nanos, (str(partition),))
         self._check(told, now)
@@ -260,10 +272,36 @@ class Control:
             setattr(told, field.name, getattr(now, field.name))
 
     def _check(self, before: FlusherTallies, now: FlusherTallies) -> None:
-        if now.failures > before.failures:
-            self.readiness.bad("flusher", "cannot flush; calls go on, see flush_lag_seconds")
+        """What the loops have met since the last look; one that hangs is noticed by its silence."""
+        readiness = self.readiness
+        has_failed = now.failures > before.failures
+        if has_failed:
+            readiness.bad("flusher", f"cannot flush; calls go on: {now.trouble['reason']}")
+        elif now.rounds > before.rounds:
+            readiness.good("flusher")
+        if now.reads > before.reads:
+            readiness.good("postgres")
+        elif has_failed and now.trouble["cause"] == POSTGRES:
+            readiness.bad("postgres", now.trouble["reason"])
+        self._check_backlog()
+
+    def _check_backlog(self) -> None:
+        readiness, backlog = self.readiness, self.backlog
+        news = backlog.take_news()
+        if news is None:
+            return
+        if news:
+            readiness.bad("redis", news)
         else:
-            self.readiness.good("flusher")
+            readiness.good("redis")
+            if over := backlog.over():
+                readiness.bad("backlog", f"{len(over)} partitions admit nothing until it is less")
+            elif backlog.is_worrying:
+                readiness.bad("backlog", f"{backlog.fill:.0%} of what may wait for Postgres")
+                said = {"entries": backlog.unflushed, "share": round(backlog.fill, 2)}
+                log.warning("backlog grows", extra={**said, "cause": "backlog"})
+            else:
+                readiness.good("backlog")
 
 
 def _flusher(
@@ -307,5 +345,3 @@ def _count_flushes(metrics: Metrics, before: FlusherTallies, now: FlusherTallies
     metrics.ends.add(("corrected",), now.corrections - before.corrections)
     metrics.ends.add(("swept",), now.swept - before.swept)
     metrics.dead_letters.add((), now.dead_letters - before.dead_letters)
-    for partition, lag_s in now.lag_s.items():
-        metrics.flush_lag_seconds.set(lag_s, (str(partition),))

@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 
 from gateway.principal import KnownKey, Principal, pack, unpack
 from ledger.fcall import obeyed
+from ledger.outage import REDIS, outage
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ class KeyCache:
                     async for change in _heard(subscription):
                         yield change
             except (RedisError, OSError) as error:
-                log.warning("key changes are not heard", extra={"reason": str(error)})
+                log.warning("key changes are not heard", extra=outage(error, of=REDIS))
             await asyncio.sleep(_RETRY_S)
 
 

@@ -4,6 +4,9 @@ Events go through `logging`, their name as the message and their fields in `extr
 there are thousands a second, take `Lines.outcome`, which makes the same line without a `LogRecord`.
 Values are numbers, short texts and lists or tables of them: anything else shows its type and not
 what it holds. Nobody waits for whoever reads the log.
+
+What an outage makes many places say has one cause (`cause` in `extra`, `Lines.outage`): a process
+says one line a second of each, with how many it left out.
 """
 
 import logging
@@ -12,7 +15,7 @@ import re
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
@@ -68,6 +71,7 @@ class Lines:
         # Between the time and the rest of a line, as it is in every line of level info.
         self._info = f'Z","level":"info","process":{orjson.dumps(process).decode()},'
         self._told: dict[tuple[str, str], str] = {}  # the end of the line of a call, masked
+        self._thinned = Thinned(burst=1)
 
     def know_secrets(self, secrets: Collection[str]) -> None:
         """Takes the texts that no line may ever hold, whatever they look like."""
@@ -92,6 +96,18 @@ class Lines:
         head = self._head(level="info", at_s=self._wall_s())
         searched = self._masked(_packed({"event": event, **told}))
         self._write(b"%b,%b\n" % (_packed({**head, **ours})[:-1], searched[1:]))
+
+    def outage(
+        self, event: str, ours: Mapping[str, Any], told: Mapping[str, str], *, cause: str
+    ) -> None:
+        """As `outcome`, for one that many others are like while something is away."""
+        left_out = self.left_out(cause, self._wall_s())
+        if left_out is not None:
+            self.outcome(event, {**ours, "cause": cause, "left_out": left_out}, told)
+
+    def left_out(self, cause: str, now_s: float) -> int | None:
+        """How many lines of this cause were not said since the last; None: this one is not."""
+        return self._thinned.passed(cause, now_s)
 
     def ended(self, ours: str, model: str, code: str) -> None:
         """Write the line of a call that ended, quicker still, as most calls end like many others.
@@ -180,32 +196,53 @@ def _cut(value: Any) -> Any:
 
 
 class _Repeated(NamedTuple):
-    """How much of its allowance an event has left, as of when, and how often it was kept quiet."""
+    """How much of its allowance something has left, as of when, and how often it was kept quiet."""
 
     allowance: float
     at_s: float
     silenced: int
 
 
+class Thinned:
+    """Lets `burst` lines of a kind pass at once and then one a second, and counts the others."""
+
+    def __init__(self, *, burst: int) -> None:
+        self._burst = burst
+        self._repeated: dict[Hashable, _Repeated] = {}
+
+    def passed(self, kind: Hashable, now_s: float) -> int | None:
+        """How many were kept quiet before this one; None: this one is, too."""
+        burst = self._burst
+        before = self._repeated.get(kind) or _Repeated(burst, now_s, 0)
+        allowance = min(burst, before.allowance + max(0.0, now_s - before.at_s))
+        if kind not in self._repeated and len(self._repeated) >= _EVENTS_MAX:
+            self._repeated.clear()
+        if allowance < 1:
+            self._repeated[kind] = _Repeated(allowance, now_s, before.silenced + 1)
+            return None
+        self._repeated[kind] = _Repeated(allowance - 1, now_s, 0)
+        return before.silenced
+
+
 class LinesHandler(logging.Handler):
     """Makes a line of every `LogRecord`. A warning or error that repeats is thinned out.
 
-    The next line that passes says in `repeated` how many of its kind did not.
+    The next line that passes says in `repeated` how many of its kind did not; where a `cause` is
+    given, in `left_out` how many of that cause, whichever events they were.
     """
 
     def __init__(self, lines: Lines) -> None:
         super().__init__()
-        self._lines = lines
-        self._repeated: dict[tuple[str, str], _Repeated] = {}
+        self._lines, self._thinned = lines, Thinned(burst=_BURST)
 
     def emit(self, record: logging.LogRecord) -> None:
-        silenced = self._silenced(record)
+        fields = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+        silenced = self._silenced(record, fields.get("cause"))
         if silenced is None:
             return
-        fields = {key: value for key, value in vars(record).items() if key not in _STANDARD}
         fields["logger"] = record.name
         if silenced:
-            fields["repeated"] = silenced
+            fields["left_out" if "cause" in fields else "repeated"] = silenced
         if record.exc_info and record.exc_info[1] is not None:
             fields["error"] = record.exc_info[1]
             fields["traceback"] = _traceback(record.exc_info[1])
@@ -215,20 +252,13 @@ class LinesHandler(logging.Handler):
             event = record.msg
         self._lines.event(event, fields, level=record.levelname.lower(), at_s=record.created)
 
-    def _silenced(self, record: logging.LogRecord) -> int | None:
+    def _silenced(self, record: logging.LogRecord, cause: object) -> int | None:
         """How many were kept quiet before this one; None: this one is, too."""
+        if isinstance(cause, str):
+            return self._lines.left_out(cause, record.created)
         if record.levelno < logging.WARNING:
             return 0
-        now_s, key = record.created, (record.name, str(record.msg))
-        before = self._repeated.get(key) or _Repeated(_BURST, now_s, 0)
-        allowance = min(_BURST, before.allowance + max(0.0, now_s - before.at_s))
-        if len(self._repeated) >= _EVENTS_MAX:
-            self._repeated.clear()
-        if allowance < 1:
-            self._repeated[key] = _Repeated(allowance, now_s, before.silenced + 1)
-            return None
-        self._repeated[key] = _Repeated(allowance - 1, now_s, 0)
-        return before.silenced
+        return self._thinned.passed((record.name, str(record.msg)), record.created)
 
 
 def _traceback(error: BaseException) -> str:

@@ -302,6 +302,9 @@ class Metrics:
     stream_backlog: Gauge = _gauge(
         "stream_backlog_entries", "Entries that Postgres has not got yet", "partition"
     )
+    backlog_share: Gauge = _gauge(
+        "backlog_share", "Of what may wait for Postgres; above 1 nothing is admitted"
+    )
     flush_lag_seconds: Gauge = _highest(
         "flush_lag_seconds", "The age of the oldest of them", "partition"
     )

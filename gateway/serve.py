@@ -97,7 +97,8 @@ class Child:
             if self._is_stopping:
                 return
             self.restarts += 1
-            log.error("child died", extra={"child": self.role.name, "exit_code": code})
+            said = {"child": self.role.name, "exit_code": code, "cause": f"{self.role.name} died"}
+            log.error("child died", extra=said)
             pause_s = RESTART_S_MIN if loop.time() - started_s > STEADY_S else pause_s * 2
             await asyncio.sleep(min(pause_s, RESTART_S_MAX))
 

@@ -142,14 +142,15 @@ class ServerProcess:
         """Restart the server whenever it is dead or hangs, for ever."""
         while True:
             await self._until_lost()
-            log.error("server lost, restarting", extra={"server": self.name})
+            known = {"server": self.name, "cause": self.name}
+            log.error("server lost, restarting", extra=known)
             delay_s = POLL_S
             while True:
                 try:
                     await self.start()
                     break
                 except ServerFailed as error:
-                    log.error("server restart failed", extra={"server": self.name, "why": error})  # noqa: TRY400 - the message says all
+                    log.error("server restart failed", extra={**known, "why": error})  # noqa: TRY400 - the message says all
                     await asyncio.sleep(delay_s)
                     delay_s = min(delay_s * 2, RESTART_DELAY_S_MAX)
             log.warning("server restarted", extra={"server": self.name, "pid": self.pid})

@@ -110,6 +110,8 @@ class Ledger:
     hold_lease_s: Seconds = 60.0
     hold_renew_s: Seconds = 20.0
     backlog_entries_max: Annotated[int, Between(1_000, 1_000_000_000)] = 4_000_000
+    backlog_memory_share_max: Annotated[float, Between(0, 1)] = 0.85
+    backlog_warn_share: Annotated[float, Between(0, 1)] = 0.5
     stream_keep_bytes: Size = 1 * GIB
     flush_batch: Annotated[int, Between(1, 20_000)] = 2_000
     flush_interval_s: Seconds = 0.1

@@ -7,6 +7,7 @@ dead: no counter ever goes back when a worker is restarted. A kill loses the las
 
 import asyncio
 import fcntl
+import logging
 import os
 import resource
 import secrets
@@ -19,6 +20,9 @@ import msgspec
 
 from gateway.metrics import OTHER, SERIES_MAX, Family, Gauge, Histogram, Joined, Labels, Metrics
 from gateway.readiness import Readiness, Ready
+from ledger.outage import outage
+
+log = logging.getLogger(__name__)
 
 Figures: TypeAlias = list[int | float]
 Series: TypeAlias = dict[Labels, Figures]
@@ -83,7 +87,7 @@ class Publisher:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.publish(self._at_s)
+        self._publish_if_it_can(self._at_s)
         os.close(self._lock)
 
     async def run(
@@ -100,7 +104,7 @@ class Publisher:
                 self.metrics.loop_lag_seconds.observe(max(0, int(late_s * 1e6)), labels)
             if look is not None:
                 look()
-            self.publish(wall_s())
+            self._publish_if_it_can(wall_s())
 
     def families(self) -> Iterable[Family]:
         """The metrics there are."""
@@ -118,6 +122,13 @@ class Publisher:
         """Write it where the collector looks; a reader sees the old file or the new one."""
         self._at_s = at_s
         _write(self.directory / f"{self.name}{_SUFFIX}", self.snapshot(at_s))
+
+    def _publish_if_it_can(self, at_s: float) -> None:
+        """A disk that is full keeps nobody from serving calls; nothing that is counted is lost."""
+        try:
+            self.publish(at_s)
+        except OSError as error:
+            log.warning("snapshot not written", extra=outage(error, of="disk"))
 
 
 class Total:

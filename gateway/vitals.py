@@ -47,6 +47,11 @@ class Vitals:
             readiness.bad("redis", f"recovering {len(conveyor.inactive)} partitions")
         else:
             readiness.good("redis")
+        closed = self.parts.closed.partitions
+        if len(closed) >= self.calls.terms.config.ledger.partitions:
+            readiness.bad("backlog", "Postgres is behind; every partition is closed")
+        else:
+            readiness.good("backlog")
         if self.parts.journal.is_full:
             readiness.bad("journal", "full")
         else:

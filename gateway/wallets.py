@@ -11,7 +11,7 @@ from ledger.bases import Loading, ensure_loaded
 from ledger.functions import Epoch, Partition
 from ledger.postgres import AWAY
 
-_WAIT_S = 2.0
+_WAIT_S = 0.5  # some milliseconds while Postgres is well; a call that waits longer is refused
 
 
 class WalletsUnavailable(Exception):

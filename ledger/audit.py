@@ -9,7 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import asyncpg
 from redis.asyncio import Redis
@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 from ledger.bases import push_bases
 from ledger.commit import Position
 from ledger.functions import Epoch, Partition, WalletImage
+from ledger.outage import outage
 from ledger.postgres import AWAY, connect
 from ledger.stream import Ended, Poison, parse
 
@@ -98,12 +99,10 @@ class Audit:
     async def run(self) -> None:
         """Audit until cancelled."""
         while True:
-            pause_s = self._every_s
             try:
                 connection = await connect(self._url, name="audit")
                 try:
-                    for partition in self._partitions:
-                        await self.audit(connection, partition)
+                    await self._rounds(connection)
                 finally:
                     connection.terminate()
             # A job's loop: an audit that fails is one that is missing, and no reason to stop.
@@ -112,11 +111,16 @@ class Audit:
                 is_known = isinstance(error, (*AWAY, RedisError, Epoch, asyncpg.PostgresError))
                 _log.warning(
                     "audit failed, trying again",
-                    extra={"error": repr(error)},
+                    extra=outage(error),
                     exc_info=None if is_known else error,
                 )
-                pause_s = min(_RETRY_S, self._every_s)
-            await asyncio.sleep(pause_s)
+            await asyncio.sleep(min(_RETRY_S, self._every_s))
+
+    async def _rounds(self, connection: asyncpg.Connection) -> NoReturn:
+        while True:
+            for partition in self._partitions:
+                await self.audit(connection, partition)
+            await asyncio.sleep(self._every_s)
 
     async def audit(
         self, connection: asyncpg.Connection, partition: Partition

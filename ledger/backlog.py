@@ -1,5 +1,7 @@
 """How much of the streams Postgres has not got yet, and which partitions must wait for it.
 
+It is bounded twice: by a number of entries and by a share of the memory that Redis may use.
+
 Entries are counted and never read: Redis knows how many a stream ever got, the flusher how many of
 them it wrote. A partition of which that is not known yet counts with all that its stream holds.
 """
@@ -13,9 +15,12 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from ledger.fcall import execute, key_names, obeyed
+from ledger.outage import REDIS, outage
 
 BACKLOG_CHANNEL = "tg:backlog"  # the partitions that are over, once a second: "0 7 12"
 EVERY_S = 1.0
+
+_FEW = 1_000  # unflushed entries that are no backlog: a flush or two
 
 _META, _DUE = 0, 7  # where `key_names` has them
 
@@ -27,6 +32,14 @@ class Count(NamedTuple):
 
     unflushed: int
     open_holds: int
+
+
+class Limits(NamedTuple):
+    """How large a backlog may be before nothing more is admitted."""
+
+    entries_max: int
+    memory_share_max: float = 1.0  # of Redis' maxmemory, where it has one
+    warn_share: float = 0.5  # of either: from there on it is told
 
 
 class _Flushed(NamedTuple):
@@ -42,14 +55,16 @@ class _Stream(NamedTuple):
 class Backlog:
     """Counts some partitions once a second and tells the gateways which are to admit nothing.
 
-    Together they may hold `entries_max` unflushed entries. When they hold more, those wait that are
-    above their equal share, so that a busy partition does not close the others.
+    When together they hold more than `limits` allow, those wait that are above their equal share,
+    so that a busy partition does not close the others.
     """
 
-    def __init__(self, redis: Redis, *, partitions: Sequence[int], entries_max: int) -> None:
-        self._redis, self._partitions, self._entries_max = redis, partitions, entries_max
+    def __init__(self, redis: Redis, *, partitions: Sequence[int], limits: Limits) -> None:
+        self._redis, self._partitions, self._limits = redis, partitions, limits
+        self._memory_share = 0.0  # of what Redis may use
         self._flushed: dict[int, _Flushed] = {}
         self.counts: dict[int, Count] = {}
+        self._told, self._trouble = False, ""
 
     async def added(self, partition: int, generation: int) -> int:
         """How many entries the stream ever got; ask before it is read."""
@@ -80,8 +95,11 @@ class Backlog:
                 await self.count()
                 over = " ".join(map(str, self.over()))
                 await obeyed(self._redis.publish(BACKLOG_CHANNEL, over))
+                self._told = True
             except (RedisError, OSError) as error:
-                _log.warning("backlog not counted", extra={"reason": str(error)})
+                said = outage(error, of=REDIS)
+                self._trouble = said["reason"]
+                _log.warning("backlog not counted", extra=said)
             await asyncio.sleep(EVERY_S)
 
     async def count(self) -> None:
@@ -91,17 +109,48 @@ class Backlog:
         generations = {number: int(one or 0) for number, one in zip(names, found, strict=True)}
         streams = await self._each(_info(number, generations[number]) for number in names)
         held = await self._each(("ZCARD", names[number][_DUE]) for number in names)
+        (memory,) = await self._each([("INFO", "memory")])
+        self._memory_share = _share(memory)
         for number, told, open_holds in zip(names, streams, held, strict=True):
             stream = _Stream(0, 0) if isinstance(told, ResponseError) else _stream(told)
             unflushed = self._unflushed(number, generations[number], stream)
             self.counts[number] = Count(unflushed, int(open_holds))
 
+    def take_news(self) -> str | None:
+        """Since this was asked last: "" if it was counted, or why not; None: neither."""
+        news = self._trouble or ("" if self._told else None)
+        self._told, self._trouble = False, ""
+        return news
+
     def over(self) -> list[int]:
         """The partitions that are to admit nothing."""
-        if sum(count.unflushed for count in self.counts.values()) <= self._entries_max:
+        total = self.unflushed
+        if self.fill <= 1:
             return []
-        share = self._entries_max // len(self._partitions)
+        share = min(total, self._limits.entries_max) // len(self._partitions)
         return [number for number, count in self.counts.items() if count.unflushed > share]
+
+    @property
+    def unflushed(self) -> int:
+        """Entries that Postgres has not got, of all partitions."""
+        return sum(count.unflushed for count in self.counts.values())
+
+    @property
+    def fill(self) -> float:
+        """The share of what may wait that waits; above 1 nothing more is admitted.
+
+        Memory counts once there is a backlog to speak of: what else fills Redis, no pause empties.
+        """
+        total, limits = self.unflushed, self._limits
+        by_entries = total / limits.entries_max
+        if total <= _FEW:
+            return by_entries
+        return max(by_entries, self._memory_share / limits.memory_share_max)
+
+    @property
+    def is_worrying(self) -> bool:
+        """Whether somebody should see why Postgres does not take the entries."""
+        return self.fill > self._limits.warn_share
 
     def _unflushed(self, number: int, generation: int, stream: _Stream) -> int:
         flushed = self._flushed.get(number)
@@ -119,6 +168,13 @@ class Backlog:
 
 def _info(partition: int, generation: int) -> tuple[str, ...]:
     return "XINFO STREAM", key_names(partition, generation)[-1]
+
+
+def _share(told: Any) -> float:
+    """What INFO says of memory; 0.0 if Redis has no limit, or this user may not ask."""
+    if not isinstance(told, dict) or not told.get("maxmemory"):
+        return 0.0
+    return float(told["used_memory"]) / float(told["maxmemory"])
 
 
 def _stream(told: Any) -> _Stream:

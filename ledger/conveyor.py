@@ -15,6 +15,7 @@ from ledger.admission import End, Held, Hold, Refused
 from ledger.fcall import Renewal, renewal_of
 from ledger.lane import Lane
 from ledger.money import ZERO, Nanos
+from ledger.outage import REDIS
 from ledger.step import Asked, Settled, Step, Tell
 from ledger.wire import Address, Answers, Wire, WireError
 
@@ -28,7 +29,6 @@ LOOK_EVERY_S = 0.5  # at every partition's generation: a call without traffic mu
 RENEW_S = 20.0  # a third of the usual lease, so two renewals may be lost
 RENEW_SLICE = 100  # calls whose progress is worked out in one turn of the loop: some 2 ms
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.01, 0.5
-SAY_EVERY_S = 1.0
 MONEY_PAUSE_S = 0.05  # an end of another call is on its way at any moment
 SLOT_PAUSE_S = 0.004  # one that is full is told in under 10 ms; a client decides what to do then
 
@@ -74,7 +74,6 @@ class Conveyor:
         self._is_scheduled = self._is_ticking = False
         self._is_awake = False  # a flush is scheduled or a batch under way, and deadlines are kept
         self._tick_at_s = 0.0
-        self._say_at_s, self._unsaid = 0.0, 0
         self._drained = asyncio.Event()
         self._drained.set()
         self._is_connected = self._was_useful = False
@@ -380,13 +379,7 @@ class Conveyor:
         self._wake()
 
     def _say(self, event: str, reason: str) -> None:
-        """One line a second at most, with how many were left out."""
-        now_s = asyncio.get_running_loop().time()
-        if now_s < self._say_at_s:
-            self._unsaid += 1
-            return
-        log.warning(event, extra={"reason": reason, "left_out": self._unsaid})
-        self._say_at_s, self._unsaid = now_s + SAY_EVERY_S, 0
+        log.warning(event, extra={"cause": REDIS, "reason": reason})
 
 
 _ASKED = frozenset({"tg_hold", "tg_extend"})

@@ -8,7 +8,7 @@ proof in Postgres reaches.
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from ledger.commit import Committed, Position
 from ledger.drain import BATCH_MAX, PROVEN_CHANNEL, Drain, Step, acknowledge, proof_lines
 from ledger.fcall import execute
 from ledger.functions import Epoch, Partition
+from ledger.outage import outage
 from ledger.postgres import AWAY, connect
 from ledger.recovery import ailment
 from ledger.trim import trim
@@ -73,8 +74,12 @@ class FlusherTallies:
     dead_letters: int = 0
     batches: int = 0
     swept: int = 0
+    reads: int = 0  # rounds that Postgres answered
+    rounds: int = 0  # of them those without any trouble
     failures: int = 0
-    lag_s: dict[int, float] = field(default_factory=dict)  # by partition: age of the oldest entry
+    trouble: Mapping[str, str] = field(default_factory=dict)  # the last failure: cause and reason
+    # By partition: what ended before this, unix seconds, is in Postgres.
+    as_of_s: dict[int, float] = field(default_factory=dict)
 
 
 async def watermarks(connection: asyncpg.Connection) -> dict[int, Position]:
@@ -115,18 +120,16 @@ class Flusher:
         self._done_at: dict[tuple[str, int], float] = {}  # (chore, partition) -> loop time
         self._proven: dict[int, Position] = {}
         self._moved: set[int] = set()  # partitions whose proof is not published yet
-        self._failed_at = float("-inf")
         self._idle: set[int] = set()  # partitions whose stream had nothing when last looked at
         self._trouble: Exception | None = None  # of this round, told when it is over
-        self.tallies = FlusherTallies()
+        self.tallies = FlusherTallies(as_of_s=dict.fromkeys(partitions, clock()))
 
     async def run(self) -> None:
         """Flush until cancelled; whatever fails is tried again within a second."""
         backoff_s = 0.05
         while True:
             try:
-                async with asyncio.timeout(10):
-                    connection = await connect(self._url, name="flusher")
+                connection = await connect(self._url, name="flusher")
                 try:
                     backoff_s = 0.05
                     await self._rounds(connection)
@@ -157,11 +160,14 @@ class Flusher:
         while True:
             most = 0
             self._trouble = None
-            for part in await _read_parts(connection, list(self._partitions)):
+            parts = await _read_parts(connection, list(self._partitions))
+            self.tallies.reads += 1
+            for part in parts:
                 most = max(most, await self._tend_safely(connection, drain, part))
             await self._prove()
             if self._trouble is not None:
                 raise self._trouble  # a server that became read-only needs another connection
+            self.tallies.rounds += 1
             if most < self._pace.batch_max:
                 await asyncio.sleep(self._pace.interval_s)
 
@@ -208,10 +214,10 @@ class Flusher:
         began_s = asyncio.get_running_loop().time()
         step = await self._step(drain, part, after)
         if step.oldest_ms is None:
-            self.tallies.lag_s[part.number] = 0.0
+            self.tallies.as_of_s[part.number] = self._clock()
             return 0
         self._on_flush(asyncio.get_running_loop().time() - began_s)
-        self.tallies.lag_s[part.number] = max(0.0, self._clock() - step.oldest_ms / 1000)
+        self.tallies.as_of_s[part.number] = step.oldest_ms / 1000
         for committed in step.committed:
             self._tally(committed)
             self._proven[part.number] = committed.position
@@ -278,15 +284,11 @@ class Flusher:
         tallies.dead_letters += committed.dead_letters
 
     def _note_failure(self, error: Exception) -> None:
-        """One log line a second at most: an outage must not fill a disk."""
         self.tallies.failures += 1
-        now = asyncio.get_running_loop().time()
-        if now - self._failed_at < 1:
-            return
-        self._failed_at = now
+        self.tallies.trouble = outage(error)
         expected = isinstance(error, (*AWAY, RedisError, Epoch))
         _log.warning(
-            "flusher failed, trying again", extra={"error": repr(error)}, exc_info=not expected
+            "flusher failed, trying again", extra={**self.tallies.trouble}, exc_info=not expected
         )
 
 

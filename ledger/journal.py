@@ -199,7 +199,8 @@ class Journal:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._appender.do, work)
         except OSError as error:
             self.sync_failures += 1
-            log.exception("journal not synced", extra={"journal": self._folder.path.name})
+            said = {"journal": self._folder.path.name, "reason": str(error), "cause": "journal"}
+            log.error("journal not synced", extra=said)  # noqa: TRY400 - the reason says it all
             with suppress(OSError):
                 self._appender.begin_segment()
             _fail(waiters, JournalFull(f"the journal could not be synced: {error}"))

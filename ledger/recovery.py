@@ -8,7 +8,7 @@ Redis, so a recovery that was overtaken changes nothing more.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple
 
 import asyncpg
@@ -19,7 +19,8 @@ from ledger.commit import Committed, Position, Superseded
 from ledger.drain import BATCH_MAX, PROVEN_CHANNEL, Drain, acknowledge, proof_lines
 from ledger.fcall import PartitionState, execute, heard, obeyed
 from ledger.functions import Epoch, Partition, WalletState, install
-from ledger.postgres import AWAY, Connection, one_row, open_pool
+from ledger.outage import outage
+from ledger.postgres import AWAY, Connection, one_row, pooled
 from ledger.rollcall import call_roll
 
 EPOCH_CHANNEL = "tg:epoch"  # a gateway's notice: the number of a partition that refused a call
@@ -149,6 +150,7 @@ class Recovery:
         self._underway: set[int] = set()
         self._has_requests = asyncio.Event()
         self._pool: asyncpg.Pool | None = None
+        self._stack = AsyncExitStack()  # closes it
         self.recoveries = 0
         self.failures = 0
 
@@ -176,9 +178,8 @@ class Recovery:
 
     async def close(self) -> None:
         """Close the connections to Postgres."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.terminate()
+        self._pool = None
+        await self._stack.aclose()
 
     async def recover(self, number: int, *, above: int = 0) -> Recovered | None:
         """Recover the partition now; None if it is healthy or somebody else is at it.
@@ -243,7 +244,8 @@ class Recovery:
         if recovered is None:
             return
         self.recoveries += 1
-        _log.warning("partition recovered", extra=recovered._asdict())
+        said = {**recovered._asdict(), "why": recovered.cause, "cause": "partition recovered"}
+        _log.warning("partition recovered", extra=said)
         if self._on_recovered is not None:
             self._on_recovered(recovered)
 
@@ -252,7 +254,7 @@ class Recovery:
         is_known = isinstance(error, (*AWAY, RedisError, Epoch, Superseded))
         _log.warning(
             "recovery failed, trying again",
-            extra={"partition": number, "error": repr(error)},
+            extra={"partition": number, **outage(error)},
             exc_info=None if is_known else error,
         )
 
@@ -274,7 +276,8 @@ class Recovery:
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[Connection]:
         if self._pool is None:
-            self._pool = await open_pool(self._url, name="recovery", size=_CONNECTIONS_MAX)
+            pool = pooled(self._url, name="recovery", size=_CONNECTIONS_MAX)
+            self._pool = await self._stack.enter_async_context(pool)
         async with self._pool.acquire(timeout=_STEP_S) as connection:
             yield connection
 

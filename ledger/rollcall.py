@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from ledger.fcall import KEY_COUNT, Word, execute, key_names
+from ledger.outage import REDIS, outage
 
 GENERATION_CHANNEL = "tg:generation"  # "<partition> <generation>": a recovery calls the roll
 GATEWAYS_KEY = "tg:gateways"  # zset: gateway id -> unix ms of Redis of its last heartbeat
@@ -67,7 +68,8 @@ async def call_roll(redis: Redis, partition: int, generation: int, *, is_roster_
             told_s = loop.time()
     missing = await _missing(redis, partition, generation)
     _log.warning(
-        "gateways missing at roll call", extra={"partition": partition, "gateways": len(missing)}
+        "gateways missing at roll call",
+        extra={"partition": partition, "gateways": len(missing), "cause": "roll call"},
     )
 
 
@@ -97,17 +99,13 @@ class Presence:
 
     async def run(self) -> None:
         """Beat until cancelled."""
-        is_heard = True
         while True:
             try:
                 await self._beat()
             except (RedisError, OSError) as error:
-                if is_heard:
-                    _log.warning("heartbeat not told", extra={"reason": str(error)})
-                is_heard = False
+                _log.warning("heartbeat not told", extra=outage(error, of=REDIS))
                 await asyncio.sleep(_AGAIN_S)
             else:
-                is_heard = True
                 self.known.set()
                 await asyncio.sleep(BEAT_S)
 
@@ -117,7 +115,7 @@ class Presence:
             async with asyncio.timeout(_LEAVE_S):
                 await execute(self._redis, "ZREM", GATEWAYS_KEY, self._gateway)
         except (RedisError, OSError) as error:
-            _log.info("leaving not told", extra={"reason": str(error)})
+            _log.info("leaving not told", extra=outage(error, of=REDIS))
 
     async def _beat(self) -> None:
         now_ms = await _now_ms(self._redis)

@@ -48,6 +48,7 @@ IMPURE = {
 
 # Tasks that no TaskGroup owns: who waits for them instead. Shrinks.
 OWNED_TASKS: dict[str, str] = {
+    "ledger/postgres.py": "one attempt at a time; the pool's context cancels and awaits it",
     "gateway/upstream/dialing.py": "callers share one look-up; Dialer.close cancels and awaits it",
 }
 

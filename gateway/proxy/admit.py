@@ -268,3 +268,19 @@ def _ticket(live: LiveCall, *, held: int, admitted_us: int) -> Record:
         # What is charged if this process dies with the call: a plausible input, no output.
         usage={} if live.call.operation is Operation.MODERATIONS else {Unit.INPUT: input_tokens},
     )
+
+
+def behind() -> errors.Unavailable:
+    """Too much waits for Postgres."""
+    return errors.Unavailable(
+        "The ledger is behind with its books and admits no calls until it has caught up;"
+        " nothing was charged.",
+        code="ledger_backlog",
+    )
+
+
+def unwritable() -> errors.Unavailable:
+    """The journal has no room for a call."""
+    return errors.Unavailable(
+        "The gateway's journal is full; nothing was charged.", code="journal_full"
+    )

@@ -170,11 +170,10 @@ class Calls:
     async def _held(self, live: LiveCall) -> Held:
         conveyor, hold = self._parts.conveyor, live.hold
         if hold.partition in self._parts.closed.partitions:
-            raise errors.Unavailable(
-                "The ledger is behind with its books and admits no calls until it has caught up;"
-                " nothing was charged.",
-                code="ledger_backlog",
-            )
+            raise admit.behind()
+        if self._parts.journal.is_full:
+            # Before anything is held: Redis is not to carry what is refused.
+            raise self._journal_full()
         deadline_s = live.terms.config.ledger.admission_timeout_s
         try:
             answer = await conveyor.hold(hold, deadline_s=deadline_s)
@@ -286,10 +285,11 @@ class Calls:
         try:
             self._parts.journal.dispatched(_open_call(live))
         except JournalFull as error:
-            self._parts.teller.journal_full()
-            raise errors.Unavailable(
-                "The gateway's journal is full; nothing was charged.", code="journal_full"
-            ) from error
+            raise self._journal_full() from error
+
+    def _journal_full(self) -> errors.Unavailable:
+        self._parts.teller.journal_full()
+        return admit.unwritable()
 
     def _left(self, live: LiveCall) -> None:
         """The client has gone: read on for the exact charge, within limits, or stop at once."""

@@ -60,9 +60,12 @@ class Teller:
         self._metrics.refusals.add((error.code,))
         if isinstance(error, AuthError):
             self._metrics.auth_failures.add((error.reason,))
-        self._lines.outcome(
-            "call refused", {"call": id_text, "status": status}, {"code": error.code}
-        )
+        ours, told = {"call": id_text, "status": status}, {"code": error.code}
+        if isinstance(error, errors.Unavailable):
+            # While something is away every call comes to this, thousands a second.
+            self._lines.outage("call refused", ours, told, cause=error.code)
+        else:
+            self._lines.outcome("call refused", ours, told)
 
     def ended(self, live: LiveCall, end: End) -> None:
         """A call has its end: every figure of it is known."""

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 import asyncpg
 import pytest
 
-from gateway.auth import Authenticator, Clock
+from gateway.auth import Authenticator, AuthLimits, Clock
 from gateway.credential import AuthError, AuthUnavailable
 from gateway.key_cache import KeyCache, open_redis
 from gateway.management import api_keys
@@ -221,3 +221,20 @@ async def test_a_connection_that_has_gone_silent_is_given_up(town: Town) -> None
             return await outcome(authenticator, text) == 401
 
         assert await until(is_refused) < 9.0
+
+
+async def test_while_a_query_hangs_no_other_is_sent(town: Town) -> None:
+    limits = AuthLimits(refused_s=0.0, postgres_s=0.05)
+    async with authenticating(
+        town.outside, Lookups(town.outside.pool), limits=limits
+    ) as authenticator:
+        await town.cut("postgres", "silent")
+        for _ in range(5):
+            assert await outcome(authenticator, new_key()) == 503
+        assert authenticator.queries == 1
+        await town.mend()
+
+        async def has_recovered() -> bool:
+            return await outcome(authenticator, new_key()) == 401
+
+        await until(has_recovered)

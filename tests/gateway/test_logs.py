@@ -208,6 +208,27 @@ class TestLogging:
         fail(200)
         assert "repeated" not in log.last
 
+    def test_says_one_line_a_second_of_a_cause_whoever_says_it_and_how_often(
+        self, log: Collected
+    ) -> None:
+        handler = LinesHandler(log.lines)
+        events = ("channel not heard", "heartbeat not told", "backlog not counted")
+        for number in range(2_500):
+            record = logging.makeLogRecord(
+                {"name": "x", "msg": events[number % 3], "levelname": "WARNING", "cause": "redis"}
+            )
+            record.created = 100 + number / 1_000
+            handler.emit(record)
+        assert [orjson.loads(line).get("left_out") for line in log.raw] == [None, 999, 999]
+
+    def test_of_a_refused_call_is_one_a_second_while_something_is_away(
+        self, log: Collected
+    ) -> None:
+        for _ in range(1_000):
+            log.lines.outage("call refused", {"status": 503}, {"code": "x"}, cause="x")
+        log.lines.outage("call refused", {"status": 503}, {"code": "y"}, cause="y")
+        assert [orjson.loads(line)["code"] for line in log.raw] == ["x", "y"]
+
     def test_lets_every_call_through(self, log: Collected, logger: logging.Logger) -> None:
         for _ in range(100):
             logger.info("call ended")

@@ -21,7 +21,7 @@ async def gate(redis_url: str, vendor: Vendor, tmp_path: Path) -> AsyncIterator[
 
 def vitals(gate: Gatehouse, folder: Path) -> Vitals:
     readiness = Readiness(time.monotonic)
-    for check in ("serving", "redis", "journal"):
+    for check in ("serving", "redis", "journal", "backlog"):
         readiness.expect(check)
     readiness.good("serving")
     return Vitals(
@@ -47,3 +47,13 @@ async def test_open_calls_and_connections_are_shown(
     assert gate.metrics.upstream_connections.series[("vendor", "busy")] == 1
     assert one.publisher.readiness.state().ready
     await vendor.release()
+
+
+async def test_a_worker_all_of_whose_partitions_are_closed_is_not_ready(
+    gate: Gatehouse, tmp_path: Path
+) -> None:
+    one = vitals(gate, tmp_path)
+    for closed, is_good in (({0}, True), (set(range(100)), False), (set(), True)):
+        gate.parts.closed.partitions = frozenset(closed)
+        one.look()
+        assert (one.publisher.readiness.state().checks["backlog"] == "ok") is is_good

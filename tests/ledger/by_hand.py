@@ -62,3 +62,33 @@ async def dying_postgres(folder: Path) -> AsyncIterator[str]:
 
 def _message(kind: bytes, body: bytes) -> bytes:
     return kind + (len(body) + 4).to_bytes(4, "big") + body
+
+
+class Door:
+    """In front of a server at a socket: while it is shut, who comes is let in and hears nothing."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self.opened = asyncio.Event()
+        self.came = 0  # connections so far
+
+    @asynccontextmanager
+    async def standing(self, at: Path) -> AsyncIterator[None]:
+        """Serve at this socket."""
+        async with serving(self._serve, at):
+            yield
+
+    async def _serve(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        self.came += 1
+        await self.opened.wait()
+        server, to_server = await asyncio.open_unix_connection(self._target)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_pass_on(client, to_server))
+            group.create_task(_pass_on(server, to_client))
+
+
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError):
+        while sent := await reader.read(65_536):
+            writer.write(sent)
+    writer.close()

@@ -3,7 +3,7 @@
 from redis.asyncio import Redis
 
 from ledger.admission import Held
-from ledger.backlog import Backlog, Count, read_over
+from ledger.backlog import Backlog, Count, Limits, read_over
 from ledger.functions import Partition
 from tests.ledger.partitions import NUMBER, end_of, hold
 
@@ -19,7 +19,7 @@ async def end_calls(partition: Partition, count: int) -> None:
 async def test_what_the_flusher_has_not_written_is_counted(
     client: Redis, partition: Partition
 ) -> None:
-    backlog = Backlog(client, partitions=[NUMBER], entries_max=100)
+    backlog = Backlog(client, partitions=[NUMBER], limits=Limits(100))
     await end_calls(partition, 5)
     added = await backlog.added(NUMBER, 1)
     backlog.took(NUMBER, 1, read=5, wrote=3, added=added)
@@ -32,7 +32,7 @@ async def test_what_the_flusher_has_not_written_is_counted(
 async def test_until_it_is_known_all_that_the_stream_holds_counts(
     client: Redis, partition: Partition
 ) -> None:
-    backlog = Backlog(client, partitions=[NUMBER], entries_max=100)
+    backlog = Backlog(client, partitions=[NUMBER], limits=Limits(100))
     await end_calls(partition, 4)
     await partition.hold(1, hold(1))
 
@@ -44,7 +44,7 @@ async def test_until_it_is_known_all_that_the_stream_holds_counts(
 async def test_only_partitions_above_their_share_are_closed_and_only_when_all_are_too_many(
     client: Redis,
 ) -> None:
-    backlog = Backlog(client, partitions=[0, 1], entries_max=10)
+    backlog = Backlog(client, partitions=[0, 1], limits=Limits(10))
     backlog.counts = {0: Count(10, 0), 1: Count(0, 0)}
     assert backlog.over() == []
 
@@ -52,8 +52,33 @@ async def test_only_partitions_above_their_share_are_closed_and_only_when_all_ar
     assert backlog.over() == [0]
 
 
+async def test_memory_that_runs_out_closes_the_partitions_that_fill_it(
+    client: Redis, partition: Partition
+) -> None:
+    await end_calls(partition, 1)
+    used = int((await client.info("memory"))["used_memory"])
+    backlog = Backlog(client, partitions=[NUMBER, 0], limits=Limits(10**6, memory_share_max=0.7))
+    try:
+        for times, is_over in ((4, False), (1.25, True)):
+            await client.config_set("maxmemory", int(used * times))
+            await backlog.count()
+            backlog.counts = {NUMBER: Count(2_000, 0), 0: Count(5, 0)}
+            assert backlog.over() == ([NUMBER] if is_over else [])
+            backlog.counts = {NUMBER: Count(20, 0), 0: Count(5, 0)}
+            assert backlog.over() == [], "what fills Redis is no backlog"
+    finally:
+        await client.config_set("maxmemory", 0)
+
+
+async def test_a_backlog_worries_before_it_closes_anything(client: Redis) -> None:
+    backlog = Backlog(client, partitions=[0], limits=Limits(10, warn_share=0.5))
+    for entries, is_worrying in ((5, False), (6, True)):
+        backlog.counts = {0: Count(entries, 0)}
+        assert (backlog.is_worrying, backlog.over()) == (is_worrying, [])
+
+
 async def test_a_partition_without_a_stream_has_no_backlog(client: Redis) -> None:
-    backlog = Backlog(client, partitions=[0], entries_max=10)
+    backlog = Backlog(client, partitions=[0], limits=Limits(10))
 
     await backlog.count()
 
