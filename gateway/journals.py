@@ -6,10 +6,11 @@ known to have it. Sending too often is harmless: the ledger recognises the call.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from gateway.channel import hear
 from ledger.admission import End
@@ -17,6 +18,7 @@ from ledger.adoption import AdoptedJournal, adopt
 from ledger.conveyor import Conveyor
 from ledger.drain import PROVEN_CHANNEL, read_proof
 from ledger.frames import OpenCall
+from ledger.functions import Partition
 from ledger.journal import Journal
 from ledger.money import ZERO, Nanos
 from ledger.pricing import PriceSheet
@@ -27,6 +29,8 @@ from ledger.usage import Source, Usage
 log = logging.getLogger(__name__)
 
 ADOPT_EVERY_S = 2.0
+AGAIN_S = 0.1  # after a journal that could not be read
+PROOF_S = 0.2
 _SLICE = 500  # ends sent at once; the event loop serves calls in between
 
 
@@ -39,6 +43,8 @@ class Journals:
         self._own, self._directory, self._prices = own, directory, prices
         self._adopted: dict[str, AdoptedJournal] = {}
         self._awaited: dict[bytes, asyncio.Future[None]] = {}
+        self._renewed: dict[int, int] = {}  # partition -> its generation, not handed over yet
+        self._has_renewed = asyncio.Event()
         self._conveyor: Conveyor
 
     def attach(self, conveyor: Conveyor) -> None:
@@ -73,12 +79,59 @@ class Journals:
         return future
 
     def on_generation(self, partition: int, generation: int) -> None:
-        """The partition has a new stream: what only older ones had is sent again."""
+        """The partition has a new stream: what only older ones had is told again by `retell`."""
+        self._renewed[partition] = generation
+        self._has_renewed.set()
+
+    async def retell(self, redis: Redis) -> None:
+        """Hand over what new streams do not have; for ever.
+
+        One reading serves every partition that is in a new generation by then. What cannot be
+        handed over is not signed for at the roll call, and tried again.
+        """
+        while True:
+            await self._has_renewed.wait()
+            self._has_renewed.clear()
+            generations, self._renewed = self._renewed, {}
+            try:
+                for partition in generations:
+                    await self._prove_again(redis, partition)
+                ends = await self._missing(generations)
+            except OSError:
+                log.exception("journal not read")
+                self._renewed = generations | self._renewed
+                self._has_renewed.set()
+                await asyncio.sleep(AGAIN_S)
+                continue
+            for partition, generation in generations.items():
+                self._conveyor.told(partition, generation, ends[partition])
+
+    async def _prove_again(self, redis: Redis, partition: int) -> None:
+        """Learn how far Postgres had the older streams. The news of it may be on its way yet, and
+        what it proves would be told again: recognised, but as so many corrections.
+        """
+        try:
+            async with asyncio.timeout(PROOF_S):
+                proven = await Partition(redis, partition).proven_before()
+        except (RedisError, OSError):
+            return  # then the news decides
+        if proven is not None:
+            for journal in self._all():
+                journal.proven(partition, generation=proven[0], stream_id=proven[1])
+
+    async def _missing(self, generations: Mapping[int, int]) -> dict[int, list[End]]:
+        """By partition, the ends that its stream of this generation does not have."""
+        missing: dict[int, list[End]] = {partition: [] for partition in generations}
         for journal in self._all():
-            for end in journal.unproven(partition, generation=generation):
-                self._conveyor.settle(end)
+            for ends in journal.unproven(generations):
+                for end in ends:
+                    missing[end.partition].append(end)
+                await asyncio.sleep(0)  # a span took about a millisecond: calls are served between
         for adopted in self._adopted.values():
-            self._end_lost(adopted, partition)
+            for end in self._lost(adopted):
+                if end.partition in missing:
+                    missing[end.partition].append(end)
+        return missing
 
     async def hear_proofs(self, redis: Redis) -> None:
         """Learn from the flusher how far Postgres is; for ever."""
@@ -130,23 +183,25 @@ class Journals:
             self._conveyor.settle(end)
             if count % _SLICE == _SLICE - 1:
                 await asyncio.sleep(0)
-        self._end_lost(journal, None)
+        for end in self._lost(journal):
+            self._conveyor.settle(end)
 
-    def _end_lost(self, journal: AdoptedJournal, partition: int | None) -> None:
-        """End the calls that died with their gateway; `partition` None: of every partition."""
+    def _lost(self, journal: AdoptedJournal) -> list[End]:
+        """The ends of the calls that died with their gateway."""
         prices = self._prices()
         assert prices is not None, "journals are adopted once there are prices"
-        for call in journal.open_calls():
-            if partition is None or call.partition == partition:
-                self._conveyor.settle(lost_end(call, prices))
+        return [lost_end(call, prices) for call in journal.open_calls()]
 
 
 def lost_end(call: OpenCall, prices: PriceSheet) -> End:
-    """The end of a call whose gateway died with it: its estimated input is charged, flagged.
+    """The end of a call whose gateway died with it: what it told last is charged, flagged.
 
-    The vendor had the request and charges at least for that; how much it generated, nobody knows.
+    One that told nothing is charged its estimated input: the vendor had the request and charges at
+    least for that; how much it generated, nobody knows.
     """
     record = decode(call.ticket)
+    if record.usage_source == Source.ESTIMATED:
+        return call.lost(Nanos(min(record.charge, call.held)))
     price = prices.price(record.provider, record.model_target, record.admitted_us / 1e6)
     usage = Usage(record.usage, source=Source.ESTIMATED)
     charge = ZERO if price is None else Nanos(min(price.charge(usage), call.held))

@@ -4,7 +4,7 @@ A file does not say which ends Redis had, so all are sent again that are not mar
 the call id makes each count once.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -60,11 +60,9 @@ class AdoptedJournal:
         """The calls sent to vendors that nobody ended; the adopter ends them as lost."""
         return open_calls(self._folder, self._proof)
 
-    def unproven(self, partition: int, *, generation: int) -> Iterator[End]:
+    def unproven(self, generations: Mapping[int, int]) -> Iterator[list[End]]:
         """As `Journal.unproven`; lost calls without proof are among `open_calls` again."""
-        return unproven(
-            self._folder, self._proof, partition, generation=generation, before_s=_ANY_TIME_S
-        )
+        return unproven(self._folder, self._proof, generations, before_s=_ANY_TIME_S)
 
     def appended(
         self, call_ids: Iterable[bytes], partition: int, *, generation: int, stream_id: str

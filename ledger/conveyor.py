@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from ledger.admission import End, Held, Hold, Refused
 from ledger.fcall import Renewal, renewal_of
@@ -42,7 +43,7 @@ class Conveyor:
 
     `on_epoch(partition)`: it needs a recovery. `on_settled(settled)`: a stream has these ends.
     `on_generation(partition, generation)`: the partition is in a new one, so ends that only an
-    older one had are to be settled again. `on_batch(steps, wait_us)`: a batch goes out, and how
+    older one had are to be `told`. `on_batch(steps, wait_us)`: a batch goes out, and how
     long the oldest of its holds has waited. All are called from the event loop.
     Every `renew_s` the leases of all open calls are renewed. `gateway`, unique to the process, is
     signed with at roll calls (`ledger.rollcall`) once all that is here was told; "": never.
@@ -61,10 +62,9 @@ class Conveyor:
         on_batch: Callable[[int, int], None] = _nothing,
     ) -> None:
         self._address, self._renew_s = Address(url), renew_s
-        self._on_epoch, self._on_generation = on_epoch, on_generation
-        self._on_settled, self._on_batch = on_settled, on_batch
+        self._on_batch = on_batch
         self.renewal: Callable[[Hold], Renewal] = renewal_of  # of an open call: lease, progress
-        tell = Tell(self._epoch, self._generation, self._settled, self._say)
+        tell = Tell(_later(on_epoch), _later(on_generation), _later(on_settled), self._say)
         self._lanes = tuple(Lane(number, tell, gateway) for number in range(partitions))
         # Every lane in which something waits, or that wants to ask; others may be among them.
         self._busy: set[Lane] = set()
@@ -149,6 +149,13 @@ class Conveyor:
             lane.look()
             self._busy.add(lane)
             self._wake()
+
+    def told(self, partition: int, generation: int, ends: Iterable[End]) -> None:
+        """The answer to `on_generation`, when it is known: all ends which that one must be told."""
+        lane = self._lanes[partition]
+        lane.told(generation, ends)
+        self._busy.add(lane)
+        self._wake()
 
     def generation(self, partition: int) -> int:
         """The generation the partition was last seen in; 0 before it was seen."""
@@ -360,29 +367,20 @@ class Conveyor:
         for lane in self._busy:
             lane.postpone(late_s)
 
-    # What the lanes tell -------------------------------------------------------------------------
-
-    def _settled(self, settled: Settled) -> None:
-        """Outside the handling of answers, so that a listener that fails breaks nothing here."""
-        asyncio.get_running_loop().call_soon(self._on_settled, settled)
-
-    def _epoch(self, partition: int) -> None:
-        asyncio.get_running_loop().call_soon(self._on_epoch, partition)
-
-    def _generation(self, partition: int, generation: int) -> None:
-        asyncio.get_running_loop().call_soon(self._tell_generation, partition, generation)
-
-    def _tell_generation(self, partition: int, generation: int) -> None:
-        """What fails to hand over its ends is not signed for."""
-        self._on_generation(partition, generation)
-        self._lanes[partition].told(generation)
-        self._wake()
-
     def _say(self, event: str, reason: str) -> None:
         log.warning(event, extra={"cause": REDIS, "reason": reason})
 
 
 _ASKED = frozenset({"tg_hold", "tg_extend"})
+
+
+def _later(listener: Callable[..., None]) -> Callable[..., None]:
+    """Tell it outside the handling of answers: a listener that fails breaks nothing there."""
+
+    def tell(*told: Any) -> None:
+        asyncio.get_running_loop().call_soon(listener, *told)
+
+    return tell
 
 
 def _pause_s(refused: Refused, hold: Hold) -> float:

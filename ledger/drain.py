@@ -4,12 +4,13 @@ The flusher and the recovery both drain, each with a connection of its own.
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 from ledger.commit import Committed, Position, Source, commit_all
 from ledger.functions import Partition
 from ledger.postgres import Connection
-from ledger.stream import Ended, admitted_ms, parse
+from ledger.stream import UNKNOWN_KIND, Ended, Poison, admitted_ms, parse
 
 PROVEN_CHANNEL = "tg:proven"  # lines "<partition> <generation> <stream id>", as Postgres has them
 BATCH_MAX = 5_000  # entries in a transaction: some 40 ms, which nobody waiting for the row minds
@@ -26,7 +27,7 @@ _MAKE_DAY = """
 class Step(NamedTuple):
     """What one step did."""
 
-    read: int  # entries that were in the stream, `BATCH_MAX` at most
+    read: int  # entries that were in the stream; as many as asked for when there are more
     committed: list[Committed]
     oldest_ms: int | None  # Redis' time of the first entry read; None if there was none
 
@@ -34,6 +35,10 @@ class Step(NamedTuple):
     def position(self) -> Position | None:
         """The watermark after it; None if it did not move."""
         return self.committed[-1].position if self.committed else None
+
+
+class NewerRelease(Exception):
+    """The next entry was logged for a newer release, whose flusher must write it: none is lost."""
 
 
 class Drain:
@@ -51,11 +56,21 @@ class Drain:
         limit: int = BATCH_MAX,
         recovering: tuple[int, str] | None = None,
     ) -> Step:
-        """Write the entries that follow `after`, `limit` at most; see `commit_batch`."""
+        """Write the entries that follow `after`, `limit` at most; see `commit_batch`.
+
+        What a newer release logs in a way unknown here is left to it: what is before that is
+        written, then `NewerRelease` is raised. A kind that no release can know is a dead letter.
+        """
         entries = await partition.peek(after.generation, after.stream_id, limit)
-        if not entries:
+        read = len(entries)
+        if not read:
             return Step(0, [], None)
         sources = [Source(parse(entry.id, entry.fields), entry.fields) for entry in entries]
+        if any(map(_is_unknown, sources)) and await partition.is_newer():
+            sources = [*takewhile(lambda source: not _is_unknown(source), sources)]
+            read = limit  # what is left is more: nobody may take the stream for drained
+            if not sources:
+                raise NewerRelease(f"partition {partition.number}: {entries[0].id}")
         await self.make_days(sources)
         committed = await commit_all(
             self._connection,
@@ -64,7 +79,7 @@ class Drain:
             after=after,
             recovering=recovering,
         )
-        return Step(len(entries), committed, int(entries[0].id.partition("-")[0]))
+        return Step(read, committed, int(entries[0].id.partition("-")[0]))
 
     async def make_days(self, sources: Iterable[Source]) -> None:
         """Make the partitions that the records will go to; ahead of time that was done already."""
@@ -80,6 +95,10 @@ async def acknowledge(partition: Partition, generation: int, batches: Sequence[C
     for committed in batches:
         for start in range(0, len(committed.call_ids), _ACK_MAX):
             await partition.ack(generation, committed.call_ids[start : start + _ACK_MAX])
+
+
+def _is_unknown(source: Source) -> bool:
+    return isinstance(source.parsed, Poison) and source.parsed.error == UNKNOWN_KIND
 
 
 def proof_lines(proven: dict[int, Position]) -> str:

@@ -4,7 +4,7 @@ The functions themselves, with their contracts, are `lua/tollgate.lua`.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
@@ -105,6 +105,23 @@ def end_arguments(*ends: End) -> list[bytes]:
     words: list[bytes] = []
     for call_id, partition, wallet, kind, charge, record, caps, tokens in ends:
         words += (call_id, _encode((partition, wallet, kind, charge, caps, tokens)), record)
+    return words
+
+
+def owe_arguments(generation: int, *owed: Hold) -> list[bytes]:
+    """The three arguments of each sum owed, for tg_owe."""
+    words: list[bytes] = []
+    for hold in owed:
+        words += (hold[0], _encode((*hold[1:8], generation)), b"")
+    return words
+
+
+def late_arguments(keepers: Mapping[bytes, bytes], *ends: End) -> list[bytes]:
+    """As `end_arguments`, for tg_late: with the id of the sum owed that keeps an end's charge."""
+    words: list[bytes] = []
+    for call_id, partition, wallet, kind, charge, record, caps, tokens in ends:
+        head = (partition, wallet, kind, charge, caps, tokens, keepers.get(call_id, b"").decode())
+        words += (call_id, _encode(head), record)
     return words
 
 

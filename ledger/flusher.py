@@ -19,7 +19,15 @@ from redis.exceptions import RedisError
 from ledger.backlog import Backlog
 from ledger.bases import push_bases
 from ledger.commit import Committed, Position
-from ledger.drain import BATCH_MAX, PROVEN_CHANNEL, Drain, Step, acknowledge, proof_lines
+from ledger.drain import (
+    BATCH_MAX,
+    PROVEN_CHANNEL,
+    Drain,
+    NewerRelease,
+    Step,
+    acknowledge,
+    proof_lines,
+)
 from ledger.fcall import execute
 from ledger.functions import Epoch, Partition
 from ledger.outage import outage
@@ -177,7 +185,7 @@ class Flusher:
             return await self._tend(connection, drain, part)
         except Epoch:
             self._on_epoch(part.number)
-        except (asyncpg.PostgresError, RedisError, ValueError) as error:
+        except (asyncpg.PostgresError, RedisError, ValueError, NewerRelease) as error:
             if connection.is_closed():
                 raise
             self._trouble = error
@@ -286,7 +294,7 @@ class Flusher:
     def _note_failure(self, error: Exception) -> None:
         self.tallies.failures += 1
         self.tallies.trouble = outage(error)
-        expected = isinstance(error, (*AWAY, RedisError, Epoch))
+        expected = isinstance(error, (*AWAY, RedisError, Epoch, NewerRelease))
         _log.warning(
             "flusher failed, trying again", extra={**self.tallies.trouble}, exc_info=not expected
         )

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from ledger.admission import Cap, End
+from ledger.admission import Cap, End, Hold
 from ledger.money import Nanos
 from ledger.record import EndKind
 
@@ -45,6 +45,12 @@ class OpenCall(NamedTuple):
     held: int
     caps: tuple[Cap, ...]
     ticket: bytes  # the record as far as it was known
+
+    @classmethod
+    def of(cls, hold: Hold) -> "OpenCall":
+        """The call that this was held for."""
+        call_id, partition, wallet, amount, caps = hold[:5]
+        return cls(call_id, partition, wallet, amount, caps, hold.ticket)
 
     def lost(self, charge: Nanos) -> End:
         """Its end, if the gateway that sent it is gone."""

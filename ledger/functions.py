@@ -3,9 +3,7 @@
 `Partition` calls them one by one, for the jobs; `ledger.conveyor` calls them in batches.
 """
 
-import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -24,11 +22,14 @@ from ledger.fcall import (
     hold_answer,
     hold_arguments,
     key_names,
+    late_arguments,
+    owe_arguments,
     refusal,
     renewal_arguments,
     state_answer,
     withheld_name,
 )
+from ledger.library import install, is_newer
 
 __all__ = [
     "Base",
@@ -46,9 +47,6 @@ __all__ = [
     "install",
 ]
 
-_LIBRARY = Path(__file__).parent / "lua" / "tollgate.lua"
-_NONE = -1
-_VERSION = re.compile(r"^-- version: (\d+)$", re.MULTILINE)
 _encode = msgspec.msgpack.Encoder().encode
 _decode_windows = msgspec.msgpack.Decoder(tuple[tuple[str, int, int], ...]).decode
 
@@ -123,39 +121,6 @@ class Entry(NamedTuple):
     fields: dict[bytes, bytes]
 
 
-async def install(client: Redis) -> None:
-    """Load the function library, unless Redis has this version or a newer one.
-
-    Replacing it empties the fence's memory, so every partition recovers once: the price of an
-    upgrade of the functions. Two processes may do this at the same time.
-    """
-    code = _LIBRARY.read_text(encoding="utf-8")
-    loaded = await _loaded_version(client)
-    if loaded >= _version(code):
-        return
-    arguments = [code] if loaded == _NONE else ["REPLACE", code]
-    try:
-        await execute(client, "FUNCTION LOAD", *arguments)
-    except ResponseError:
-        if await _loaded_version(client) < _version(code):
-            raise
-
-
-def _version(code: str) -> int:
-    found = _VERSION.search(code)
-    assert found, "the library names its version"
-    return int(found[1])
-
-
-async def _loaded_version(client: Redis) -> int:
-    """The version of the library that Redis has; `_NONE` when it has none."""
-    libraries = await execute(client, "FUNCTION LIST", "LIBRARYNAME", "tollgate", "WITHCODE")
-    for library in libraries:
-        code = dict(zip(library[::2], library[1::2], strict=True))[b"library_code"]
-        return _version(code.decode())
-    return _NONE
-
-
 class Partition:
     """The functions of one partition, a round trip each.
 
@@ -196,10 +161,27 @@ class Partition:
         (answer,) = await self._call("tg_settle", generation, *end_arguments(end))
         return end_answer(answer)
 
-    async def late(self, generation: int, end: End) -> Ended:
-        """Log an end whose hold is unknown; Postgres decides what it is worth."""
-        (answer,) = await self._call("tg_late", generation, *end_arguments(end))
+    async def late(self, generation: int, end: End, *, owed: bytes = b"") -> Ended:
+        """Log an end whose hold is unknown; Postgres decides what it is worth.
+
+        `owed` is the sum that keeps its charge, if one does: then it is taken from there.
+        """
+        arguments = late_arguments({end.call_id: owed}, end)
+        (answer,) = await self._call("tg_late", generation, *arguments)
         return end_answer(answer)
+
+    async def owe(self, generation: int, owed: Hold) -> bool:
+        """Hold, unasked, what ended calls charge that are to be told as late; False if the wallet
+        is unknown.
+        """
+        (answer,) = await self._call("tg_owe", generation, *owe_arguments(generation, owed))
+        if answer < 0:
+            raise ValueError("not a sum")
+        return bool(answer)
+
+    async def acquit(self, generation: int, *owed: bytes) -> int:
+        """Give back what is left of these sums; how many there were."""
+        return int(await self._call("tg_acquit", generation, *owed))
 
     async def renew(self, generation: int, renewals: Sequence[Renewal]) -> list[bool]:
         """New deadlines; False for each call that has no open hold."""
@@ -258,15 +240,25 @@ class Partition:
         """Drop cap windows that are over and hold nothing; how many it dropped."""
         return int(await self._call("tg_forget", generation, *wallets))
 
-    async def freeze(self, generation: int, *, install: str = "") -> list[OpenHold]:
+    async def freeze(
+        self, generation: int, *, install: str = "", proven: tuple[int, str] | None = None
+    ) -> list[OpenHold]:
         """Begin a recovery: nothing moves any more. `generation` must be above every one seen,
         of which the highest is in the `Epoch` that refuses it.
 
-        `install` names the deployment; `ValueError` if the data belongs to another one. The answer
-        is what was held; those holds stay for activation and the sweeper.
+        `install` names the deployment; `ValueError` if the data belongs to another one. `proven`
+        is how far Postgres has the older streams, for `proven_before`. The answer is what was held;
+        those holds stay for activation and the sweeper.
         """
-        await self._call("tg_freeze", generation, install)
+        at = "" if proven is None else f"{proven[0]} {proven[1]}"
+        await self._call("tg_freeze", generation, install, at)
         return await self.open_holds(generation)
+
+    async def proven_before(self) -> tuple[int, str] | None:
+        """How far, generation and stream id, Postgres had the older streams at the last freeze."""
+        text = await execute(self._client, "HGET", key_names(self.number, 0)[0], "proven")
+        generation, _, stream_id = (text or b"").decode().partition(" ")
+        return (int(generation), stream_id) if stream_id else None
 
     async def load(self, generation: int, wallets: Sequence[WalletState]) -> None:
         """While recovering, set wallets to what Postgres says; in parts, as often as needed."""
@@ -313,6 +305,10 @@ class Partition:
         return int(
             await execute(self._client, "XTRIM", self._log(generation), "MINID", "~", before)
         )
+
+    async def is_newer(self) -> bool:
+        """Whether its library is a newer release's, which may log what this one cannot read."""
+        return await is_newer(self._client)
 
     async def drop_log(self, generation: int) -> None:
         """Drop the stream of an older generation, once it is drained and its day is over."""

@@ -8,7 +8,7 @@ journal to whoever adopts it (`ledger.adoption`).
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +18,7 @@ from ledger.admission import End
 from ledger.appender import Appender, JournalFull, System
 from ledger.frames import Mark, OpenCall
 from ledger.proof import Proof, Span
-from ledger.segments import Folder, calls_in, ends_in, open_calls, unproven
+from ledger.segments import Folder, calls_in, ends_in, newest, open_calls, unproven
 
 __all__ = ["Journal", "JournalFull"]
 
@@ -90,6 +90,17 @@ class Journal:
         framed = self._framing.dispatched(call)
         self._proof.opened(call.call_id, self._append(framed, self._calls_bytes_max))
 
+    def progressed(self, call: OpenCall) -> None:
+        """Write what an open call holds and has consumed by now, in place of what was written.
+
+        A call that has ended, or went past the journal, stays as it is; so does all if it is full.
+        """
+        if call.call_id not in self._proof.open:
+            return
+        framed = self._framing.dispatched(call)
+        with suppress(JournalFull):
+            self._proof.opened(call.call_id, self._append(framed, self._calls_bytes_max))
+
     def finished(self, end: End) -> None:
         """Write how the call ended, before its client has the last byte.
 
@@ -125,17 +136,16 @@ class Journal:
         self._proof.proven(partition, generation=generation, stream_id=stream_id)
 
     def unproven(
-        self, partition: int, *, generation: int, older_than_s: float = 0.0
-    ) -> Iterator[End]:
-        """The partition's ends to send (again) now that its stream is of this generation.
+        self, generations: Mapping[int, int], *, older_than_s: float = 0.0
+    ) -> Iterator[list[End]]:
+        """The ends to send (again) now that partitions' streams are of these generations, by span.
 
-        Those that Redis never confirmed, if older than `older_than_s`, and those it confirmed in
-        the stream of another generation whose proof has not come. Read from the file.
+        Other work may be done between two of them. Those that Redis never confirmed, if older than
+        `older_than_s`, and those it confirmed in the stream of another generation whose proof has
+        not come. Read from the file.
         """
         before_s = self._clock() - older_than_s
-        return unproven(
-            self._folder, self._proof, partition, generation=generation, before_s=before_s
-        )
+        return unproven(self._folder, self._proof, generations, before_s=before_s)
 
     def open_calls(self) -> Iterator[OpenCall]:
         """The calls dispatched and not finished. Read from the file."""
@@ -277,7 +287,7 @@ class Journal:
     def _needed(self, span: Span) -> tuple[list[OpenCall], list[End]]:
         """The calls and ends of the span that are open, unsent or, perhaps, unproven."""
         proof, placed = self._proof, self._proof.partitions_placed(span)
-        calls = [c for c in calls_in(self._folder, span) if proof.open.get(c.call_id) is span]
+        calls = newest(c for c in calls_in(self._folder, span) if proof.open.get(c.call_id) is span)
         ends = [
             end
             for end in ends_in(self._folder, span)

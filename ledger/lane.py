@@ -13,6 +13,7 @@ from typing import Any
 from hiredis import ReplyError
 
 from ledger.admission import End, Held, Hold, released
+from ledger.arrears import Arrears, call_ids
 from ledger.fcall import (
     KEY_COUNT,
     NOT_SERVING,
@@ -57,6 +58,7 @@ class Lane:
         self.wants_state = False  # ask with the next batch how the partition is
         self._tell = tell
         self._signature = Signature(number, gateway)
+        self._arrears = Arrears(number, gateway)
         self._holds: deque[Asked] = deque()
         self._extensions: deque[Asked] = deque()
         self._ends: deque[End] = deque()
@@ -102,9 +104,15 @@ class Lane:
         """Something is new: ask at once how the partition is."""
         self.wants_state, self._ask_at_s = True, 0.0
 
-    def told(self, generation: int) -> None:
-        """What this generation's stream does not have was handed over by whoever keeps it."""
-        self._signature.told(generation)
+    def told(self, generation: int, ends: Iterable[End]) -> None:
+        """Queue the ends that this generation's stream does not have, by whoever keeps them."""
+        if generation != self.generation:
+            return
+        queued = call_ids(self._ends, self._lates)
+        missing = [end for end in ends if end.call_id not in queued]
+        self.unanswered += len(missing)
+        self._lates.extend(missing)
+        self._signature.told(self._arrears.owe([*self._ends, *self._lates]))
 
     def doubt(self) -> None:
         """The connection is new: whatever was known may be old."""
@@ -129,6 +137,7 @@ class Lane:
             or self._lates
             or self._extensions
             or self._reholds
+            or self._arrears.sums
             or self._renewals
             or self.wants_state
             or self.phase is not Phase.ACTIVE
@@ -186,38 +195,26 @@ class Lane:
         if self.phase is Phase.UNKNOWN or now_s < self._resume_at_s:
             return made
         if self._reholds:
-            # A call that has ended meanwhile must not be held again: nobody would end that.
-            self._reholds = deque(h for h in self._reholds if h.call_id in self.open)
+            # A call whose end was answered meanwhile must not be held again: nobody would end that.
+            live = self.open.keys() | call_ids(self._ends, self._lates)
+            self._reholds = deque(hold for hold in self._reholds if hold.call_id in live)
+        self._take(made, "tg_rehold", self._reholds, hold_arguments)
+        self._take(made, "tg_owe", self._arrears.sums, self._arrears.owe_arguments)
         if self.phase is Phase.RECOVERING:
-            self._known_ends_as_late()
-            self._signature.owe(self._owed)
-            self._signature.paid(self._unseen)  # nobody saw them admitted: no vendor has them
-            self._take(made, "tg_rehold", self._reholds, hold_arguments)
-            self._take(made, "tg_late", self._lates, end_arguments)
             if words := self._signature.words():
                 made.append(Step("tg_sign", [], self.generation, packed(words)))
             return made
-        self._take(made, "tg_rehold", self._reholds, hold_arguments)
         self._take(made, "tg_renew", self._renewals, renewal_arguments)
         # Before holds: what ends give back may be what a hold needs.
         self._take(made, "tg_settle", self._ends, end_arguments)
-        self._take(made, "tg_late", self._lates, end_arguments)
+        self._take(made, "tg_late", self._lates, self._arrears.late_arguments)
+        if self._arrears.held and (words := self._arrears.acquittal()):
+            made.append(Step("tg_acquit", [], self.generation, packed(words)))
         if self._extensions:
             self._take_asked(made, "tg_extend", self._extensions)
         if self._holds:
             self._take_asked(made, "tg_hold", self._holds)
         return made
-
-    def _known_ends_as_late(self) -> None:
-        """While a partition recovers, ends are told as late, so that it loads them too."""
-        kept = [end for end in self._ends if end.call_id in self._unseen]
-        if len(kept) < len(self._ends):
-            self._lates.extend(end for end in self._ends if end.call_id not in self._unseen)
-            self._ends = deque(kept)
-
-    def _owed(self) -> list[bytes]:
-        """The calls that are to be held again, and those whose ends are to be told."""
-        return [item.call_id for queue in (self._reholds, self._lates) for item in queue]
 
     def _take(
         self,
@@ -226,14 +223,9 @@ class Lane:
         queue: deque[Any],
         arguments: Callable[..., list[bytes]],
     ) -> None:
-        if not queue:
-            return
-        if len(queue) <= ITEMS_MAX:
-            items = [*queue]
-            queue.clear()
-        else:
-            items = [queue.popleft() for _ in range(ITEMS_MAX)]
-        made.append(self._step(function, items, arguments(*items)))
+        if queue:
+            items = [queue.popleft() for _ in range(min(len(queue), ITEMS_MAX))]
+            made.append(self._step(function, items, arguments(*items)))
 
     def _take_asked(self, made: list[Step], function: str, queue: deque[Asked]) -> None:
         items: list[Asked] = []
@@ -275,10 +267,12 @@ class Lane:
             self._state_answered(state_answer(answer), now_s)
         elif step.function == "tg_renew":
             self.lapsed += sum(1 for renewed in answer if renewed == 0)
-        elif step.function == "tg_rehold":
+        elif step.function in {"tg_rehold", "tg_owe"}:
             self._signature.paid(hold.call_id for hold in step.items)
         elif step.function == "tg_sign":
             self._signature.give()
+        elif step.function == "tg_acquit":
+            self._arrears.acquitted()
 
     def lost(self, step: Step) -> None:
         """The connection broke before the answer: it may or may not have happened."""
@@ -295,6 +289,7 @@ class Lane:
             "tg_settle": self._ends,
             "tg_late": self._lates,
             "tg_rehold": self._reholds,
+            "tg_owe": self._arrears.sums,
             "tg_renew": self._renewals,
         }
         if step.function in queues:
@@ -340,15 +335,16 @@ class Lane:
                 self._lates.append(end)
             else:
                 self._unanswerable(end, answer)
-        if step.function == "tg_late":
-            self._signature.paid(end.call_id for end in step.items)
         if ends:
+            if self._arrears.held:
+                self._arrears.told(ends)
             self._tell.settled(Settled(ends, self.number, step.generation, highest_place(places)))
 
     def _unanswerable(self, end: End, answer: bytes) -> None:
         """An unseen hold that never was, or an end that Redis cannot read: a bug, and loud."""
         self.unanswered -= 1
         self._unseen.discard(end.call_id)
+        self._arrears.told([end])
         if answer != b"U":
             self.broken += 1
             self._tell.trouble("end refused", f"{end.call_id.hex()}: {answer!r}")
@@ -361,7 +357,8 @@ class Lane:
             self.generation, self._prefixes = state.generation, {}
             self._reholds = deque(self.open.values())
             self._renewals.clear()
-            self._signature.begin(state.generation)
+            self._arrears.begin(state.generation, self.open)
+            self._signature.begin(state.generation, self.open)
             self._tell.generation(self.number, state.generation)
         self.phase = Phase.ACTIVE if state.is_active() else Phase.RECOVERING
 
@@ -373,8 +370,10 @@ class Lane:
 
     def _refused(self, step: Step, message: str, now_s: float) -> None:
         """The server answered with an error."""
-        if step.function == "tg_sign":  # a library that is older than we are, perhaps
+        if step.function in _NEWER and "not found" in message:  # the library is older than we are
             self._signature.give()
+            self._arrears.begin(step.generation, ())
+            step = step._replace(items=[])
         refused = refusal(message, self.number)
         if isinstance(refused, Epoch):
             self._put_back(step)
@@ -396,4 +395,5 @@ class Lane:
 
 
 _OF_ENDS = frozenset({"tg_settle", "tg_late"})
+_NEWER = frozenset({"tg_sign", "tg_owe", "tg_acquit"})
 _LOGGED = frozenset({b"S", b"D", b"L"})

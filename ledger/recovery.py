@@ -16,12 +16,19 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from ledger.commit import Committed, Position, Superseded
-from ledger.drain import BATCH_MAX, PROVEN_CHANNEL, Drain, acknowledge, proof_lines
+from ledger.drain import (
+    BATCH_MAX,
+    PROVEN_CHANNEL,
+    Drain,
+    NewerRelease,
+    acknowledge,
+    proof_lines,
+)
 from ledger.fcall import PartitionState, execute, heard, obeyed
 from ledger.functions import Epoch, Partition, WalletState, install
 from ledger.outage import outage
 from ledger.postgres import AWAY, Connection, one_row, pooled
-from ledger.rollcall import call_roll
+from ledger.rollcall import ROSTER_S, call_roll
 
 EPOCH_CHANNEL = "tg:epoch"  # a gateway's notice: the number of a partition that refused a call
 
@@ -106,7 +113,7 @@ class _Claim(NamedTuple):
     owner: str
     install: str
     cause: str
-    is_roster_lost: bool  # the heartbeats of the gateways went with the data, perhaps
+    known_s: float  # from when on, of the loop's clock, heartbeats tell of all live gateways
 
 
 class _Drained(NamedTuple):
@@ -198,12 +205,12 @@ class Recovery:
             ahead = await _drain(connection, partition, claim, position, acks=False)
             await self._prove(number, ahead.position)
             # Renewed by freezing: whatever moved money before this line is in an older stream.
-            await partition.freeze(claim.generation, install=claim.install)
+            await partition.freeze(claim.generation, install=claim.install, proven=ahead.position)
             await acknowledge(partition, claim.generation, ahead.committed)
             drained = ahead.entries + await _drain_older(
                 connection, partition, claim, ahead.position
             )
-        await call_roll(self._redis, number, claim.generation, is_roster_lost=claim.is_roster_lost)
+        await call_roll(self._redis, number, claim.generation, known_s=claim.known_s)
         async with self._connected() as connection:
             news = await _drain(connection, partition, claim, Position(claim.generation, "0-0"))
             drained += news.entries
@@ -251,7 +258,7 @@ class Recovery:
 
     def _note_failure(self, number: int, error: Exception) -> None:
         self.failures += 1
-        is_known = isinstance(error, (*AWAY, RedisError, Epoch, Superseded))
+        is_known = isinstance(error, (*AWAY, RedisError, Epoch, Superseded, NewerRelease))
         _log.warning(
             "recovery failed, trying again",
             extra={"partition": number, **outage(error)},
@@ -309,8 +316,10 @@ class Recovery:
         # One that matches was written by this very server, which has every heartbeat since; after
         # a recovery left half-way it may be that recovery that it remembers.
         is_intact = state.sequence_matches and part["state"] != "recovering"
-        claim = _Claim(generation, self._owner, row["install"], cause, not (is_first or is_intact))
-        return claim, watermark
+        # Whatever was lost was lost by now; what is drained meanwhile costs no time.
+        now_s = asyncio.get_running_loop().time()
+        known_s = now_s if is_first or is_intact else now_s + ROSTER_S
+        return _Claim(generation, self._owner, row["install"], cause, known_s), watermark
 
 
 async def _drain_older(

@@ -1,14 +1,14 @@
-"""The roll call of a recovery: who is alive, and who has told and held again all it has.
+"""The roll call of a recovery: who is alive, and who has held again all it has.
 
 A gateway says that it is alive by a heartbeat, in Redis' own time. It signs a partition's roll in a
-generation once everything it had was answered there: then what it holds counts before anybody is
-admitted. Nobody who is silent is waited for longer than `ROLL_CALL_S`: the dead delay and never
-stop a recovery.
+generation once all that it has open is held there, and what it has yet to tell is held as sums:
+then both count before anybody is admitted. Nobody who is silent is waited for longer than
+`ROLL_CALL_S`: the dead delay and never stop a recovery.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -21,9 +21,6 @@ GATEWAYS_KEY = "tg:gateways"  # zset: gateway id -> unix ms of Redis of its last
 BEAT_S = 0.5
 ALIVE_MS = 1_500  # a gateway whose heartbeat is older is not waited for
 ROLL_CALL_S = 1.5
-# So long while gateways are still telling: money that is told late is money admitted twice, and the
-# calls that wait meanwhile are refused. Shorter than the lease of the partition's owner.
-TELLING_S = 3.5
 # After a loss of data the heartbeats are lost as well: every live gateway beats within this.
 ROSTER_S = BEAT_S + 0.25
 
@@ -31,7 +28,6 @@ _AGAIN_S = 0.1  # after a heartbeat that failed: Redis is back at any moment
 _LEAVE_S = 1.0
 _FORGET_MS = 60_000  # heartbeats so old are of the dead, and dropped
 _LOOK_EVERY_S = 0.01
-_PAUSE_S = 0.3  # a gateway that tells nothing for so long has told all it can
 
 _log = logging.getLogger(__name__)
 
@@ -47,25 +43,20 @@ def read_call(message: bytes) -> tuple[int, int]:
     return int(partition), int(generation)
 
 
-async def call_roll(redis: Redis, partition: int, generation: int, *, is_roster_lost: bool) -> None:
-    """Let live gateways hold again what is open and send what Postgres may not have.
+async def call_roll(redis: Redis, partition: int, generation: int, *, known_s: float) -> None:
+    """Let live gateways hold again what is open, and what ended calls owe.
 
-    Each signs when it has. What one still has that did not comes as late, and what it holds is held
-    afterwards. `is_roster_lost`: the heartbeats went with the data, so that for `ROSTER_S` nobody
-    knows who is alive.
+    Each signs when it has; the ends themselves follow once calls are admitted. What is of one that
+    did not sign is held afterwards. `known_s`, of the loop's clock: since when heartbeats tell of
+    everybody who is alive, for they may have gone with the data.
     """
     await execute(redis, "PUBLISH", GENERATION_CHANNEL, f"{partition} {generation}")
     loop = asyncio.get_running_loop()
-    began_s = told_s = loop.time()
-    known_s = began_s + (ROSTER_S if is_roster_lost else 0.0)
-    told = 0
-    while loop.time() < max(began_s + ROLL_CALL_S, min(began_s + TELLING_S, told_s + _PAUSE_S)):
+    began_s = loop.time()
+    while loop.time() < began_s + ROLL_CALL_S:
         if loop.time() >= known_s and not await _missing(redis, partition, generation):
             return
         await asyncio.sleep(_LOOK_EVERY_S)
-        before, told = told, await execute(redis, "XLEN", key_names(partition, generation)[-1])
-        if told > before:
-            told_s = loop.time()
     missing = await _missing(redis, partition, generation)
     _log.warning(
         "gateways missing at roll call",
@@ -125,7 +116,7 @@ class Presence:
 
 
 class Signature:
-    """Of one partition's lane: what must be answered in a generation before its roll is signed.
+    """Of one partition's lane: what must be held in a generation before its roll is signed.
 
     `gateway` "" never signs.
     """
@@ -134,27 +125,21 @@ class Signature:
         self._partition, self._gateway = partition, gateway
         self._generation = 0  # of what is owed
         self._is_told = self._is_given = False
-        self._owed: set[bytes] | None = None  # None: not known yet
+        self._owed: set[bytes] = set()
 
-    def begin(self, generation: int) -> None:
-        """The partition is in a new generation: nothing of what is open is known there."""
-        self._generation, self._owed = generation, None
+    def begin(self, generation: int, calls: Iterable[bytes]) -> None:
+        """The partition is in a new generation, in which these calls are to be held again."""
+        self._generation, self._owed = generation, set(calls)
         self._is_told = self._is_given = False
 
-    def told(self, generation: int) -> None:
-        """The journals have handed over what this generation's stream does not have."""
-        if generation == self._generation:
-            self._is_told = True
+    def told(self, sums: Iterable[bytes]) -> None:
+        """The journals have handed over what is missing, and these sums keep what it charges."""
+        self._owed.update(sums)
+        self._is_told = True
 
-    def owe(self, calls: Callable[[], Iterable[bytes]]) -> None:
-        """Note once what is owed: the calls of everything queued while nothing is under way."""
-        if self._is_told and self._owed is None:
-            self._owed = set(calls())
-
-    def paid(self, calls: Iterable[bytes]) -> None:
-        """These calls were held again or their ends are in the stream."""
-        if self._owed:
-            self._owed.difference_update(calls)
+    def paid(self, holds: Iterable[bytes]) -> None:
+        """These calls and sums are held, or need not be."""
+        self._owed.difference_update(holds)
 
     def give(self) -> None:
         """It is given, or cannot be given in this generation: the roll call then does without."""
@@ -162,7 +147,7 @@ class Signature:
 
     def words(self) -> tuple[Word, ...]:
         """The call that signs; empty while something is owed, and once it is done."""
-        if self._owed is None or self._owed or self._is_given or not self._gateway:
+        if not self._is_told or self._owed or self._is_given or not self._gateway:
             return ()
         generation = self._generation
         keys = (*key_names(self._partition, generation), roll_key(self._partition, generation))

@@ -7,7 +7,7 @@ writes it, and after that process's death whoever adopts it.
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -98,30 +98,43 @@ class Folder:
 
 
 def unproven(
-    folder: Folder, proof: Proof, partition: int, *, generation: int, before_s: float
-) -> Iterator[End]:
-    """The partition's ends to send (again) while its stream is of this generation.
+    folder: Folder, proof: Proof, generations: Mapping[int, int], *, before_s: float
+) -> Iterator[list[End]]:
+    """The ends to send (again) while each partition's stream is of this generation, by span.
 
-    They are those without a place in any stream, in spans begun by `before_s`, and those whose
-    place is in the stream of another generation and unproven there. More may come than is needed,
-    never less: a span does not know which of its ends are proven.
+    Between two spans anything may happen to the journal. They are those without a place in any
+    stream, in spans begun by `before_s`, and those whose place is in the stream of another
+    generation and unproven there. More may come than is needed, never less: a span does not know
+    which of its ends are proven.
     """
-    proof.reopen(partition, generation=generation)
-    stale = proof.stale(partition, generation=generation)
-    due = stale.union(span for span in proof.unsent.values() if span.since_s <= before_s)
+    stale: dict[Span, list[int]] = {}
+    for partition, generation in generations.items():
+        proof.reopen(partition, generation=generation)
+        for span in proof.stale(partition, generation=generation):
+            stale.setdefault(span, []).append(partition)
+    due = {span for span in proof.unsent.values() if span.since_s <= before_s} | stale.keys()
     for span in [span for span in proof.pending() if span in due]:
-        ends = [end for end in ends_in(folder, span) if end.partition == partition]
-        if span in stale:
-            for end in ends:
+        if not span.pending:  # proven meanwhile, and its segment deleted perhaps
+            continue
+        ends = [end for end in ends_in(folder, span) if end.partition in generations]
+        again = stale.get(span, ())
+        for end in ends:
+            if end.partition in again:
                 proof.unplaced(end.call_id, span)
-            proof.forget_places(span, partition, generation=generation)
-        yield from [end for end in ends if proof.unsent.get(end.call_id) is span]
+        for partition in again:
+            proof.forget_places(span, partition, generation=generations[partition])
+        yield [end for end in ends if proof.unsent.get(end.call_id) is span]
 
 
 def open_calls(folder: Folder, proof: Proof) -> Iterator[OpenCall]:
     """The calls that were dispatched and have no end."""
     for span in dict.fromkeys(proof.open.values()):
-        yield from [c for c in calls_in(folder, span) if proof.open.get(c.call_id) is span]
+        yield from newest(c for c in calls_in(folder, span) if proof.open.get(c.call_id) is span)
+
+
+def newest(calls: Iterable[OpenCall]) -> list[OpenCall]:
+    """Of each call what was written last: how far it had come."""
+    return [*{call.call_id: call for call in calls}.values()]
 
 
 def ends_in(folder: Folder, span: Span) -> Iterator[End]:

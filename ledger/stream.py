@@ -73,6 +73,7 @@ class Poison(NamedTuple):
 
 
 Parsed = Ended | Based | Poison
+UNKNOWN_KIND = "unknown kind"  # of an entry: a newer release's, or nobody's
 
 
 def parse(stream_id: str, fields: Mapping[bytes, bytes]) -> Parsed:
@@ -171,7 +172,7 @@ def _check(record: Record, call_id: bytes) -> None:
 
 def _based(stream_id: str, fields: Mapping[bytes, bytes]) -> Based | Poison:
     if fields[b"k"] != b"base":
-        return Poison(stream_id, fields, "unknown kind")
+        return Poison(stream_id, fields, UNKNOWN_KIND)
     return Based(
         stream_id,
         wallet=fields[b"w"].decode(),

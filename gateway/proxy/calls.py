@@ -123,8 +123,11 @@ class Calls:
             await self._idle.wait()
 
     def renewal(self, hold: Hold) -> Renewal:
-        """The new lease of an open call, with its progress."""
-        return progress.renewal(self.live, hold)
+        """The new lease of an open call, with its progress; the journal is told it as well."""
+        renewal = progress.renewal(self.live, hold)
+        if renewal.record:
+            self._parts.journal.progressed(OpenCall.of(hold._replace(ticket=renewal.record)))
+        return renewal
 
     def cut(self) -> None:
         """End every open call, whether its client is there or not, with what it has consumed."""
@@ -283,7 +286,7 @@ class Calls:
 
     def _dispatch(self, live: LiveCall) -> None:
         try:
-            self._parts.journal.dispatched(_open_call(live))
+            self._parts.journal.dispatched(OpenCall.of(live.hold))
         except JournalFull as error:
             raise self._journal_full() from error
 
@@ -350,7 +353,7 @@ class Calls:
         except Exception:  # the request's edge: a meter's bug must not keep the hold for ever
             log.exception("a call cannot be metered", extra={"call": live.id_text})
             parts.teller.unmetered("meter_failed")
-            made = lost_end(_open_call(live), live.terms.prices)
+            made = lost_end(OpenCall.of(live.hold), live.terms.prices)
             live.record = decode(made.record)
         try:
             parts.journal.finished(made)
@@ -376,19 +379,6 @@ def _outcome_of(live: LiveCall, error: errors.GatewayError) -> Outcome:
     if not live.attempts:
         return Outcome.FAILED  # ours: no vendor was asked
     return Outcome.TIMEOUT if isinstance(error, errors.GatewayTimeout) else Outcome.UPSTREAM_ERROR
-
-
-def _open_call(live: LiveCall) -> OpenCall:
-    """The call as the journal has it until it ends."""
-    hold = live.hold
-    return OpenCall(
-        call_id=live.call_id,
-        partition=hold.partition,
-        wallet=hold.wallet,
-        held=hold.amount,
-        caps=hold.caps,
-        ticket=hold.ticket,
-    )
 
 
 def _read(operation: Operation, body: bytes) -> Call:

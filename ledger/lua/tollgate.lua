@@ -1,11 +1,12 @@
 #!lua name=tollgate
--- version: 2
+-- version: 3
 --
 -- The Redis side of the ledger: what is held, charged and logged, each step atomic, many per call.
 --
 -- KEYS of every partition function, all with the partition's hash tag (here {p07}):
 --   1 tg:{p07}:meta   hash    gen, seq, state (A active, R recovering), ver (highest base version
---                             seen), install (the deployment that owns the data)
+--                             seen), install (the deployment that owns the data), proven (how
+--                             far Postgres had the older streams when this generation began)
 --   2 tg:{p07}:free   hash    wallet -> nano-USD that may still be held or charged
 --   3 tg:{p07}:base   hash    wallet -> what was paid in, less what Postgres took out itself
 --   4 tg:{p07}:spent  hash    wallet -> charges settled here, lifetime
@@ -356,8 +357,9 @@ local function flaw_of_limits(limits, fields)
 end
 
 -- Head of a hold: partition, wallet, amount, caps {{id, limit, starts_ms}}, rates
--- {{id, per_minute, take}}, slots {{id, limit}}, lease_ms.
+-- {{id, per_minute, take}}, slots {{id, limit}}, lease_ms. Of arrears, see `owe`, also generation.
 local H_PARTITION, H_WALLET, H_AMOUNT, H_CAPS, H_RATES, H_SLOTS, H_LEASE = 1, 2, 3, 4, 5, 6, 7
+local H_OWED_IN = 8
 
 local function flaw_of_hold(call, head)
   if head[H_PARTITION] ~= call.partition then return "another partition's" end
@@ -368,8 +370,9 @@ local function flaw_of_hold(call, head)
     or flaw_of_limits(head[H_SLOTS], 2)
 end
 
--- Head of an end: partition, wallet, kind, charge, caps, tokens.
-local E_PARTITION, E_WALLET, E_KIND, E_CHARGE, E_CAPS, E_TOKENS = 1, 2, 3, 4, 5, 6
+-- Head of an end: partition, wallet, kind, charge, caps, tokens; of one that is late, perhaps the
+-- id of the arrears that keep its charge.
+local E_PARTITION, E_WALLET, E_KIND, E_CHARGE, E_CAPS, E_TOKENS, E_OWED = 1, 2, 3, 4, 5, 6, 7
 
 local function flaw_of_end(call, head)
   if head[E_PARTITION] ~= call.partition then return "another partition's" end
@@ -429,6 +432,13 @@ local function due_row(call, id)
   if ok and row.head then return row end
   call.ended[#call.ended + 1] = id
   return nil
+end
+
+-- Drops arrears without a trace; what they still keep is given back by the caller.
+local function drop_row(call, id)
+  call.texts[id], call.changed[id] = false, nil
+  redis.call("HDEL", call.keys[HOLDS], id)
+  call.ended[#call.ended + 1] = id
 end
 
 local function held_window(call, row, cap)
@@ -617,6 +627,32 @@ write("tg_rehold", "AR", {"allow-oom"}, function(call)
 end)
 
 --------------------------------------------------------------------------------------------------
+-- owe: tg_owe, items of a hold whose head names the generation (bytes: unused)
+--
+-- Holds arrears: the sum that ended calls of one wallet and the same caps owe, whose ends this
+-- generation's stream does not have. So what was spent is not spent twice, however long it takes to
+-- tell the ends one by one: `late` takes each charge from here. As a hold it is kept by activate,
+-- by money alone; it leaves no record, and counts in this generation only. While active, a sum that
+-- comes too late to be waited for is taken without asking, as rehold does. Repeating it changes
+-- nothing. Answers 1 (held), 0 (the wallet is unknown), -1 (flawed).
+
+local function owe_step(call, id, head, bytes, head_text)
+  if not head or head[H_OWED_IN] ~= tonumber(call.gen) then return -1 end
+  if text_of(call, id) then return 1 end
+  local row = new_row(call, head, head_text, bytes)
+  if call.state == "A" then
+    if not free_of(call, head[H_WALLET]) then return 0 end
+    take(call, row, row.amount)
+  end
+  keep_row(call, id, row, head[H_LEASE])
+  return 1
+end
+
+write("tg_owe", "AR", {"allow-oom"}, function(call)
+  return each_item(call, flaw_of_hold, owe_step)
+end)
+
+--------------------------------------------------------------------------------------------------
 -- sign: tg_sign, KEYS[12] tg:{p07}:roll:<generation>, ARGV[2] a gateway
 --
 -- Notes that the gateway has told and held again, in this generation, all it has. An older
@@ -645,9 +681,9 @@ end)
 --   "U"  no open hold: send `late`          "E<what>"  flawed
 -- Passes at maxmemory, as everything does that ends or keeps a call.
 
--- Gives back what a hold keeps, less what is charged, and returns the windows charged.
-local function move_money(call, row, charge, caps)
-  local wallet, amount = row.head[H_WALLET], row.amount
+-- Gives back `amount` of a hold, less what is charged, and returns the windows charged.
+local function move_money(call, row, amount, charge, caps)
+  local wallet = row.head[H_WALLET]
   move(call, HELD, wallet, -amount)
   move(call, FREE, wallet, amount - charge)
   move(call, SPENT, wallet, charge)
@@ -690,7 +726,7 @@ local function append_end(call, id, moved, kind, wallet, charge, windows, record
 end
 
 local function finish(call, id, row, kind, charge, caps, record)
-  local windows = move_money(call, row, charge, caps)
+  local windows = move_money(call, row, row.amount, charge, caps)
   for _, slot in ipairs(row.head[H_SLOTS]) do move(call, SLOTS, slot[1], -1) end
   call.ended[#call.ended + 1] = id
   return append_end(call, id, "1", kind, row.head[H_WALLET], charge, windows, record)
@@ -735,9 +771,27 @@ end)
 -- late: tg_late, items of an end (bytes: the record)
 --
 -- Logs an end whose hold is not known, m=0: no balance is touched, Postgres decides whether it is
--- new. While recovering it also ends a hold that survived in the old data, whose sums are not
--- computed yet, as settle would. Answers "L<stream id>" (logged), "D<stream id>" (logged before), "O" (the hold is
--- open after all: send settle), "E<what>".
+-- new. Where arrears keep its charge it is taken from them, m=1, as settle takes it from a hold.
+-- While recovering it also ends a hold that survived in the old data, whose sums are not computed
+-- yet, as settle would. Answers "L<stream id>" (logged), "D<stream id>" (logged before), "O" (the
+-- hold is open after all: send settle), "E<what>".
+
+-- The open arrears of this id; nil if they were paid up, have lapsed or are an older generation's.
+local function arrears_of(call, id)
+  local known = type(id) == "string" and #id == 16 and text_of(call, id)
+  local row = is_open(known) and row_of(known)
+  if row and row.head[H_OWED_IN] == tonumber(call.gen) then return row end
+  return nil
+end
+
+local function repay(call, id, owed_id, row, head, record)
+  local charge = head[E_CHARGE]
+  local part = math.min(charge, row.amount)
+  local windows = move_money(call, row, part, charge, head[E_CAPS])
+  row.amount = row.amount - part
+  set_text(call, owed_id, row_text(row))
+  return append_end(call, id, "1", head[E_KIND], row.head[H_WALLET], charge, windows, record)
+end
 
 local function late_step(call, id, head, bytes)
   if not head then return "E" .. bytes end
@@ -747,6 +801,10 @@ local function late_step(call, id, head, bytes)
   if known and not was_open then
     local stream_id = same_end(call, known, head[E_KIND])
     if stream_id then return "D" .. stream_id end
+  end
+  local owed = call.state == "A" and arrears_of(call, head[E_OWED])
+  if owed and owed.head[H_WALLET] == head[E_WALLET] then
+    return "L" .. repay(call, id, head[E_OWED], owed, head, bytes)
   end
   local charge, record = head[E_CHARGE], bytes
   if was_open then charge, record = best_known(row_of(known), head, bytes) end
@@ -762,6 +820,29 @@ end
 
 write("tg_late", "AR", {"allow-oom"}, function(call)
   return each_item(call, flaw_of_end, late_step)
+end)
+
+--------------------------------------------------------------------------------------------------
+-- acquit: tg_acquit, ARGV[2..] ids of arrears
+--
+-- Gives back what is left of arrears whose ends are all told. Repeating it changes nothing. Answers
+-- how many there were.
+
+local function acquit(call, id, row)
+  move_money(call, row, row.amount, 0, {})
+  drop_row(call, id)
+end
+
+write("tg_acquit", "A", {"allow-oom"}, function(call)
+  local acquitted = 0
+  for i = 2, #call.args do
+    local row = arrears_of(call, call.args[i])
+    if row then
+      acquit(call, call.args[i], row)
+      acquitted = acquitted + 1
+    end
+  end
+  return acquitted
 end)
 
 --------------------------------------------------------------------------------------------------
@@ -794,7 +875,7 @@ end)
 -- sweep: tg_sweep, ARGV[2] how many at most
 --
 -- Ends overdue holds: as lost, charged by the last progress, or as expired with charge 0 when none
--- is known. A settle that still comes is logged as late, and Postgres corrects the difference.
+-- is known; arrears, whose gateway is gone, without a trace. A settle that still comes is logged as late, and Postgres corrects the difference.
 -- Answers how many it ended. Also forgets rate buckets that are full again.
 
 local function prune_buckets(call)
@@ -820,6 +901,8 @@ write("tg_sweep", "A", {"allow-oom"}, function(call)
     local row = due_row(call, id)
     if not row then
       ended = ended - 1
+    elseif row.head[H_OWED_IN] then
+      acquit(call, id, row)
     elseif row.progress >= 0 then
       finish(call, id, row, "lost", row.progress, row.head[H_CAPS], row.ticket)
     else
@@ -970,7 +1053,8 @@ write("tg_forget", "A", {"allow-oom"}, function(call)
 end)
 
 --------------------------------------------------------------------------------------------------
--- freeze: tg_freeze, ARGV[1] the new generation, ARGV[2] the deployment, "" for none
+-- freeze: tg_freeze, ARGV[1] the new generation, ARGV[2] the deployment, "" for none, ARGV[3] how
+-- far Postgres has drained the streams of older ones, "<generation> <stream id>"; may be left out
 --
 -- Begins a recovery, on any data and none: only if the generation is above every one seen.
 -- Balances, rates and slots are dropped; open holds stay, and so do the streams, until they are
@@ -979,8 +1063,8 @@ end)
 
 register("tg_freeze", {"allow-oom"}, function(keys, args)
   local gen = tonumber(args[1])
-  if #keys ~= 11 or #args ~= 2 or not is_amount(gen) or gen < 1 then
-    return redis.error_reply("ARGS 11 keys, a generation and a deployment")
+  if #keys ~= 11 or #args < 2 or #args > 3 or not is_amount(gen) or gen < 1 then
+    return redis.error_reply("ARGS 11 keys, a generation, a deployment and perhaps a position")
   end
   local meta = redis.call("HMGET", keys[META], "gen", "seq", "state", "install")
   local twin = TWINS[keys[META]] or {gen = "0", seq = "0"}
@@ -996,7 +1080,8 @@ register("tg_freeze", {"allow-oom"}, function(keys, args)
     tonumber(meta[2] or "0") + 1, tonumber(twin.seq) + 1)
   redis.call("UNLINK", keys[FREE], keys[BASE], keys[SPENT], keys[HELD], keys[VER], keys[RATES],
     keys[SLOTS])
-  redis.call("HSET", keys[META], "gen", args[1], "seq", integer_text(seq), "state", "R")
+  redis.call("HSET", keys[META], "gen", args[1], "seq", integer_text(seq), "state", "R", "proven",
+    args[3] or "")
   if args[2] ~= "" then redis.call("HSET", keys[META], "install", args[2]) end
   TWINS[keys[META]] = {gen = args[1], seq = integer_text(seq)}
   return redis.status_reply("OK")
@@ -1036,7 +1121,8 @@ end)
 -- activate: tg_activate, ARGV[2] the highest base version loaded
 --
 -- Adds what the open holds keep to the loaded wallets and slots, and lets calls in. A hold whose
--- wallet was not loaded ends as expired. Repeating it changes nothing. Answers how many are open.
+-- wallet was not loaded ends as expired; arrears of an older generation are dropped, for what is
+-- owed now was told again. Repeating it changes nothing. Answers how many are open.
 
 write("tg_activate", "AR", {"allow-oom"}, function(call)
   local version, keys, open = tonumber(call.args[2]), call.keys, 0
@@ -1044,10 +1130,13 @@ write("tg_activate", "AR", {"allow-oom"}, function(call)
   if call.state == "A" then return redis.call("ZCARD", keys[DUE]) end
   for _, id in ipairs(redis.call("ZRANGE", keys[DUE], 0, -1)) do
     local row = due_row(call, id)
-    if row and free_of(call, row.head[H_WALLET]) then
+    local owed_in, is_loaded = row and row.head[H_OWED_IN], row and free_of(call, row.head[H_WALLET])
+    if owed_in and (owed_in ~= tonumber(call.gen) or not is_loaded) then
+      drop_row(call, id)
+    elseif is_loaded then
       take(call, row, row.amount)
       take_places(call, row.head[H_SLOTS])
-      open = open + 1
+      if not owed_in then open = open + 1 end
     elseif row then
       append_end(call, id, "1", "expired", row.head[H_WALLET], 0, {}, row.ticket)
       call.ended[#call.ended + 1] = id

@@ -87,6 +87,7 @@ async def working(
         tasks = [
             group.create_task(conveyor.run(), name="conveyor"),
             group.create_task(journals.hear_proofs(redis), name="proofs"),
+            group.create_task(journals.retell(redis), name="retell"),
             group.create_task(journals.adopt_orphans(), name="orphans"),
         ]
         yield journals, conveyor, journal
@@ -180,6 +181,12 @@ def test_a_lost_call_costs_its_estimated_input_and_never_more_than_its_hold(
 
     usual = lost_end(opened(1), sheet)
     small = lost_end(opened(1)._replace(held=1_000), sheet)
+
+    grown = decode(ticket(1))
+    grown.usage_source, grown.charge, grown.usage = "estimated", 2_500_000, {"output": 9}
+    told = opened(1)._replace(held=3_000_000, ticket=encode(grown))
+    assert lost_end(told, sheet).charge == 2_500_000, "what it told last, above its first hold"
+    assert decode(lost_end(told, sheet).record).usage == {"output": 9}
 
     record = decode(usual.record)
     assert (usual.kind, usual.charge) == (EndKind.LOST, 100 * 3_000)

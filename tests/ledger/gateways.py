@@ -9,13 +9,12 @@ from pathlib import Path
 from redis.asyncio import Redis
 
 from gateway.channel import hear
+from gateway.journals import Journals
 from ledger.admission import End, Hold
 from ledger.conveyor import Conveyor
-from ledger.drain import PROVEN_CHANNEL, read_proof
 from ledger.frames import OpenCall
 from ledger.journal import Journal
 from ledger.rollcall import GENERATION_CHANNEL, Presence, read_call
-from ledger.step import Settled
 
 
 class Gateway:
@@ -26,14 +25,16 @@ class Gateway:
         self.redis = Redis.from_url(url)
         self.presence = Presence(self.redis, self.name)
         self.journal = Journal.create(folder, worker=self.name)
+        self.journals = Journals(self.journal, folder, prices=lambda: None)
         self.conveyor = Conveyor(
             url,
             partitions=16,
             gateway=self.name,
             on_epoch=on_epoch,
-            on_settled=self._settled,
-            on_generation=self._generation,
+            on_settled=self.journals.on_settled,
+            on_generation=self.journals.on_generation,
         )
+        self.journals.attach(self.conveyor)
         self.beating: asyncio.Task[None] | None = None
 
     @classmethod
@@ -50,7 +51,8 @@ class Gateway:
                     gateway.beating,
                     group.create_task(gateway.conveyor.run(), name="conveyor"),
                     group.create_task(gateway._hear(), name="generations"),
-                    group.create_task(gateway._hear_proofs(), name="proofs"),
+                    group.create_task(gateway.journals.hear_proofs(gateway.redis), name="proofs"),
+                    group.create_task(gateway.journals.retell(gateway.redis), name="retell"),
                 ]
                 yield gateway
                 for task in tasks:
@@ -62,10 +64,7 @@ class Gateway:
 
     def dispatched(self, hold: Hold) -> None:
         """Its call goes to a vendor."""
-        call = OpenCall(
-            hold.call_id, hold.partition, hold.wallet, hold.amount, hold.caps, hold.ticket
-        )
-        self.journal.dispatched(call)
+        self.journal.dispatched(OpenCall.of(hold))
 
     def ended(self, end: End) -> None:
         """A call of it is over."""
@@ -76,22 +75,3 @@ class Gateway:
         await hear(
             self.redis, GENERATION_CHANNEL, lambda said: self.conveyor.look(read_call(said)[0])
         )
-
-    async def _hear_proofs(self) -> None:
-        await hear(self.redis, PROVEN_CHANNEL, self._prove)
-
-    def _prove(self, said: bytes) -> None:
-        for partition, at in read_proof(said).items():
-            self.journal.proven(partition, generation=at.generation, stream_id=at.stream_id)
-
-    def _settled(self, settled: Settled) -> None:
-        self.journal.appended(
-            [end.call_id for end in settled.ends],
-            settled.partition,
-            generation=settled.generation,
-            stream_id=settled.stream_id,
-        )
-
-    def _generation(self, partition: int, generation: int) -> None:
-        for end in self.journal.unproven(partition, generation=generation):
-            self.conveyor.settle(end)

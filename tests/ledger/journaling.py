@@ -47,8 +47,8 @@ def place(journal: Journal, *numbers: int, generation: int = 1, partition: int =
 
 
 def to_send(journal: Journal, generation: int, older_than_s: float = 0.0) -> list[bytes]:
-    ends = journal.unproven(7, generation=generation, older_than_s=older_than_s)
-    return [each.call_id for each in ends]
+    ends = journal.unproven({7: generation}, older_than_s=older_than_s)
+    return [each.call_id for some in ends for each in some]
 
 
 def ids(*numbers: int) -> list[bytes]:

@@ -25,9 +25,14 @@ class Line:
             partitions=self.partitions,
             on_epoch=self.epochs.append,
             on_settled=self.settled.append,
-            on_generation=lambda *told: self.generations.append(told),
+            on_generation=self._told,
             on_batch=lambda steps, _: self.batches.append(steps),
         )
+
+    def _told(self, partition: int, generation: int) -> None:
+        """As journals answer that have nothing to tell."""
+        self.generations.append((partition, generation))
+        self.conveyor.told(partition, generation, [])
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Conveyor]:

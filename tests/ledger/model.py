@@ -34,6 +34,7 @@ class Open:
     is_overdue: bool
     progress: int = -1
     record: bytes = b""
+    generation: int = 0  # of a sum: the one it counts in
 
 
 @dataclass
@@ -57,6 +58,7 @@ class Model:
     wallets: dict[str, Wallet] = field(default_factory=dict)
     open: dict[bytes, Open] = field(default_factory=dict)
     ended: dict[bytes, tuple[int, str]] = field(default_factory=dict)  # generation, kind
+    owed: dict[bytes, Open] = field(default_factory=dict)  # sums that ended calls owe
     log: list[Entry] = field(default_factory=list)  # of this generation
     bases: int = 0  # base entries in this generation's log
 
@@ -66,7 +68,8 @@ class Model:
         """The sum of the open holds in a wallet or window; nothing counts before activation."""
         if self.state != "A":
             return 0
-        return sum(o.amount for o in self.open.values() if wallet in _wallets(o.hold))
+        every = (*self.open.values(), *self.owed.values())
+        return sum(o.amount for o in every if wallet in _wallets(o.hold))
 
     def free(self, wallet: str) -> int:
         """What may still be held or charged."""
@@ -133,6 +136,42 @@ class Model:
             return Ended("duplicate")
         return Ended("unknown")
 
+    def owe(self, owed: Hold) -> bool:
+        """Whether the sum is held now."""
+        self._must_be("AR")
+        there = self.owed.get(owed.call_id)
+        if there is not None:
+            return True
+        if self.state == "A" and owed.wallet not in self.wallets:
+            return False
+        there = Open(owed, owed.amount, owed.lease_ms == 0, generation=self.generation)
+        self.owed[owed.call_id] = there
+        if self.state == "A":
+            self._ensure_windows(there)
+        return True
+
+    def acquit(self, owed: bytes) -> int:
+        """How many sums were forgotten."""
+        self._must_be("A")
+        return int(self.owed.pop(owed, None) is not None)
+
+    def repay(self, end: End, owed: bytes) -> Ended:
+        """The outcome of a late end whose charge a sum keeps."""
+        there = self.owed.get(owed)
+        if self.state != "A" or there is None or there.hold.wallet != end.wallet:
+            return self.late(end)
+        if end.call_id in self.open:
+            return Ended("open")
+        if self._ended_as_well(end):
+            return Ended("duplicate")
+        there.amount -= min(there.amount, end.charge)
+        for cap in end.caps if end.charge else ():
+            self.wallets.setdefault(window(cap), Wallet(cap.limit)).spent += end.charge
+        self.wallets[end.wallet].spent += end.charge
+        self.ended[end.call_id] = (self.generation, end.kind)
+        self.log.append(Entry(end.kind, True, end.call_id, end.wallet, end.charge, end.record))
+        return Ended("late")
+
     def late(self, end: End) -> Ended:
         """The outcome; while recovering it also ends a hold that survived."""
         self._must_be("AR")
@@ -164,7 +203,10 @@ class Model:
             there = self.open[call_id]
             kind = "lost" if there.progress >= 0 else "expired"
             self._finish(call_id, kind, max(0, there.progress), there.record)
-        return len(overdue)
+        lapsed = [owed for owed, there in self.owed.items() if there.is_overdue]
+        for owed in lapsed:
+            del self.owed[owed]
+        return len(overdue) + len(lapsed)
 
     def ack(self, call_ids: list[bytes]) -> int:
         """How many ended calls were forgotten."""
@@ -209,14 +251,21 @@ class Model:
                 if there.hold.wallet not in self.wallets:
                     self._log_end(call_id, "expired", 0, there.record)
                 else:
-                    self._ensure_windows(there.hold)
-        return len(self.open)
+                    self._ensure_windows(there)
+            for owed, there in list(self.owed.items()):
+                if there.hold.wallet in self.wallets and there.generation == self.generation:
+                    self._ensure_windows(there)
+                else:
+                    del self.owed[owed]
+            return len(self.open)
+        return len(self.open) + len(self.owed)
 
     def lose_everything(self) -> None:
         """FLUSHALL. The server remembers its generation, the data is gone."""
         self.state = ""
         self.wallets.clear()
         self.open.clear()
+        self.owed.clear()
         self.ended.clear()
         self.log.clear()
         self.bases = 0
@@ -248,18 +297,17 @@ class Model:
             hold, hold.amount, is_overdue=hold.lease_ms == 0, record=hold.ticket
         )
         if self.state == "A":
-            self._ensure_windows(hold)
+            self._ensure_windows(self.open[hold.call_id])
 
     def _raise(self, there: Open, hold: Hold) -> None:
         there.amount = max(there.amount, hold.amount)
         there.is_overdue = hold.lease_ms == 0
         if self.state == "A":
-            self._ensure_windows(there.hold)
+            self._ensure_windows(there)
 
-    def _ensure_windows(self, hold: Hold) -> None:
+    def _ensure_windows(self, there: Open) -> None:
         """A window is there from its first nano-USD on."""
-        amount = self.open[hold.call_id].amount
-        for cap in hold.caps if amount else ():
+        for cap in there.hold.caps if there.amount else ():
             self.wallets.setdefault(window(cap), Wallet(cap.limit))
 
     def _finish(self, call_id: bytes, kind: str, charge: int, record: bytes) -> None:

@@ -85,9 +85,28 @@ def test_after_a_recovery_its_ends_and_its_lost_calls_are_sent_again(tmp_path: P
     for number in range(3):
         adopted.appended([call_id(number)], 7, generation=4, stream_id="10-0")
     adopted.proven(7, generation=5, stream_id="900-0")
-    assert [each.call_id for each in adopted.unproven(7, generation=5)] == ids(0, 1)
+    (ends,) = adopted.unproven({7: 5})
+    assert [each.call_id for each in ends] == ids(0, 1)
     assert [each.call_id for each in adopted.open_calls()] == ids(2)
     assert adopted.retire() is False
+
+
+def test_of_an_open_call_what_its_owner_told_last_is_found(tmp_path: Path) -> None:
+    journal = create(tmp_path, Clock())
+    for number in range(2):
+        journal.dispatched(call(number))
+    told = call(0)._replace(held=900, ticket=b"so far")
+    journal.progressed(told._replace(held=500))
+    journal.progressed(told)
+    journal.finished(end(1))
+    journal.progressed(call(1)._replace(held=7))
+    journal.progressed(call(2))
+    journal.close()
+
+    adopted = adopt_one(tmp_path)
+
+    assert list(adopted.open_calls()) == [told]
+    assert list(adopted.ends()) == [end(1)]
 
 
 async def test_what_its_owner_knew_to_be_proven_is_not_sent_again(

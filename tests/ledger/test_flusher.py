@@ -145,6 +145,24 @@ async def test_two_of_them_do_the_work_once(deployment: Deployment) -> None:
     assert await deployment.differences() == []
 
 
+async def test_what_is_not_committed_is_neither_acknowledged_nor_proven(
+    deployment: Deployment,
+) -> None:
+    acme = await deployment.active()
+    call_id = await deployment.call(acme, 5)
+    flusher = flusher_of(deployment, lambda _: None)
+    before = await deployment.watermark(acme)
+    async with deployment.connected() as other, other.transaction():
+        await other.execute("SELECT FROM part WHERE number = $1 FOR UPDATE", acme.partition)
+        assert await flusher.flush_once(acme.partition) == 0
+        assert flusher._proven[acme.partition] == before
+        assert await deployment.settle(acme, call_id, 5) == "duplicate", "Redis remembers it"
+
+    assert await flusher.flush_once(acme.partition) == 1
+    assert flusher._proven[acme.partition] == await deployment.watermark(acme) > before
+    assert await deployment.settle(acme, call_id, 5) == "unknown"
+
+
 async def test_a_partition_that_lost_its_data_is_reported(deployment: Deployment) -> None:
     acme = await deployment.active()
     reported = asyncio.Event()

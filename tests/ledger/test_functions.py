@@ -1,7 +1,5 @@
 """What loading, holding, extending and reading promise, on a real server."""
 
-import asyncio
-import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,6 @@ from ledger.fcall import execute, hold_arguments
 from ledger.functions import Base, Partition, install
 from tests.ledger.partitions import (
     FAR_MS,
-    NUMBER,
     WALLET,
     call,
     cap,
@@ -26,41 +23,6 @@ from tests.ledger.partitions import (
 )
 
 LIBRARY = (Path(functions.__file__).parent / "lua" / "tollgate.lua").read_text()
-
-
-class TestInstall:
-    async def test_loads_the_library_where_there_is_none(self, client: Redis) -> None:
-        await install(client)
-
-        assert await Partition(client, NUMBER).state() != functions.PartitionState()
-
-    async def test_keeps_a_newer_library(self, client: Redis) -> None:
-        newer = re.sub("(?m)^-- version: .*", "-- version: 99", LIBRARY)
-        await client.function_load(newer)
-
-        await install(client)
-
-        assert await functions._loaded_version(client) == 99
-
-    async def test_replaces_an_older_library(self, client: Redis) -> None:
-        older = "#!lua name=tollgate\n-- version: 0\n"
-        await client.function_load(older + "redis.register_function('old', function() end)")
-
-        await install(client)
-
-        assert await functions._loaded_version(client) == functions._version(LIBRARY)
-
-    async def test_may_run_in_many_processes_at_once(self, client: Redis) -> None:
-        await asyncio.gather(*(install(client) for _ in range(8)))
-
-        assert await functions._loaded_version(client) == functions._version(LIBRARY)
-
-    async def test_does_not_touch_a_library_of_the_same_version(
-        self, client: Redis, partition: Partition
-    ) -> None:
-        await install(client)
-
-        assert (await partition.state()).is_active()
 
 
 class TestHold:

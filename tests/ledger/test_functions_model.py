@@ -150,6 +150,36 @@ class Machine(RuleBasedStateMachine):
 
         self.both(real(), partial(self.model.late, end))
 
+    @rule(hold=holds())
+    def owe(self, hold: Hold) -> None:
+        owed = hold._replace(call_id=self.owed(), slots=(), ticket=b"")
+        self.both(self.partition.owe(self.model.generation, owed), partial(self.model.owe, owed))
+
+    @rule(call_id=call_ids, charge=charges, wallet=st.sampled_from(WALLETS))
+    def repay(self, call_id: bytes, charge: Nanos, wallet: str) -> None:
+        """Mostly by an end of the wallet and the caps that owe."""
+        there = self.model.owed.get(self.owed())
+        caps = there.hold.caps if there else CAPS
+        wallet = there.hold.wallet if there and charge != 1 else wallet
+        end = End(call_id, 7, wallet, EndKind.SETTLED, charge, b"repaid", caps)
+
+        async def real() -> object:
+            ended = await self.partition.late(self.model.generation, end, owed=self.owed())
+            return ended._replace(stream_id="")
+
+        self.both(real(), partial(self.model.repay, end, self.owed()))
+
+    @rule()
+    def acquit(self) -> None:
+        self.both(
+            self.partition.acquit(self.model.generation, self.owed()),
+            partial(self.model.acquit, self.owed()),
+        )
+
+    def owed(self) -> bytes:
+        """The id of the one sum in this generation."""
+        return f"{self.model.generation:16}".encode()
+
     @rule(call_id=call_ids, progress=st.sampled_from([-1, 0, 40]), record=bytes_)
     def renew(self, call_id: bytes, progress: int, record: bytes) -> None:
         renewal = Renewal(call_id, 60_000, progress, record)
@@ -270,7 +300,8 @@ class Machine(RuleBasedStateMachine):
         assert real == modelled
         holds = await self.partition.open_holds(generation)
         opened = {there.call_id: (there.wallet, there.amount) for there in holds}
-        assert opened == {c: (o.hold.wallet, o.amount) for c, o in self.model.open.items()}
+        every = self.model.open | self.model.owed
+        assert opened == {c: (o.hold.wallet, o.amount) for c, o in every.items()}
         places = await self.client.hgetall(key_names(7, generation)[9])
         expected = {s.id.encode(): str(self.model.places(s.id)).encode() for s in SLOTS}
         assert places == {name: n for name, n in expected.items() if n != b"0"}

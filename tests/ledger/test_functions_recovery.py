@@ -79,6 +79,66 @@ class TestRecovery:
         await partition.load(2, [WalletState(WALLET, 1_000, 0, 1)])
         assert await partition.activate(2, 1) == 0
 
+    async def test_what_ended_calls_owe_counts_before_they_are_told_and_once(
+        self, partition: Partition
+    ) -> None:
+        caps = (cap("c", 500),)
+        owed = hold(300, caps=caps, call_id=b"owed in this one")
+        ends = [end_of(hold(1, caps=caps), charge) for charge in (120, 180)]
+        await partition.freeze(2)
+        assert [await partition.owe(2, owed) for _ in range(2)] == [True, True]
+        await partition.load(2, [WalletState(WALLET, 1_000, 0, 1)])
+        assert await partition.activate(2, 1) == 0
+
+        frees = []
+        for end in (*ends, ends[0]):
+            there = await images(partition, 2)
+            frees.append((there[WALLET].free, there["c@0"].free, there[WALLET].held))
+            await partition.late(2, end, owed=owed.call_id)
+        assert frees == [(700, 200, 300), (700, 200, 180), (700, 200, 0)]
+        entries = await partition.peek(2, "0", 9)
+        assert [(e.fields[b"m"], e.fields[b"c"]) for e in entries] == [
+            (b"1", b"120"),
+            (b"1", b"180"),
+        ]
+        assert await partition.acquit(2, owed.call_id) == 1
+        assert (await images(partition, 2))[WALLET].free == 700
+        assert await partition.open_holds(2) == []
+
+    async def test_what_is_owed_and_not_told_is_given_back_and_leaves_no_entry(
+        self, partition: Partition
+    ) -> None:
+        acquitted, lapsed = hold(300), hold(200, lease_ms=0)
+        for owed in (acquitted, lapsed):
+            assert await partition.owe(1, owed)
+        assert (await images(partition))[WALLET].free == 500
+
+        assert [await partition.acquit(1, acquitted.call_id) for _ in range(2)] == [1, 0]
+        assert await partition.sweep(1, 9) == 1
+
+        assert (await images(partition))[WALLET].free == 1_000
+        assert await partition.peek(1, "0", 9) == []
+
+    async def test_what_is_owed_counts_in_one_generation_only(self, partition: Partition) -> None:
+        one, other = hold(300, call_id=b"owed in this one"), end_of(hold(1), 120)
+        assert await partition.owe(1, one)
+        await partition.freeze(2)
+        await partition.load(2, [WalletState(WALLET, 1_000, 0, 1)])
+        assert await partition.activate(2, 1) == 0
+
+        await partition.late(2, other, owed=one.call_id)
+
+        assert (await images(partition, 2))[WALLET].free == 1_000, "Postgres decides"
+        with pytest.raises(Epoch):
+            await partition.owe(1, one)
+        with pytest.raises(ValueError, match="sum"):
+            await partition.owe(2, hold(1, partition=9))
+
+    async def test_it_keeps_how_far_postgres_was(self, partition: Partition) -> None:
+        assert await partition.proven_before() is None
+        await partition.freeze(2, proven=(1, "17-3"))
+        assert await partition.proven_before() == (1, "17-3")
+
     async def test_what_an_older_generation_logged_is_not_a_duplicate(
         self, partition: Partition
     ) -> None:

@@ -42,7 +42,7 @@ def test_an_end_is_sent_until_redis_has_it(journal: Journal) -> None:
 
 def test_an_end_is_sent_as_it_was_written(journal: Journal) -> None:
     write(journal, 1)
-    assert list(journal.unproven(7, generation=1)) == [end(1)]
+    assert list(journal.unproven({7: 1})) == [[end(1)]]
 
 
 def test_an_end_in_the_stream_of_a_lost_generation_is_sent_again(journal: Journal) -> None:

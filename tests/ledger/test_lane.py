@@ -310,6 +310,7 @@ class TestGenerations:
         self, lane: Lane, told: Told
     ) -> None:
         goes_on, unseen, ends = ask(lane), hold(1), end_of(hold(1), 9)
+        gone = end_of(hold(1), 30)
         lane.answered(only(lane, "tg_hold"), [[1, 70]], NOW_S)
         lane.end(ends)
         lane.release_unseen(unseen)
@@ -317,13 +318,42 @@ class TestGenerations:
         lane.doubt()
         lane.answered(only(lane, "tg_state"), state(4, b"R"), NOW_S)
 
-        again, late = (step for step in lane.steps(NOW_S) if step.function != "tg_state")
+        lane.told(3, [end_of(hold(1), 5)])
+        lane.told(4, [gone])
+
+        again, owed = (step for step in lane.steps(NOW_S) if step.function != "tg_state")
         assert (again.function, again.items) == ("tg_rehold", [goes_on.hold])
-        assert (late.function, late.items) == ("tg_late", [ends])
-        assert {again.generation, late.generation} == {4}
+        assert (owed.function, [one.amount for one in owed.items]) == ("tg_owe", [9 + 30])
+        assert {again.generation, owed.generation} == {4}
         assert told.generations == [(NUMBER, 3), (NUMBER, 4)]
 
-    async def test_a_call_that_ended_meanwhile_is_not_held_again(self, lane: Lane) -> None:
+    async def test_once_active_what_is_missing_is_told_and_the_rest_of_its_sum_given_back(
+        self, lane: Lane
+    ) -> None:
+        lane.told(3, [end_of(hold(1), 5), end_of(hold(1), 7)])
+        owed, late = lane.steps(NOW_S)
+        assert [step.function for step in (owed, late)] == ["tg_owe", "tg_late"]
+        lane.answered(owed, [1], NOW_S)
+        lane.answered(late, [b"L7-0", b"D6-0"], NOW_S)
+
+        lane.answered(only(lane, "tg_acquit"), 1, NOW_S)
+
+        assert (sent(lane), lane.unanswered) == ([], 0)
+
+    async def test_a_library_that_knows_no_sums_is_told_the_ends_all_the_same(
+        self, lane: Lane
+    ) -> None:
+        lane.told(3, [end_of(hold(1), 5)])
+        owed, late = lane.steps(NOW_S)
+        lane.answered(owed, ReplyError("ERR Function not found"), NOW_S)
+        lane.answered(late, ReplyError("EPOCH 3 A"), NOW_S)
+        lane.answered(only(lane, "tg_state", now_s=NOW_S + 1), state(3), NOW_S + 1)
+
+        assert sent(lane, now_s=NOW_S + 1) == ["tg_late"]
+
+    async def test_a_call_that_ends_meanwhile_is_held_again_until_it_is_settled(
+        self, lane: Lane
+    ) -> None:
         asked = ask(lane)
         lane.answered(only(lane, "tg_hold"), [[1, 70]], NOW_S)
         lane.doubt()
@@ -334,7 +364,12 @@ class TestGenerations:
         lane.doubt()
         lane.answered(only(lane, "tg_state"), state(4), NOW_S)
 
-        assert sent(lane) == ["tg_settle"]
+        again, settle = lane.steps(NOW_S)
+        assert [step.function for step in (again, settle)] == ["tg_rehold", "tg_settle"]
+        lane.answered(settle, [b"S7-0"], NOW_S)
+        lane.lost(again)
+
+        assert sent(lane) == []
 
     async def test_renewals_that_find_nothing_are_counted(self, lane: Lane) -> None:
         lane.renew([Renewal(b"1" * 16), Renewal(b"2" * 16)])

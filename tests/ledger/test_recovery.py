@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from ledger.admission import Cap
+from ledger.bases import push_bases
 from ledger.fcall import Epoch, PartitionState
 from ledger.money import Nanos
 from ledger.recovery import EPOCH_CHANNEL, Recovered, Recovery, ailment
@@ -20,6 +21,11 @@ from ledger.rollcall import GATEWAYS_KEY, GENERATION_CHANNEL, roll_key
 from tests.ledger.deployment import Deployment, deployed, until
 
 CAP = Cap("key-1", Nanos(5_000), (0,))
+# Loading them takes a while.
+MANY_WALLETS = """
+    INSERT INTO wallet (id, partition, base, spent, version)
+    SELECT gen_random_uuid(), $1, 1, 0, 1 FROM generate_series(1, 20000)
+"""
 
 
 async def test_the_first_start_is_a_recovery(deployment: Deployment) -> None:
@@ -66,6 +72,32 @@ async def test_unflushed_entries_of_the_old_generation_are_drained_first(
     assert recovered.cause == "redis restarted or was changed"
     assert await deployment.free(acme) == await deployment.balance(acme) == 1_000_000 - 300
     assert await deployment.differences() == []
+
+
+async def test_a_credit_between_reading_and_activating_reaches_redis_afterwards(
+    deployment: Deployment,
+) -> None:
+    acme = await deployment.active(credit=700)
+    await deployment.pool.execute(MANY_WALLETS, acme.partition)
+    await deployment.redis.flushall()
+    recovering = asyncio.ensure_future(deployment.recover(acme))
+    tag = f"tg:{{p{acme.partition:02d}}}:"
+
+    async def is_loading() -> bool:
+        return bool(await deployment.redis.exists(f"{tag}base"))
+
+    await until(is_loading)
+    await deployment.credit(acme, 50)
+    assert await deployment.redis.hget(f"{tag}meta", "state") == b"R", "while it loads"
+    assert await recovering is not None
+    query = "SELECT generation, activated_version FROM part WHERE number = $1"
+    part = await deployment.pool.fetchrow(query, acme.partition)
+    assert part is not None
+    async with deployment.connected() as connection:
+        partition = deployment.partition(acme)
+        await push_bases(connection, partition, generation=part[0], above=part[1])
+
+    assert await deployment.free(acme) == 750
 
 
 async def test_a_new_and_empty_redis_gets_the_functions_with_the_balances(

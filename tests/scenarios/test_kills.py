@@ -11,10 +11,12 @@ import pytest
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI
 
 from tests.scenarios.deployment import Deployment, Key
+from tests.scenarios.scale import LONG
 from tests.vendor import Vendor
 
 pytestmark = pytest.mark.scenario
-STREAMS = 200
+STREAMS = 500 if LONG else 200
+LEASE_S = 60  # of a hold that nobody renews
 ASK: list[Any] = [{"role": "user", "content": "hello"}]
 
 
@@ -118,12 +120,20 @@ async def test_a_worker_killed_with_live_streams_leaves_one_record_for_each(
 
     await kill(tollgate.pids("worker")[0])
 
+    killed_s = asyncio.get_running_loop().time()
+    async with tollgate.redis() as redis, asyncio.timeout(LEASE_S + 5):
+        while await open_holds(redis):
+            await asyncio.sleep(0.1)
+    freed_s = asyncio.get_running_loop().time() - killed_s
     count = await assert_all_recorded(tollgate, key, vendor_apart, set())
     rows = await tollgate.records(key.organization_id, count=STREAMS)
     kinds = sorted({row["kind"] for row in rows})
     assert count == STREAMS
     await client.close()
-    print(f"kill -9 of a worker: {STREAMS} live streams, {count} records, {kinds}, no difference")
+    print(
+        f"B2: kill -9 of a worker with {STREAMS} live streams: its holds are gone after"
+        f" {freed_s:.1f} s, {count} records, {kinds}, no difference"
+    )
 
 
 async def test_a_flusher_killed_in_mid_batch_loses_and_doubles_nothing(

