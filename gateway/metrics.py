@@ -99,7 +99,7 @@ _CLOSED: Mapping[str, Collection[str]] = {
     "phase": frozenset(
         {"pool", "dns", "connect", "tls", "send", "head", "body", "status", "answer"}
     ),
-    "state": frozenset({"idle", "busy"}),
+    "state": frozenset({"idle", "busy", "waiting"}),
     "result": frozenset({"applied", "rejected"}),
     "source": frozenset({"process", "redis", "postgres", "unknown"}),
     "kind": frozenset({"recorded", "late", "corrected", "swept"}),

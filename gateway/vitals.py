@@ -37,6 +37,7 @@ class Vitals:
             provider = providers.get(origin, "other")
             metrics.upstream_connections.set(pool.idle, (provider, "idle"))
             metrics.upstream_connections.set(pool.in_use, (provider, "busy"))
+            metrics.upstream_connections.set(pool.waiting, (provider, "waiting"))
         self._check()
 
     def _check(self) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from gateway import errors
 from gateway.proxy.exchange import ClientGone
 from gateway.proxy.live import NO_END, LiveCall
-from gateway.upstream import Answer, Upstream, UpstreamError
+from gateway.upstream import Answer, Upstream, UpstreamError, UpstreamGarbled
 from ledger.usage import Source
 from providers.adapter import Adapter, Failure, Meter
 
@@ -20,6 +20,9 @@ ATTEMPTS_PER_TARGET = 2
 RETRY_AFTER_S_MAX = 2.0  # a vendor that asks for a longer pause is not waited for
 _BACKOFF_S = 0.1
 _ERROR_BYTES_MAX = 64 * 1024
+# Of a body, or of a stream before it says something: embeddings of 2,048 texts have 60 MB at most,
+# and one packed MiB may be a GiB of nothing.
+_KEPT_BYTES_MAX = 64 * 1024 * 1024
 # Statuses by which a vendor says that it did not do the work, and may do it for another try.
 _TRANSIENT = frozenset({500, 502, 503, 529})
 _ELSEWHERE = frozenset({408, 429, 504}) | _TRANSIENT
@@ -106,11 +109,14 @@ async def _begin(live: LiveCall, answer: Answer, adapter: Adapter) -> Opened | F
         live.call, live.candidate.target, streamed=streamed, bound=live.input_bound
     )
     shown: list[bytes] = []
-    is_over, rest = False, b""
+    is_over, rest, size = False, b"", 0
     try:
         while not is_over and not (streamed and meter.started) and meter.failure is None:
             received, rest = rest or await answer.read(), b""
             live.first_byte_s = live.first_byte_s or live.clock()
+            size += len(received)
+            if size > _KEPT_BYTES_MAX:
+                raise _too_long(answer)
             if streamed and live.growth is not None:
                 received, rest = _first_event(received)
             if received:
@@ -123,6 +129,13 @@ async def _begin(live: LiveCall, answer: Answer, adapter: Adapter) -> Opened | F
         return _unreachable(live, error)
     opened = Opened(answer, meter, streamed, b"".join(shown), is_over, rest)
     return opened if meter.failure is None else _judged(live, opened, meter.failure)
+
+
+def _too_long(answer: Answer) -> UpstreamError:
+    answer.abort()
+    return UpstreamGarbled(
+        "the answer is longer than can be kept", phase="body", sent=True, answered=True
+    )
 
 
 def _first_event(received: bytes) -> tuple[bytes, bytes]:

@@ -32,6 +32,9 @@ def vitals(gate: Gatehouse, folder: Path) -> Vitals:
     )
 
 
+STATES = ("busy", "idle", "waiting")
+
+
 async def test_open_calls_and_connections_are_shown(
     gate: Gatehouse, vendor: Vendor, tmp_path: Path
 ) -> None:
@@ -44,7 +47,10 @@ async def test_open_calls_and_connections_are_shown(
     one.look()
 
     assert gate.metrics.calls_open.series == {(): 1}
-    assert gate.metrics.upstream_connections.series[("vendor", "busy")] == 1
+    states = {
+        state: gate.metrics.upstream_connections.series[("vendor", state)] for state in STATES
+    }
+    assert states == {"busy": 1, "idle": 0, "waiting": 0}
     assert one.publisher.readiness.state().ready
     await vendor.release()
 

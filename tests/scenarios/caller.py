@@ -12,6 +12,7 @@ from tests.scenarios.deployment import Deployment, Key
 PATIENCE_S = 120.0
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 _PIECE_BYTES = 65_536
+_OVER = (b"\r\n0\r\n\r\n", b"}")  # how a stream and a body end
 
 
 class Head(NamedTuple):
@@ -106,6 +107,17 @@ class Caller:
             head = await self.head()
             body = b"".join([piece async for piece in self.pieces(head)])
         return Answer(head.status, head.headers, body)
+
+    async def some(self, count: int) -> bytes:
+        """So many bytes of what comes, head and all; fewer if it is over before."""
+        seen = b""
+        async with asyncio.timeout(PATIENCE_S):
+            while len(seen) < count and not seen.endswith(_OVER):
+                piece = await self._reader.read(count - len(seen))
+                if not piece:
+                    break
+                seen += piece
+        return seen
 
     async def is_closed(self) -> bool:
         """Whether the other end has nothing more to say; waits until that is certain."""

@@ -115,9 +115,13 @@ class Deployment:
                 ],
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "PYTHONPATH": str(Path.cwd())},  # noqa: TID251 - a child's
+                env=self.environ(),
             )
         await self.until_ready()
+
+    def environ(self) -> dict[str, str]:
+        """What `serve` and its children find in their environment."""
+        return {**os.environ, "PYTHONPATH": str(Path.cwd())}  # noqa: TID251 - a child's
 
     async def until_ready(self, within_s: float = START_S_MAX) -> None:
         """Return once every process says that it can be sent calls."""

@@ -2,9 +2,7 @@
 
 import asyncio
 import random
-import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
@@ -22,6 +20,7 @@ from tests.scenarios.caller import (
 )
 from tests.scenarios.deployment import Deployment, Key
 from tests.scenarios.invariants import assert_books, assert_nothing_recorded, owed
+from tests.scenarios.measured import Peaks
 from tests.scenarios.scale import LONG
 from tests.vendor import Vendor
 
@@ -151,25 +150,6 @@ async def test_an_odd_body_is_metered_exactly_or_refused_before_the_vendor(
     assert sorted((row["input"], row["output"]) for row in records) == billed
     refused = BODIES - calls
     print(f"A7 bodies: {BODIES} odd ones, {calls} metered exactly, {refused} refused, 0 silent")
-
-
-class Peaks:
-    """How much more memory processes have had, at their peak, than when this was made."""
-
-    def __init__(self, pids: list[int]) -> None:
-        for pid in pids:
-            Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak is what it has now
-        self._before = {pid: _peak_bytes(pid) for pid in pids}
-
-    def grown(self) -> list[int]:
-        """Bytes, a process each."""
-        return [_peak_bytes(pid) - was for pid, was in self._before.items()]
-
-
-def _peak_bytes(pid: int) -> int:
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    assert found
-    return int(found[1]) * 1024
 
 
 async def test_a_body_over_the_limit_is_refused_by_its_length_alone(

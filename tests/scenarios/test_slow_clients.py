@@ -5,7 +5,6 @@ Slow heads, slow bodies and slow readers, so many of each, come back as soon as 
 """
 
 import asyncio
-import os
 import socket
 import statistics
 import time
@@ -16,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.scenarios.caller import CHAT, asks, caller, request
+from tests.scenarios.caller import CHAT, asks, request
 from tests.scenarios.deployment import Deployment, Key
+from tests.scenarios.measured import p99_s, rss_mib, until_calm
 from tests.scenarios.scale import LONG
 from tests.vendor import Vendor
 
@@ -25,8 +25,6 @@ pytestmark = pytest.mark.scenario
 
 OF_EACH = 1_000 if LONG else 100
 PAIRS = 5
-CALLS = 400  # of the healthy, per half of a pair
-AT_ONCE = 4
 DRIP_S = 4.0
 CUT_S_MAX = 15.0  # the promise: head and grace 10 s, and what refusing takes
 READER_CUT_S_MAX = 75.0  # it has 60 s to take 64 KiB
@@ -108,47 +106,6 @@ class Siege:
         except TimeoutError:
             return False
         return True
-
-
-async def p99_s(tollgate: Deployment, key: Key) -> float:
-    """The 99th percentile of healthy calls."""
-    took_s: list[float] = []
-
-    async def calls() -> None:
-        async with caller(tollgate) as line:
-            for _ in range(CALLS // AT_ONCE):
-                began_s = time.perf_counter()
-                answer = await line.post(CHAT, key.secret, asks(CHAT, "vendor/m", max_tokens=5))
-                took_s.append(time.perf_counter() - began_s)
-                assert answer.status == 200
-
-    await asyncio.gather(*(calls() for _ in range(AT_ONCE)))
-    return statistics.quantiles(took_s, n=100)[98]
-
-
-def cpu_s(pids: list[int]) -> float:
-    """The CPU time that these processes have used."""
-    ticks = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
-async def until_calm(pids: list[int]) -> None:
-    """Return once what slow clients can be sent has been sent, and what they left was read."""
-    async with asyncio.timeout(90):
-        while True:
-            before_s = cpu_s(pids)
-            await asyncio.sleep(0.5)
-            if cpu_s(pids) - before_s < 0.05:
-                return
-
-
-def rss_mib(pids: list[int]) -> float:
-    """The resident memory of these processes."""
-    pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1024**2
 
 
 @pytest.mark.timeout(400)

@@ -1,5 +1,8 @@
 """Trying again: only before the first byte, only where it is safe, never for a client that left."""
 
+import base64
+import gzip
+
 import orjson
 import pytest
 
@@ -50,6 +53,24 @@ async def test_a_body_is_the_same_however_it_comes(
     assert (record.charge, record.attempts) == (10 * 3000 + 2 * 15000, 1)
     assert (record.outcome, record.model_served) == (Outcome.SUCCESS, "served")
     assert record.first_byte_us > 0
+
+
+@pytest.mark.parametrize("kind", ["application/json", "text/event-stream"])
+async def test_an_answer_that_cannot_be_kept_is_given_up(
+    gate: Gatehouse, vendor: Vendor, kind: str
+) -> None:
+    model = await vendor.script(
+        "bomb",
+        raw=base64.b64encode(gzip.compress(b" " * (65 << 20))).decode(),
+        headers={"content-encoding": "gzip"},
+        content_type=kind,
+    )
+
+    status, _, body = await gate.post({**ASK, "model": model})
+
+    assert (status, orjson.loads(body)["error"]["code"]) == (502, "upstream_unreachable")
+    (record,) = await gate.records()
+    assert (record.charge, record.attempts) == (0, 1)
 
 
 async def test_a_good_answer_without_a_body_is_passed_on_and_costs_nothing(

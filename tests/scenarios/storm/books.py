@@ -73,7 +73,7 @@ async def settled(
     `since_s`: when the round began; `granted`: what each wallet was ever given, nano-USD.
     """
     __tracebackhide__ = True
-    drained_s = await _drained(tollgate, vendor)
+    drained_s = await drained(tollgate, vendor)
     seen = await vendor.quiet()
     connection = await tollgate.postgres()
     try:
@@ -89,7 +89,7 @@ async def settled(
     return Sums(len(records), kinds, letters, drained_s)
 
 
-async def _drained(tollgate: Deployment, vendor: Vendor) -> float:
+async def drained(tollgate: Deployment, vendor: Vendor) -> float:
     """Wait until nothing is under way any more; how long it took, seconds."""
     loop = asyncio.get_running_loop()
     began_s = loop.time()
