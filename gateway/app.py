@@ -33,6 +33,7 @@ from gateway.management import api_keys
 from gateway.metrics import Metrics
 from gateway.proxy.calls import Calls, Parts
 from gateway.proxy.clients import Clients
+from gateway.proxy.grace import Grace
 from gateway.proxy.live import Terms
 from gateway.proxy.server import DataServer, bind
 from gateway.proxy.table import Table
@@ -165,18 +166,17 @@ class Worker:
             on_batch=partial(_count_batch, metrics),
         )
         journals.attach(conveyor)
-        upstream = Upstream()
-        stack.push_async_callback(upstream.close)
         pool = await stack.enter_async_context(_pool(config))
         parts = Parts(
             authenticator=_authenticator(config, redis, pool, workers=workers),
             conveyor=conveyor,
             closed=Closed(redis),
             wallets=Wallets(pool, redis, on_lost=notices.put_nowait),
+            grace=Grace(pool, conveyor, metrics, workers=workers, monotonic_s=time.monotonic),
             clients=Clients(_pepper(config)),
             journal=journal,
             journals=journals,
-            upstream=upstream,
+            upstream=_upstream(stack),
             adapter=OpenAI(),
             teller=Teller(metrics, lines),
             monotonic_s=time.monotonic,
@@ -210,6 +210,7 @@ class Worker:
         yield "generations", hear(self.redis, GENERATION_CHANNEL, self._look)
         yield "auth", self.parts.authenticator.run()
         yield "backlog", self.parts.closed.hear()
+        yield "grace", self.parts.grace.run()
         yield "journal", self.parts.journal.sync_loop()
         yield "proofs", self.parts.journals.hear_proofs(self.redis)
         yield "generations' ends", self.parts.journals.retell(self.redis)
@@ -315,6 +316,12 @@ def _journal(config: Config, name: str, stack: AsyncExitStack) -> Journal:
     )
     stack.callback(journal.close)
     return journal
+
+
+def _upstream(stack: AsyncExitStack) -> Upstream:
+    upstream = Upstream()
+    stack.push_async_callback(upstream.close)
+    return upstream
 
 
 def _connections_max(config: Config) -> dict[tuple[str, str, int], int]:

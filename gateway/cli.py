@@ -19,7 +19,7 @@ _EXIT_FAILED, _EXIT_INTERRUPTED = 1, 130
 _CLEAR = frozenset(
     {
         *("ConfigErrors", "EmbeddedFailed", "MigrationFailed", "PortTaken", "StoresUnreachable"),
-        *("CallFailed", "DemoMissing", "UpFailed"),
+        *("BackupFailed", "CallFailed", "DemoMissing", "UpFailed"),
     }
 )
 
@@ -38,7 +38,10 @@ _SUBCOMMANDS = {
     "migrate": Subcommand("service", "migrate", "Bring the database to this release's schema."),
     "check-config": Subcommand("service", "check_config", "Say OK, or list every mistake."),
     "verify": Subcommand("service", "verify", "Recompute every wallet from its records."),
-    "org": Subcommand("organizations", "org", "Make and list organizations."),
+    "doctor": Subcommand("doctor", "doctor", "Find what would break a promise; say what to do."),
+    "backup": Subcommand("backups", "backup", "Back up the Postgres that Tollgate runs."),
+    "restore": Subcommand("backups", "restore", "Put it back as it was; what came since returns."),
+    "org": Subcommand("organizations", "org", "Make, list and change organizations."),
     "key": Subcommand("keys", "key", "Make, list and revoke API keys."),
     "credit": Subcommand("money", "credit", "Give credit to organizations, and take it back."),
     "dead-letters": Subcommand(

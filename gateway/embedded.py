@@ -178,8 +178,8 @@ class Embedded:
 
     async def _start(self, stack: AsyncExitStack) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        stack.enter_context(_held(self._folder))
-        account = _account(self._folder)
+        stack.enter_context(held(self._folder))
+        account = account_of(self._folder)
         passwords = _passwords(self._folder)
         binaries = stack.enter_context(placed(self._folder, account))
         self._urls = urls(self._folder)
@@ -216,7 +216,7 @@ class Embedded:
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[None]:
+def held(folder: Path) -> Iterator[None]:
     """Keep every other process out of `folder`. The kernel lets go when we die."""
     with (folder / "lock").open("a+") as lock:
         try:
@@ -233,7 +233,7 @@ def _held(folder: Path) -> Iterator[None]:
         yield
 
 
-def _account(folder: Path) -> Account | None:
+def account_of(folder: Path) -> Account | None:
     """The user that the servers run as; `None`: ourselves."""
     cluster = folder / "postgres"
     me, owner = os.geteuid(), cluster.stat().st_uid if cluster.exists() else None

@@ -16,6 +16,7 @@ GatewayError                status  code                      raised when
   UpstreamRefused           4xx     (the vendor's)            the vendor refused the call
   BadGateway                502     (by cause)                the vendor failed or is unreachable
   Unavailable               503     (by cause)                admission is closed; nothing charged
+    LedgerAway              503     ledger_unavailable        ... because Redis does not answer
   GatewayTimeout            504     upstream_timeout          the vendor did not answer in time
   LoopDetected              508     loop_detected             a gateway calls itself
 
@@ -204,6 +205,10 @@ class Unavailable(GatewayError):
 
     def __init__(self, message: str, *, code: str, retry_after_s: int = 1) -> None:
         super().__init__(message, code=code, headers={"retry-after": str(retry_after_s)})
+
+
+class LedgerAway(Unavailable):
+    """503: Redis cannot be asked what a wallet has; see `gateway.proxy.grace`."""
 
 
 class GatewayTimeout(GatewayError):

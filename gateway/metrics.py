@@ -277,6 +277,15 @@ class Metrics:
     ledger_unavailable: Counter = _counter(
         "ledger_unavailable_total", "Calls not admitted as the ledger was away", "cause"
     )
+    grace_calls: Counter = _counter(
+        "grace_calls_total", "Calls let in by their organization's grace as the ledger was away"
+    )
+    grace_refused: Counter = _counter(
+        "grace_refused_total", "Calls refused although their organization has a grace"
+    )
+    grace_unbooked: Gauge = _gauge(
+        "grace_unbooked_nanousd", "Let in by grace, and not known to be in Postgres yet"
+    )
     over_hold: Counter = _counter("settles_over_hold_total", "Charges above their hold", "provider")
     over_hold_nanousd: Counter = _counter(
         "over_hold_nanousd_total", "What was charged above holds", "provider"

@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from ledger.admission import Cap
-from ledger.money import Nanos
+from ledger.money import ZERO, Nanos
 
 # Clocks of all zones in use differ from UTC by a multiple of this, so no day begins inside one.
 _QUARTER_MS = 15 * 60 * 1000
@@ -56,6 +56,7 @@ class Principal(NamedTuple):
     expires_at_ms: int | None
     is_suspended: bool  # the organization may not call for now
     allows_unpriced: bool  # models without a price pass at zero
+    grace: Nanos = ZERO  # what it may use while Redis is away, over all gateways
 
     def caps(self, now_ms: int) -> tuple[Cap, ...]:
         """The budgets as caps, each with its window of now and the next one."""
@@ -98,6 +99,7 @@ class _Packed(msgspec.Struct, array_like=True, gc=False):
     expires_at_ms: int | None
     is_suspended: bool
     allows_unpriced: bool
+    grace: int = 0
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -124,6 +126,7 @@ def pack(who: Principal) -> bytes:
             expires_at_ms=who.expires_at_ms,
             is_suspended=who.is_suspended,
             allows_unpriced=who.allows_unpriced,
+            grace=who.grace,
         )
     )
 
@@ -148,6 +151,7 @@ def unpack(packed: bytes) -> Principal:
         expires_at_ms=it.expires_at_ms,
         is_suspended=it.is_suspended,
         allows_unpriced=it.allows_unpriced,
+        grace=Nanos(it.grace),
     )
 
 

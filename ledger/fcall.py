@@ -30,6 +30,8 @@ NOTHING_RAN = NOT_SERVING | {
     "BUSY",
     "CLUSTERDOWN",
 }
+OF_ENDS = frozenset({"tg_settle", "tg_late"})
+LOGGED = frozenset({b"S", b"D", b"L"})  # how an end's answer begins that a stream has
 _NAMES = ("meta", "free", "base", "spent", "held", "ver", "holds", "due", "rates", "slots")
 _encode = msgspec.msgpack.Encoder().encode
 

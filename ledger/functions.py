@@ -232,9 +232,7 @@ class Partition:
     async def withheld(self, generation: int) -> list[Withheld]:
         """Everything that is withheld, what was in older generations included."""
         rows = await self._call("tg_withheld", generation, read_only=True, withheld=True)
-        return [
-            Withheld(row[0].decode(), int(row[1]), row[2].decode(), int(row[3])) for row in rows
-        ]
+        return [withheld_of(row) for row in rows]
 
     async def forget(self, generation: int, wallets: Sequence[str]) -> int:
         """Drop cap windows that are over and hold nothing; how many it dropped."""
@@ -271,19 +269,8 @@ class Partition:
 
     async def open_holds(self, generation: int) -> list[OpenHold]:
         """Every open hold, by deadline."""
-        return [
-            OpenHold(
-                call_id,
-                int(deadline),
-                wallet.decode(),
-                int(amount),
-                _decode_windows(windows),
-                ticket,
-            )
-            for call_id, deadline, wallet, amount, windows, ticket in await self._call(
-                "tg_open", generation, read_only=True
-            )
-        ]
+        rows = await self._call("tg_open", generation, read_only=True)
+        return [open_hold_of(row) for row in rows]
 
     async def snap(self, generation: int, wallets: Sequence[str]) -> Image:
         """These wallets at one stream id; one that is missing in Redis is left out."""
@@ -347,6 +334,19 @@ class Partition:
             if refused is None:
                 raise
             raise refused from error
+
+
+def open_hold_of(row: list[Any]) -> OpenHold:
+    """A row of what `tg_open` answers."""
+    call_id, deadline, wallet, amount, windows, ticket = row
+    return OpenHold(
+        call_id, int(deadline), wallet.decode(), int(amount), _decode_windows(windows), ticket
+    )
+
+
+def withheld_of(row: list[Any]) -> Withheld:
+    """A row of what `tg_withheld` answers."""
+    return Withheld(row[0].decode(), int(row[1]), row[2].decode(), int(row[3]))
 
 
 def _image(answer: list[Any]) -> Image:

@@ -16,8 +16,10 @@ from ledger.admission import End, Held, Hold, released
 from ledger.arrears import Arrears, call_ids
 from ledger.fcall import (
     KEY_COUNT,
+    LOGGED,
     NOT_SERVING,
     NOTHING_RAN,
+    OF_ENDS,
     Epoch,
     PartitionState,
     Renewal,
@@ -47,8 +49,7 @@ class Lane:
     """The queues of one partition. `gateway` signs at roll calls; "" does not."""
 
     def __init__(self, number: int, tell: Tell, gateway: str = "") -> None:
-        self.number = number
-        self.generation = 0
+        self.number, self.generation = number, 0
         self.phase = Phase.UNKNOWN
         self.open: dict[bytes, Hold] = {}  # admitted and not ended
         self.unanswered = 0  # ends that no stream is known to have
@@ -95,6 +96,11 @@ class Lane:
         """End a hold that nobody saw admitted, if it was. Its ticket is the record."""
         self._unseen.add(hold.call_id)
         self.end(released(hold))
+
+    def rehold(self, hold: Hold) -> None:
+        """Hold for a call that is under way, whatever is free."""
+        self.open[hold.call_id] = hold
+        self._reholds.append(hold)
 
     def renew(self, renewals: Iterable[Renewal]) -> None:
         """Queue new leases."""
@@ -156,9 +162,8 @@ class Lane:
 
     def postpone(self, by_s: float) -> None:
         """Give everyone who waits more time."""
-        for queue in (self._holds, self._extensions):
-            for asked in queue:
-                asked.deadline_s += by_s
+        for asked in (*self._holds, *self._extensions):
+            asked.deadline_s += by_s
 
     def has_expired(self, asked: Asked, now_s: float, *, is_answering: bool) -> bool:
         """Whether nobody waits for this any more; fails it when its time is up."""
@@ -259,7 +264,7 @@ class Lane:
             self._refused(step, str(answer), now_s)
         elif step.function == "tg_hold":
             self._holds_answered(step, answer)
-        elif step.function in _OF_ENDS:
+        elif step.function in OF_ENDS:
             self._ends_answered(step, answer)
         elif step.function == "tg_extend":
             self._extensions_answered(step, answer)
@@ -322,7 +327,7 @@ class Lane:
         unseen = self._unseen
         for end, answer in zip(step.items, answers, strict=True):
             outcome = answer[:1]
-            if outcome in _LOGGED:
+            if outcome in LOGGED:
                 self.unanswered -= 1
                 if end.call_id in unseen:
                     unseen.discard(end.call_id)
@@ -394,6 +399,4 @@ class Lane:
             asked.fail(f"Redis refuses: {code}")
 
 
-_OF_ENDS = frozenset({"tg_settle", "tg_late"})
 _NEWER = frozenset({"tg_sign", "tg_owe", "tg_acquit"})
-_LOGGED = frozenset({b"S", b"D", b"L"})

@@ -49,6 +49,14 @@ async def _loaded_version(client: Redis) -> int:
     return _NONE
 
 
+async def library_versions(client: Redis) -> tuple[int | None, int]:
+    """The version of the library that Redis has, None if it has none, and this release's."""
+    loaded = await _loaded_version(client)
+    ours = _version(_LIBRARY.read_text(encoding="utf-8"))
+    return None if loaded == _NONE else loaded, ours
+
+
 async def is_newer(client: Redis) -> bool:
     """Whether Redis has the library of a newer release, which may log what this one cannot read."""
-    return await _loaded_version(client) > _version(_LIBRARY.read_text(encoding="utf-8"))
+    loaded, ours = await library_versions(client)
+    return loaded is not None and loaded > ours

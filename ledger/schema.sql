@@ -50,7 +50,10 @@ CREATE TABLE organization (
     created_at       timestamptz NOT NULL DEFAULT now(),
     version          bigint NOT NULL DEFAULT 0,      -- raised by every change a gateway must learn
     audit_number     bigint NOT NULL DEFAULT 0,      -- of the newest line of its audit log
-    audit_hash       bytea NOT NULL DEFAULT '\x'     -- end of its hash chain
+    audit_hash       bytea NOT NULL DEFAULT '\x',    -- end of its hash chain
+    -- What it may use while Redis is away, over all gateways, nano-USD; 0: nothing.
+    grace_nanos      bigint NOT NULL DEFAULT 0
+                     CHECK (grace_nanos BETWEEN 0 AND 9007199254740991)
 );
 
 -- One row per project. A key belongs to a project.

@@ -10,6 +10,9 @@ import msgspec
 from ledger.admission import End, Held, Hold, LedgerUnavailable, Refused
 from ledger.fcall import hold_answer
 
+_MONEY_PAUSE_S = 0.05  # an end of another call is on its way at any moment
+_SLOT_PAUSE_S = 0.004  # one that is full is told in under 10 ms; a client decides what to do then
+
 
 class Asked(msgspec.Struct, eq=False):
     """A hold or extension, and the future of whoever waits for it."""
@@ -66,3 +69,11 @@ class Tell(NamedTuple):
     generation: Callable[[int, int], None]  # the partition is in this generation now
     settled: Callable[[Settled], None]  # the generation's stream has these ends
     trouble: Callable[[str, str], None]  # what went wrong, and why
+
+
+def pause_before(refused: Refused, hold: Hold) -> float:
+    """Seconds until it is worth asking again; 0: it is not, only time or a payment helps."""
+    if refused.code == "slots":
+        return _SLOT_PAUSE_S
+    is_held = refused.held > 0 and refused.free + refused.held >= hold.amount
+    return _MONEY_PAUSE_S if is_held and refused.code in {"wallet", "cap"} else 0.0

@@ -26,18 +26,20 @@ NAME_CHARACTERS_MAX = 200
 MODELS_MAX = 200
 LISTED_MAX = 1_000
 PUBLISH_S = 2.0
+_PUBLISHED_MAX = 500  # keys at a time
 _COUNT_MAX = 2**31 - 1  # of an integer column
 
 _BY_DIGEST = """
     SELECT k.digest, k.id, k.organization_id, k.project_id, k.member_id, k.budget_limit,
            k.budget_period, k.rpm, k.tpm, k.concurrency, k.models, k.expires_at,
            k.revoked_at IS NOT NULL AS is_revoked, o.partition, o.time_zone, o.unpriced_allowed,
-           o.suspended_at IS NOT NULL AS is_suspended,
+           o.grace_nanos, o.suspended_at IS NOT NULL AS is_suspended,
            -- Both only grow, so whatever changes, the sum is above every one seen before.
            k.version + o.version AS version
     FROM api_key AS k JOIN organization AS o ON o.id = k.organization_id
     WHERE k.digest = ANY($1::bytea[])
 """
+_DIGESTS = "SELECT digest FROM api_key WHERE organization_id = $1"
 _PROJECT_BY_NAME = """
     INSERT INTO project (id, organization_id, name) VALUES (gen_random_uuid(), $1, $2)
     ON CONFLICT (organization_id, name) DO UPDATE SET name = excluded.name
@@ -194,6 +196,13 @@ async def revoke(
     return await publish(pool, cache, [row["digest"]])
 
 
+async def publish_all(pool: asyncpg.Pool, cache: KeyCache, organization_id: UUID) -> bool:
+    """`publish` for every key of an organization, of which something has changed."""
+    digests = [row["digest"] for row in await pool.fetch(_DIGESTS, organization_id)]
+    batches = [digests[at : at + _PUBLISHED_MAX] for at in range(0, len(digests), _PUBLISHED_MAX)]
+    return all([await publish(pool, cache, batch) for batch in batches])
+
+
 async def publish(pool: asyncpg.Pool, cache: KeyCache, digests: Sequence[bytes]) -> bool:
     """Write keys to Redis as they are now and have every gateway forget what it knew of them.
 
@@ -264,6 +273,7 @@ def _known(row: asyncpg.Record) -> KnownKey:
         expires_at_ms=None if expires_at is None else int(expires_at.timestamp() * 1000),
         is_suspended=row["is_suspended"],
         allows_unpriced=row["unpriced_allowed"],
+        grace=Nanos(row["grace_nanos"]),
     )
     return KnownKey(principal, row["is_revoked"])
 

@@ -1,4 +1,4 @@
-"""Organizations: made, listed and found. Each has one wallet, under its own id."""
+"""Organizations: made, listed, found and changed. Each has one wallet, under its own id."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,8 +11,12 @@ import asyncpg
 from redis.asyncio import Redis
 
 from gateway.errors import BadRequest, NotFound, Unavailable
+from gateway.key_cache import KeyCache
+from gateway.management import api_keys
 from ledger.bases import tell
 from ledger.book import Book
+from ledger.money import NANOS_MAX, Nanos, usd_text
+from ledger.trail import Change, append_change
 
 NAME_CHARACTERS_MAX = 200
 LISTED_MAX = 1_000
@@ -20,13 +24,19 @@ AMBIGUOUS_SHOWN = 5
 
 _VIEW = """
     SELECT o.id, o.name, o.kind, o.partition, o.time_zone, o.unpriced_allowed, o.suspended_at,
-           o.created_at, w.base, w.spent
+           o.created_at, o.grace_nanos, w.base, w.spent
     FROM organization AS o JOIN wallet AS w ON w.id = o.id
 """
 _LISTED = _VIEW + "ORDER BY o.created_at, o.id LIMIT $1"
 _MATCHING = _VIEW + "WHERE o.id::text = lower($1) OR o.name = $1 ORDER BY o.created_at LIMIT $2"
 _ALLOW_UNPRICED = """
     UPDATE organization SET unpriced_allowed = true, version = version + 1 WHERE id = $1
+"""
+
+_GRACE = """
+    UPDATE organization AS o SET grace_nanos = $2, version = o.version + 1
+    FROM organization AS was WHERE o.id = $1 AND was.id = o.id
+    RETURNING was.grace_nanos
 """
 
 
@@ -61,6 +71,7 @@ class Organization(NamedTuple):
     created_at: datetime
     granted: int  # credits, less what was taken back
     spent: int
+    grace: int  # what it may use while Redis is away, over all gateways
 
     @property
     def balance(self) -> int:
@@ -85,6 +96,32 @@ async def create(pool: asyncpg.Pool, redis: Redis, terms: OrganizationTerms) -> 
     # So that its first call finds the wallet. If Redis is away now, that call loads it.
     await tell(pool, redis, wallet)
     return await resolve(pool, made.id)
+
+
+async def set_grace(
+    pool: asyncpg.Pool, cache: KeyCache, organization_id: UUID, amount: Nanos, *, actor: str
+) -> bool:
+    """Let it use so much while Redis is away; 0: nothing. Raises `BadRequest` and `NotFound`.
+
+    False: Redis was not told, so gateways may go by the old amount for 30 s more.
+    """
+    if not 0 <= amount <= NANOS_MAX:
+        raise BadRequest(f"a grace is from 0 to {usd_text(NANOS_MAX)}", code="invalid_grace")
+    async with pool.acquire() as connection, connection.transaction():
+        before = await connection.fetchval(_GRACE, organization_id, amount)
+        if before is None:
+            raise NotFound(
+                f"there is no organization {organization_id}", code="organization_not_found"
+            )
+        changed = Change(
+            actor,
+            "organization.grace",
+            str(organization_id),
+            before={"grace_nanos": before},
+            after={"grace_nanos": amount},
+        )
+        await append_change(connection, str(organization_id), changed)
+    return await api_keys.publish_all(pool, cache, organization_id)
 
 
 async def listed(pool: asyncpg.Pool) -> list[Organization]:
@@ -127,4 +164,5 @@ def _view(row: asyncpg.Record) -> Organization:
         created_at=row["created_at"],
         granted=row["base"],
         spent=row["spent"],
+        grace=row["grace_nanos"],
     )

@@ -27,8 +27,9 @@ from gateway.proxy import admit, finish, forward, progress, relay
 from gateway.proxy.answer import refuse
 from gateway.proxy.clients import Clients
 from gateway.proxy.exchange import CLOSE, Answered, ClientGone, Exchange
+from gateway.proxy.grace import Grace
 from gateway.proxy.growth import StreamHolds
-from gateway.proxy.intake import body_at_hand, read_rest
+from gateway.proxy.intake import body_at_hand, read_facts, read_rest
 from gateway.proxy.live import HoldSpent, LiveCall, Terms
 from gateway.proxy.tell import Teller
 from gateway.settings import OnDisconnect
@@ -41,8 +42,7 @@ from ledger.fcall import Renewal
 from ledger.frames import OpenCall
 from ledger.journal import Journal
 from ledger.record import Outcome, decode
-from providers.adapter import Adapter, BadCall, Call, Operation
-from providers.openai.calls import read_call
+from providers.adapter import Adapter, Operation
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ class Parts:
     conveyor: Conveyor
     wallets: Wallets
     closed: Closed
+    grace: Grace
     clients: Clients
     journal: Journal
     journals: Journals
@@ -97,6 +98,8 @@ class Calls:
         )
         try:
             await self._admit(live, operation)
+        except errors.LedgerAway as error:
+            return await self._serve_by_grace(live, error)
         except errors.GatewayError as error:
             return self._refused(live, error)
         except ClientGone:
@@ -105,16 +108,19 @@ class Calls:
             if not exchange.is_gone:
                 raise
             return CLOSE
-        task = asyncio.current_task()
-        assert task is not None
-        live.task = task
-        self.live[live.call_id] = live
+        return await self._carry(live)
+
+    async def _serve_by_grace(self, live: LiveCall, away: errors.LedgerAway) -> Answered:
+        """Nobody can tell what the wallet has: the call goes on if its organization chose that."""
+        grace = self._parts.grace
+        if not await grace.admits(live):
+            return self._refused(live, away)
         try:
+            live.admitted_s = live.clock()
+            live.record.client = self._parts.clients.id_of(live)
             return await self._carry(live)
         finally:
-            del self.live[live.call_id]
-            if not self.live:
-                self._idle.set()
+            grace.ended(live.call_id, live.record.charge)
 
     async def all_ended(self) -> None:
         """Return once no call is open."""
@@ -154,9 +160,9 @@ class Calls:
             body = await read_rest(exchange, limits)
         live.began_s = live.clock()
         live.call = (
-            _read(operation, body)
+            read_facts(operation, body)
             if len(body) <= _READ_HERE_BYTES_MAX
-            else await asyncio.to_thread(_read, operation, body)
+            else await asyncio.to_thread(read_facts, operation, body)
         )
         admit.check_vendor_ids(live.call)
         live.route = admit.find_route(live)
@@ -184,7 +190,8 @@ class Calls:
                 answer = await self._held_after_all(live, answer)
         except (LedgerUnavailable, WalletsUnavailable) as error:
             self._parts.teller.ledger_away(str(error))
-            raise errors.Unavailable(
+            kind = errors.LedgerAway if isinstance(error, LedgerUnavailable) else errors.Unavailable
+            raise kind(
                 f"The ledger cannot admit calls now ({error}); nothing was charged.",
                 code="ledger_unavailable",
             ) from error
@@ -214,6 +221,10 @@ class Calls:
 
     async def _carry(self, live: LiveCall) -> Answered:
         """Forward and relay an admitted call; whatever happens, it is ended before this returns."""
+        task = asyncio.current_task()
+        assert task is not None
+        live.task = task
+        self.live[live.call_id] = live
         live.leave = live.exchange.on_gone = partial(self._left, live)
         if live.exchange.is_gone:
             live.client_gone = True  # it left while the hold was made
@@ -240,7 +251,12 @@ class Calls:
             log.exception("a call failed", extra={"call": live.id_text})
             return await self._failed(live, outcome, errors.Internal(_BUG, code="internal_error"))
         finally:
-            self._close(live, outcome)
+            try:
+                self._close(live, outcome)
+            finally:
+                del self.live[live.call_id]
+                if not self.live:
+                    self._idle.set()
 
     async def _failed(
         self, live: LiveCall, outcome: Outcome, error: errors.GatewayError
@@ -379,12 +395,3 @@ def _outcome_of(live: LiveCall, error: errors.GatewayError) -> Outcome:
     if not live.attempts:
         return Outcome.FAILED  # ours: no vendor was asked
     return Outcome.TIMEOUT if isinstance(error, errors.GatewayTimeout) else Outcome.UPSTREAM_ERROR
-
-
-def _read(operation: Operation, body: bytes) -> Call:
-    try:
-        return read_call(operation, body)
-    except BadCall as error:
-        raise errors.BadRequest(
-            error.message, code=error.code or "invalid_request", param=error.param
-        ) from error

@@ -1,10 +1,12 @@
-"""Read a request's body within its limits, before anything is known about the call."""
+"""Read a request's body within its limits, and the few facts in it that admission needs."""
 
 import asyncio
 
 from gateway import errors
 from gateway.proxy.exchange import Exchange
 from gateway.settings import Limits
+from providers.adapter import BadCall, Call, Operation
+from providers.openai.calls import read_call
 
 _JSON = "application/json"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -24,6 +26,16 @@ def body_at_hand(exchange: Exchange, limits: Limits) -> bytes | None:
         if whole is None or len(whole) <= limits.body_bytes_max:
             return whole
     raise _too_large(limits)
+
+
+def read_facts(operation: Operation, body: bytes) -> Call:
+    """What admission needs to know of a call; `BadRequest` where it cannot be read."""
+    try:
+        return read_call(operation, body)
+    except BadCall as error:
+        raise errors.BadRequest(
+            error.message, code=error.code or "invalid_request", param=error.param
+        ) from error
 
 
 async def read_rest(exchange: Exchange, limits: Limits) -> bytes:

@@ -18,6 +18,7 @@ WHO = PRINCIPAL._replace(
     rpm=10,
     concurrency=4,
     models=frozenset({"gpt-4o", "small"}),
+    grace=Nanos(9),
 )
 # Without the zones of the tz project's own bookkeeping, which are no places.
 ZONES = sorted(zone for zone in available_timezones() if "/" in zone and "posix" not in zone)

@@ -376,3 +376,21 @@ class TestGenerations:
         lane.answered(only(lane, "tg_renew"), [1, 0], NOW_S)
 
         assert lane.lapsed == 1
+
+
+async def test_a_call_that_nobody_admitted_is_held_before_anything_is_admitted(lane: Lane) -> None:
+    lane.doubt()
+    goes_on = hold(5)
+    lane.rehold(goes_on)
+    ask(lane)
+    lane.answered(only(lane, "tg_state"), state(3), NOW_S)
+    again, admission = lane.steps(NOW_S)
+    assert (again.function, again.items) == ("tg_rehold", [goes_on])
+    assert admission.function == "tg_hold"
+
+
+def test_one_that_has_ended_meanwhile_is_ended_and_not_held(lane: Lane) -> None:
+    ended = hold(5)
+    lane.rehold(ended)
+    lane.end(end_of(ended, 3))
+    assert [step.function for step in lane.steps(NOW_S)] == ["tg_settle"]

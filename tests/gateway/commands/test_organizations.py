@@ -39,3 +39,20 @@ async def test_a_time_zone_nobody_knows_is_one_line(terminal: CommandLine) -> No
     ran = await terminal.run("org", "create", "Ada", "--time-zone", "Mars")
     assert (ran.code, ran.out) == (1, "")
     assert ran.err == "tollgate: 'Mars' is no time zone like Europe/Berlin\n"
+
+
+async def test_a_grace_is_given_shown_and_ended(terminal: CommandLine) -> None:
+    await terminal.done("org", "create", "Acme")
+    given = await terminal.done("org", "grace", "Acme", "2.50")
+    assert given.out == "Acme may use $2.50 while Redis is away.\n"
+    (row,) = (await terminal.done("org", "list", "--json")).json()
+    assert row["grace_nanos"] == 2_500_000_000
+    assert (await terminal.done("org", "grace", "Acme", "0")).out.startswith("Acme may use nothing")
+    (row,) = (await terminal.done("org", "list", "--json")).json()
+    assert row["grace_nanos"] == 0
+    assert (await terminal.done("verify")).out == "No difference.\n"
+
+
+async def test_a_grace_is_never_negative(terminal: CommandLine) -> None:
+    await terminal.done("org", "create", "Acme")
+    assert (await terminal.run("org", "grace", "Acme", "--", "-1")).code == 2

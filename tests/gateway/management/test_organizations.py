@@ -1,15 +1,17 @@
 """Organizations: made with a wallet, found by id or name."""
 
 from collections.abc import AsyncIterator
+from functools import partial
 from uuid import UUID
 
 import pytest
 
 from gateway.errors import BadRequest, NotFound
-from gateway.management import organizations
+from gateway.management import api_keys, organizations
 from gateway.management.organizations import OrganizationKind, OrganizationTerms
 from ledger.functions import Partition
-from tests.gateway.tenancy import Tenancy, activate, tenancy
+from ledger.money import NANOS_MAX, Nanos
+from tests.gateway.tenancy import Tenancy, activate, authenticating, new_key, tenancy, until
 
 
 @pytest.fixture
@@ -78,3 +80,34 @@ async def test_flawed_terms_are_refused(stage: Tenancy, terms: OrganizationTerms
     with pytest.raises(BadRequest):
         await organizations.create(stage.pool, stage.redis, terms)
     assert len(await organizations.listed(stage.pool)) == 1
+
+
+async def test_a_grace_reaches_every_key_at_once_and_the_audit_log(stage: Tenancy) -> None:
+    key = new_key()
+    await stage.make_key(key)
+    async with authenticating(stage, partial(api_keys.find, stage.pool)) as authenticator:
+        assert (await authenticator.lookup(key)).grace == 0
+        is_told = await organizations.set_grace(
+            stage.pool, stage.cache, stage.organization_id, Nanos(7), actor="a test"
+        )
+        assert is_told
+
+        async def is_known() -> bool:
+            return (await authenticator.lookup(key)).grace == 7
+
+        assert await until(is_known) < 1.0
+    line = await stage.pool.fetchrow("SELECT * FROM audit_log ORDER BY number DESC LIMIT 1")
+    assert line is not None
+    assert (line["action"], line["before"], line["after"]) == (
+        "organization.grace",
+        '{"grace_nanos": 0}',
+        '{"grace_nanos": 7}',
+    )
+
+
+@pytest.mark.parametrize("amount", [-1, NANOS_MAX + 1])
+async def test_a_grace_that_no_wallet_could_have_is_refused(stage: Tenancy, amount: int) -> None:
+    with pytest.raises(BadRequest):
+        await organizations.set_grace(
+            stage.pool, stage.cache, stage.organization_id, Nanos(amount), actor="a test"
+        )

@@ -30,6 +30,7 @@ from gateway.metrics import Metrics
 from gateway.principal import KnownKey, Principal
 from gateway.proxy.calls import Calls, Parts
 from gateway.proxy.clients import Clients
+from gateway.proxy.grace import Grace
 from gateway.proxy.live import Terms
 from gateway.proxy.table import Table
 from gateway.proxy.tell import Teller
@@ -107,8 +108,9 @@ class Gatehouse:
         principal: Principal = PRINCIPAL,
         credit: int = CREDIT,
         adapter: Adapter | None = None,
+        postgres: asyncpg.Pool | None = None,
     ) -> AsyncIterator[Self]:
-        """Listen, with one key whose wallet has so much."""
+        """Listen, with one key whose wallet has so much; `postgres` is asked for graces."""
         config = configured(vendor, changes)
         metrics, lines = Metrics(), list[dict[str, Any]]()
         metrics.configure(providers=config.providers, models=config.models, process="test")
@@ -126,6 +128,10 @@ class Gatehouse:
             teller, renew_s = Teller(metrics, log), config.ledger.hold_renew_s
             parts = _parts(redis_url, redis, folder, principal, sheet, teller, renew_s=renew_s)
             parts = replace(parts, adapter=adapter or parts.adapter)
+            if postgres is not None:
+                ours = parts.conveyor
+                grace = Grace(postgres, ours, metrics, workers=2, monotonic_s=time.monotonic)
+                parts = replace(parts, grace=grace)
             calls = Calls(parts, Terms(config, sheet))
             parts.conveyor.renewal = calls.renewal
             table = Table(calls, parts.authenticator, probe=lambda: (True, b"{}"))
@@ -227,6 +233,7 @@ def _parts(
         conveyor=conveyor,
         wallets=Wallets(pool, redis, on_lost=lambda _: None),
         closed=Closed(redis),
+        grace=Grace(pool, conveyor, Metrics(), workers=1, monotonic_s=time.monotonic),
         clients=Clients(PEPPER),
         journal=journal,
         journals=journals,
