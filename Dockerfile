@@ -20,7 +20,8 @@ RUN useradd --uid 10001 --home-dir /var/lib/tollgate --create-home --shell /usr/
 COPY --from=build /opt/tollgate /opt/tollgate
 COPY config.yaml /etc/tollgate/config.yaml
 ENV PATH=/opt/tollgate/bin:$PATH PYTHONUNBUFFERED=1 TOLLGATE_CONFIG=/etc/tollgate/config.yaml
-USER tollgate
+# As a number, so that Kubernetes can tell that it is not root.
+USER 10001:10001
 WORKDIR /var/lib/tollgate
 VOLUME /var/lib/tollgate
 EXPOSE 8080

@@ -243,11 +243,14 @@ class Worker:
         await stop.wait()
         readiness.bad("serving", "stopping")
         self.vitals.publisher.publish(time.time())
+        server.leave()
         await asyncio.sleep(config.shutdown.drain_delay_s)
         listening.close()
-        server.pre_shutdown()
         try:
             async with asyncio.timeout(config.shutdown.streams_s_max):
+                await self.calls.all_ended()
+                # Only now: on its connection, a client whose stream has just ended calls again.
+                server.pre_shutdown()
                 await self.calls.all_ended()
         except TimeoutError:
             log.warning("calls are cut", extra={"calls": len(self.calls.live)})

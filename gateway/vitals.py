@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from gateway.proxy.calls import Calls, Parts
 from gateway.snapshots import Publisher
+from ledger.conveyor import HOLD_S
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Vitals:
     """What there is to look at."""
 
@@ -15,6 +16,7 @@ class Vitals:
     parts: Parts
     dropped: Callable[[], int]  # lines of the log that nobody took
     publisher: Publisher
+    _whole_s: float | None = None  # when every partition was last active, on this connection
 
     def look(self) -> None:
         """Set every gauge and every check to what is."""
@@ -43,11 +45,9 @@ class Vitals:
         self._check()
 
     def _check(self) -> None:
-        readiness, conveyor = self.publisher.readiness, self.parts.conveyor
-        if not conveyor.is_connected:
-            readiness.bad("redis", "not connected")
-        elif len(conveyor.inactive) > 0:
-            readiness.bad("redis", f"recovering {len(conveyor.inactive)} partitions")
+        readiness = self.publisher.readiness
+        if trouble := self._trouble():
+            readiness.bad("redis", trouble)
         else:
             readiness.good("redis")
         closed = self.parts.closed.partitions
@@ -59,3 +59,22 @@ class Vitals:
             readiness.bad("journal", "full")
         else:
             readiness.good("journal")
+
+    def _trouble(self) -> str:
+        """Why no call can be admitted; "": some can.
+
+        A recovery is the same for all gateways, and calls wait for it: who said at once that it is
+        not ready would take the whole service away for a second in which nothing fails.
+        """
+        conveyor, now_s = self.parts.conveyor, self.parts.monotonic_s()
+        if not conveyor.is_connected:
+            self._whole_s = None
+            return "not connected"
+        count = len(conveyor.inactive)
+        if not count:
+            self._whole_s = now_s
+            return ""
+        is_served = count < self.calls.terms.config.ledger.partitions
+        if self._whole_s is not None and (is_served or now_s - self._whole_s <= HOLD_S):
+            return ""
+        return f"recovering {count} partitions"

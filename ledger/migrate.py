@@ -5,11 +5,15 @@ with the row that says so: killed anywhere, the next start goes on where the las
 advisory lock lets one process work while the others wait.
 
 A migration must be safe under the previous release's code, which may still be running: what only
-the new code survives ships one release later.
+the new code survives ships one release later. And calls go on meanwhile: whatever asks for a table
+after a migration waits behind it, so a migration gives up its place in the queue and tries again.
 """
 
+import asyncio
 import hashlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +22,8 @@ import asyncpg
 PARTITIONS_DEFAULT = 16
 DAYS_AHEAD = 8  # a week of partitions survives a control process that is away
 
+LOCK_WAIT_S = 1.0  # less than any wait for a table that ends in an error
+_TRIES, _PAUSE_S = 60, 0.5
 _LOCK = (
     0x746F6C6C67617465  # "tollgate" in ASCII: no other program on this server takes it by chance
 )
@@ -34,6 +40,9 @@ _PARTS = """
     SELECT n FROM generate_series(0, $1::integer - 1) AS n
     WHERE NOT EXISTS (SELECT FROM part)
 """
+
+
+_log = logging.getLogger(__name__)
 
 
 class MigrationFailed(Exception):
@@ -73,9 +82,10 @@ async def migrate(url: str, *, partitions: int = PARTITIONS_DEFAULT) -> int:
     try:
         # Not a transaction's lock: it must outlive the transaction of each step.
         await connection.execute("SELECT pg_advisory_lock($1)", _LOCK)
+        await connection.execute(f"SET lock_timeout = {LOCK_WAIT_S * 1000:.0f}")
         applied = await _apply_missing(connection, migrations())
         await connection.execute(_PARTS, partitions)
-        await make_days(connection)
+        await _in_gaps(lambda: make_days(connection), "the days' partitions")
     except (asyncpg.PostgresError, OSError) as error:
         raise MigrationFailed(f"migrating: {error}") from error
     finally:
@@ -98,13 +108,27 @@ async def _apply_missing(connection: asyncpg.Connection, wanted: Sequence[Migrat
     for migration in wanted:
         known = digests.get(migration.number)
         if known is None:
-            await _apply(connection, migration)
+            what = f"migration {migration.number} ({migration.name})"
+            await _in_gaps(partial(_apply, connection, migration), what)
             applied += 1
         elif known != migration.digest:
             raise MigrationFailed(
                 f"migration {migration.number} ({migration.name}) was changed after it was applied"
             )
     return applied
+
+
+async def _in_gaps(step: Callable[[], Awaitable[None]], what: str) -> None:
+    """Do it where nobody holds a lock for long; tables are free in the pauses between the tries."""
+    for _ in range(_TRIES):
+        try:
+            await step()
+        except asyncpg.LockNotAvailableError:
+            _log.warning("migration waits for a lock", extra={"reason": what})
+            await asyncio.sleep(_PAUSE_S)
+        else:
+            return
+    raise MigrationFailed(f"{what}: some session holds a lock for long; pg_locks says which")
 
 
 async def _apply(connection: asyncpg.Connection, migration: Migration) -> None:
@@ -117,6 +141,8 @@ async def _apply(connection: asyncpg.Connection, migration: Migration) -> None:
                 migration.name,
                 migration.digest,
             )
+    except asyncpg.LockNotAvailableError:
+        raise
     except asyncpg.PostgresError as error:
         raise MigrationFailed(
             f"migration {migration.number} ({migration.name}): {error}"

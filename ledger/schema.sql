@@ -130,7 +130,13 @@ CREATE TABLE wallet (
     created_version   bigint NOT NULL DEFAULT 0,
     loaded_generation bigint,                     -- pushed to Redis on its own, in this generation
     created_at        timestamptz NOT NULL DEFAULT now()
-) WITH (fillfactor = 70);
+) WITH (
+    fillfactor = 70,
+    autovacuum_vacuum_scale_factor = 0,
+    autovacuum_vacuum_threshold = 50000,
+    autovacuum_analyze_scale_factor = 0,
+    autovacuum_analyze_threshold = 50000
+);
 CREATE INDEX wallet_version ON wallet (partition, version);
 
 -- One row per window of a cap that was ever charged; id is '<cap id>@<start, unix ms>'.
@@ -143,7 +149,13 @@ CREATE TABLE cap_window (
     base       bigint NOT NULL,              -- the limit, less late debits and corrections
     spent      bigint NOT NULL DEFAULT 0,
     version    bigint NOT NULL DEFAULT 0
-) WITH (fillfactor = 70);
+) WITH (
+    fillfactor = 70,
+    autovacuum_vacuum_scale_factor = 0,
+    autovacuum_vacuum_threshold = 50000,
+    autovacuum_analyze_scale_factor = 0,
+    autovacuum_analyze_threshold = 50000
+);
 CREATE INDEX cap_window_version ON cap_window (partition, version);
 CREATE INDEX cap_window_cap ON cap_window (cap_id, starts_ms DESC);
 
@@ -159,6 +171,11 @@ CREATE TABLE ledger_transaction (
     previous_hash bytea NOT NULL,
     hash          bytea NOT NULL,
     PRIMARY KEY (partition, number)
+) WITH (
+    autovacuum_vacuum_insert_scale_factor = 0,
+    autovacuum_vacuum_insert_threshold = 100000,
+    autovacuum_analyze_scale_factor = 0,
+    autovacuum_analyze_threshold = 100000
 );
 -- A credit is asked for under an id of the caller's; asking twice books once.
 CREATE UNIQUE INDEX ledger_transaction_reference
@@ -173,6 +190,11 @@ CREATE TABLE posting (
     PRIMARY KEY (partition, number, account),
     FOREIGN KEY (partition, number) REFERENCES ledger_transaction (partition, number)
         DEFERRABLE INITIALLY DEFERRED
+) WITH (
+    autovacuum_vacuum_insert_scale_factor = 0,
+    autovacuum_vacuum_insert_threshold = 100000,
+    autovacuum_analyze_scale_factor = 0,
+    autovacuum_analyze_threshold = 100000
 );
 CREATE INDEX posting_account ON posting (account, partition, number);
 
@@ -271,6 +293,11 @@ CREATE TABLE correction (
     partition          smallint NOT NULL,
     transaction_number bigint NOT NULL,
     PRIMARY KEY (call_id, number)
+) WITH (
+    autovacuum_vacuum_insert_scale_factor = 0,
+    autovacuum_vacuum_insert_threshold = 100000,
+    autovacuum_analyze_scale_factor = 0,
+    autovacuum_analyze_threshold = 100000
 );
 
 -- One row per call: its record as its corrections leave it. What to show; never what to sum.
@@ -333,7 +360,13 @@ CREATE TABLE usage_hourly (
     charge          bigint NOT NULL,
     list_price      bigint NOT NULL,
     PRIMARY KEY (organization_id, hour, project_id, key_id, member_id, provider, model)
-) WITH (fillfactor = 70);
+) WITH (
+    fillfactor = 70,
+    autovacuum_vacuum_scale_factor = 0,
+    autovacuum_vacuum_threshold = 50000,
+    autovacuum_analyze_scale_factor = 0,
+    autovacuum_analyze_threshold = 50000
+);
 
 -- One row per stream entry nobody could read whole. Its money is posted if it could be read.
 CREATE TABLE dead_letter (

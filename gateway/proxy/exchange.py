@@ -93,6 +93,7 @@ class Line(Protocol):
     memory: Memory
     dates: Dates
     outbox: Outbox
+    is_leaving: bool  # the process stops: what is answered is the connection's last answer
 
     @property
     def writing_paused(self) -> bool:
@@ -111,6 +112,7 @@ class Exchange:
 
     __slots__ = (
         "_is_chunked",
+        "_is_last",
         "_line",
         "_message",
         "content",
@@ -221,8 +223,14 @@ class Exchange:
 
     def answer(self, status: int, headers: bytes, body: bytes, *, close: bool = False) -> Answered:
         """Send a whole answer in one write. `headers`: rendered lines, each ending in CRLF."""
-        close = close or self._message.should_close or (not self.is_read and self.has_body)
-        dates = self._line.dates
+        line = self._line
+        close = (
+            close
+            or line.is_leaving
+            or self._message.should_close
+            or (not self.is_read and self.has_body)
+        )
+        dates = line.dates
         self.head_sent = True
         self.write(
             b"%b%bContent-Length: %d\r\n%b%b%b"
@@ -246,7 +254,9 @@ class Exchange:
             head = b"".join((_REASONS[status], date_line, headers, _LAST_LINES))
             self.write(head + first)
             return
-        ending = _LAST_LINES if self._message.should_close else b"\r\n"
+        # Said in the head or not done at all: a client calls again as soon as this one ends.
+        self._is_last = self._message.should_close or self._line.is_leaving
+        ending = _LAST_LINES if self._is_last else b"\r\n"
         head = b"".join((_REASONS[status], date_line, _CHUNKED, headers, ending))
         self.write(head + chunk(first))
 
@@ -260,7 +270,7 @@ class Exchange:
             self.write(last)
             return CLOSE
         self.write(chunk(last) + _CHUNKS_END)
-        return CLOSE if self._message.should_close else KEEP
+        return CLOSE if self._is_last else KEEP
 
 
 def chunk(data: bytes) -> bytes:

@@ -63,6 +63,7 @@ class Guard(RequestHandler):
         "_stall",
         "_wall",
         "dates",
+        "is_leaving",
         "memory",
         "outbox",
         "server",
@@ -74,6 +75,7 @@ class Guard(RequestHandler):
         super().__init__(server, **options)
         self.server, self._wall = server, wall
         self.dates, self.outbox, self.memory = server.dates, server.outbox, Memory("")
+        self.is_leaving = server.is_leaving
         self._head_deadline: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
         self._is_admitted = False
@@ -357,6 +359,13 @@ class DataServer(web.Server):
         self.handler, self._wall = handler, wall
         self.dates, self.outbox = Dates(self._loop), Outbox(self._loop)
         self.turnstile = Turnstile(wall)
+        self.is_leaving = False
+
+    def leave(self) -> None:
+        """Say with each answer from now on that it is the last: who calls again goes elsewhere."""
+        self.is_leaving = True
+        for guard in self._connections:
+            cast("Guard", guard).is_leaving = True
 
     @property
     def connections_open(self) -> dict[RequestHandler, asyncio.Transport]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ import pytest
 from gateway.readiness import Readiness
 from gateway.snapshots import Publisher
 from gateway.vitals import Vitals
+from ledger.conveyor import HOLD_S
+from ledger.lane import Lane
+from ledger.step import Phase
 from tests.gateway.proxy.gatehouse import Gatehouse, request
 from tests.vendor import Vendor
 
@@ -33,6 +37,31 @@ def vitals(gate: Gatehouse, folder: Path) -> Vitals:
 
 
 STATES = ("busy", "idle", "waiting")
+
+
+@pytest.mark.parametrize("served", [0, 15])
+async def test_a_recovery_makes_a_worker_unready_only_if_it_lasts_and_nobody_is_served(
+    gate: Gatehouse, tmp_path: Path, served: int
+) -> None:
+    assert (await gate.post({"model": "m", "messages": []}))[0] == 200
+    now_s, conveyor = [100.0], gate.parts.conveyor
+    gate.parts = replace(gate.parts, monotonic_s=lambda: now_s[0])
+    one = vitals(gate, tmp_path)
+    # There is no await from here on, so no lane learns the truth.
+    conveyor._lanes += tuple(Lane(number, conveyor._lanes[0]._tell) for number in range(1, 16))
+
+    def looked_at(phase: Phase, *, after_s: float) -> bool:
+        for lane in conveyor._lanes:
+            lane.phase = Phase.ACTIVE if lane.number < served else phase
+        now_s[0] += after_s
+        one.look()
+        return one.publisher.readiness.state().ready
+
+    assert not looked_at(Phase.UNKNOWN, after_s=0), "it has never seen it whole"
+    assert looked_at(Phase.ACTIVE, after_s=1)
+    assert looked_at(Phase.RECOVERING, after_s=HOLD_S)
+    assert looked_at(Phase.RECOVERING, after_s=0.1) is (served > 0)
+    assert looked_at(Phase.ACTIVE, after_s=1)
 
 
 async def test_open_calls_and_connections_are_shown(

@@ -1,6 +1,7 @@
 """Rules of the migrations, on real databases."""
 
 import asyncio
+import re
 from pathlib import Path
 
 import asyncpg
@@ -8,6 +9,7 @@ import pytest
 
 import ledger.migrate
 from ledger.migrate import MigrationFailed, make_days, migrate, migrations
+from tests import previous
 
 _CATALOG = {
     "columns": """
@@ -60,9 +62,16 @@ async def test_the_schema_file_says_what_the_migrations_make(
         await written.close()
 
 
-async def test_six_processes_at_once_apply_each_migration_once(postgres_empty_url: str) -> None:
+@pytest.mark.parametrize("already", [0, len(previous.schema())])
+async def test_six_processes_at_once_apply_each_migration_once(
+    postgres_empty_url: str, already: int
+) -> None:
+    if already:
+        before = await asyncpg.connect(postgres_empty_url)
+        await ledger.migrate._apply_missing(before, migrations()[:already])
+        await before.close()
     applied = await asyncio.gather(*(migrate(postgres_empty_url, partitions=3) for _ in range(6)))
-    assert sorted(applied) == [0, 0, 0, 0, 0, len(migrations())]
+    assert sorted(applied) == [0, 0, 0, 0, 0, len(migrations()) - already]
     connection = await asyncpg.connect(postgres_empty_url)
     try:
         assert await connection.fetchval("SELECT count(*) FROM part") == 3
@@ -84,6 +93,98 @@ async def test_a_process_killed_in_mid_migration_leaves_nothing_half_done(
     async with asyncio.timeout(20):
         (applied,) = await waiting
     assert applied == len(migrations())
+
+
+async def test_calls_pass_a_migration_that_waits_for_a_lock(postgres_empty_url: str) -> None:
+    blocker = await asyncpg.connect(postgres_empty_url)
+    other = await asyncpg.connect(postgres_empty_url)
+    try:
+        await ledger.migrate._apply_missing(other, migrations()[:1])
+        transaction = blocker.transaction()
+        await transaction.start()
+        await blocker.execute("LOCK TABLE dead_letter IN ROW EXCLUSIVE MODE")
+        async with asyncio.TaskGroup() as group:
+            migrating = group.create_task(migrate(postgres_empty_url))
+            async with asyncio.timeout(20):
+                while not await other.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                    await asyncio.sleep(0.01)
+                assert await other.fetchval("SELECT count(*) FROM dead_letter") == 0
+            assert not migrating.done()
+            await transaction.rollback()
+        assert migrating.result() == len(migrations()) - 1
+    finally:
+        await blocker.close()
+        await other.close()
+
+
+_CREATED = re.compile(r"create (?:unlogged )?table (?:if not exists )?(\w+)")
+_BREAKS = (
+    r"\b(drop|rename|truncate|delete from|update|lock|cluster|vacuum|reindex)\b",
+    r"\balter column\b.*\b(type|set not null)\b",
+    r"\badd column\b(?!.*\bdefault\b).*\bnot null\b",
+    r"\badd (constraint|foreign key|primary key|unique|check)\b(?!.*\bnot valid\b)",
+)
+CONTRACT = "-- Contract:"
+
+
+def breaches(sql: str) -> list[str]:
+    """The statements that the release before would not survive, or that stop calls for long."""
+    if sql.startswith(CONTRACT):
+        return []  # it says in this line why no release that may still run needs what goes
+    plain = re.sub(r"--[^\n]*|'[^']*'", "", sql).lower()
+    statements = [" ".join(statement.split()) for statement in plain.split(";")]
+    new = {found for statement in statements for found in _CREATED.findall(statement)}
+    wrong = []
+    for statement in statements:
+        if re.match(r"create (unique )?index", statement):
+            table = re.search(r"\bon (?:only )?(\w+)", statement)
+            if table is None or table[1] not in new:
+                wrong.append(statement)
+        elif not statement.startswith("create ") and any(re.search(b, statement) for b in _BREAKS):
+            wrong.append(statement)
+    return wrong
+
+
+def test_a_migration_only_adds_so_that_the_release_before_goes_on() -> None:
+    found = {m.name: breaches(m.sql) for m in migrations()[1:]}
+    assert not any(found.values()), found
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "ALTER TABLE wallet DROP COLUMN base",
+        "ALTER TABLE wallet RENAME COLUMN base TO ground",
+        "ALTER TABLE wallet ALTER COLUMN base TYPE numeric",
+        "ALTER TABLE wallet ALTER COLUMN base SET NOT NULL",
+        "ALTER TABLE wallet ADD COLUMN color text NOT NULL",
+        "ALTER TABLE wallet ADD CONSTRAINT positive CHECK (base > 0)",
+        "CREATE INDEX slow ON usage_record (key_id)",
+        "UPDATE wallet SET base = 0",
+        "CREATE TABLE fine (id int); TRUNCATE wallet",
+    ],
+)
+def test_what_a_migration_may_not_do_is_noticed(sql: str) -> None:
+    assert breaches(sql)
+    assert not breaches(f"{CONTRACT} nothing reads it since 0.3\n{sql}")
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "CREATE TABLE fine (id int); CREATE INDEX quick ON fine (id)",
+        "ALTER TABLE wallet ADD COLUMN color text, ADD COLUMN age int NOT NULL DEFAULT 0",
+        "ALTER TABLE wallet ADD CONSTRAINT positive CHECK (base > 0) NOT VALID",
+        "ALTER TABLE wallet SET (autovacuum_vacuum_threshold = 50000)",
+    ],
+)
+def test_what_a_migration_may_do_is_let_pass(sql: str) -> None:
+    assert not breaches(sql)
+
+
+def test_this_release_adds_to_the_schema_of_the_one_before() -> None:
+    before, now = previous.schema(), [migration.sql for migration in migrations()]
+    assert now[: len(before)] == before, "an applied migration was edited"
 
 
 async def test_an_edited_migration_is_refused(postgres_url: str) -> None:

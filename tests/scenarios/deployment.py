@@ -67,6 +67,8 @@ class Deployment:
         self.data = folder / "data"
         self.config_path = folder / "config.yaml"
         self.log_path = folder / "log.jsonl"
+        self.servers = self.data  # the folder of the servers it works with
+        self.source = Path.cwd()  # the tree that it runs from
         self._process: subprocess.Popen[bytes] | None = None
 
     @classmethod
@@ -80,7 +82,7 @@ class Deployment:
         changes: Mapping[str, Any] | None = None,
     ) -> AsyncIterator["Deployment"]:
         """A deployment whose only provider is the scripted vendor, with every price from P1."""
-        deployment = cls(folder, _config(folder, vendor_port, changes or {}), workers=workers)
+        deployment = cls(folder, configured(folder, vendor_port, changes or {}), workers=workers)
         deployment.write_config()
         try:
             await deployment.start()
@@ -115,13 +117,14 @@ class Deployment:
                 ],
                 stdout=log,
                 stderr=log,
+                cwd=self.source,
                 env=self.environ(),
             )
         await self.until_ready()
 
     def environ(self) -> dict[str, str]:
         """What `serve` and its children find in their environment."""
-        return {**os.environ, "PYTHONPATH": str(Path.cwd())}  # noqa: TID251 - a child's
+        return {**os.environ, "PYTHONPATH": str(self.source)}  # noqa: TID251 - a child's
 
     async def until_ready(self, within_s: float = START_S_MAX) -> None:
         """Return once every process says that it can be sent calls."""
@@ -151,6 +154,11 @@ class Deployment:
         if self._process is None:
             return 0
         self._process.send_signal(signal.SIGTERM)
+        return await self.gone()
+
+    async def gone(self) -> int:
+        """Wait until it has stopped; its exit code."""
+        assert self._process is not None
         code = await asyncio.to_thread(self._process.wait, STOP_S_MAX)
         self._process = None
         return code
@@ -223,7 +231,8 @@ class Deployment:
             capture_output=True,
             text=True,
             check=False,
-            env={**os.environ, "PYTHONPATH": str(Path.cwd())},  # noqa: TID251 - a child's
+            cwd=self.source,
+            env=self.environ(),
         )
 
     async def new_organization(
@@ -258,7 +267,7 @@ class Deployment:
     @asynccontextmanager
     async def stores(self) -> AsyncIterator[Stores]:
         """Connections to the deployment's stores, and what digests its keys."""
-        at = urls(self.data)
+        at = urls(self.servers)
         redis = open_redis(at.redis)
         digest = key_digester(pepper(load(self.config_path), ""))
         async with redis, asyncpg.create_pool(at.postgres, min_size=1, max_size=2) as pool:
@@ -300,11 +309,11 @@ class Deployment:
 
     async def postgres(self) -> asyncpg.Connection:
         """A connection to the deployment's own Postgres."""
-        return await asyncpg.connect(urls(self.data).postgres)
+        return await asyncpg.connect(urls(self.servers).postgres)
 
     def redis(self) -> Redis:
         """A client of the deployment's own Valkey, with every right."""
-        return Redis.from_url(urls(self.data).redis_admin)
+        return Redis.from_url(urls(self.servers).redis_admin)
 
     def metrics(self) -> str:
         """The metrics page."""
@@ -322,7 +331,8 @@ def _answered(url: str) -> dict[str, Any]:
         return {}
 
 
-def _config(folder: Path, vendor_port: int, changes: Mapping[str, Any]) -> dict[str, Any]:
+def configured(folder: Path, vendor_port: int, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration whose only provider is the scripted vendor, with every price from P1."""
     config: dict[str, Any] = {
         "data_dir": str(folder / "data"),
         "listeners": {

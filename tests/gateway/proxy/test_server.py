@@ -207,6 +207,31 @@ async def test_stopping_closes_idle_connections_and_waits_for_calls() -> None:
         assert not told.is_set()
 
 
+async def test_who_leaves_says_so_with_its_last_answer_and_never_without_a_word() -> None:
+    started, go = asyncio.Event(), asyncio.Event()
+
+    async def stream(exchange: Exchange) -> Answered:
+        if exchange.raw_path != "/stream":
+            return exchange.answer(200, JSON, b"{}")
+        exchange.start(200, JSON, b"first")
+        started.set()
+        await go.wait()
+        return exchange.finish(b"last")
+
+    async with Door.opened(stream) as door:
+        idle, busy = await door.line(), await door.line()
+        await idle.ask(post(b""))
+        busy.writer.write(post(b"", path="/stream"))
+        await started.wait()
+        door.server.leave()
+        go.set()
+
+        assert "connection" not in (await busy.ask(b""))[1]
+        for line, path in ((busy, "/stream"), (idle, "/"), (await door.line(), "/")):
+            assert (await line.ask(post(b"", path=path)))[1]["connection"] == "close"
+            assert await line.rest() == b""
+
+
 async def test_stopping_cancels_the_calls_that_take_too_long() -> None:
     started, ended = asyncio.Event(), asyncio.Event()
 
