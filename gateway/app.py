@@ -26,7 +26,7 @@ from gateway.channel import hear
 from gateway.closed import Closed
 from gateway.config import load, pepper, secrets_in
 from gateway.journals import Journals
-from gateway.key_cache import KeyCache, open_redis
+from gateway.key_cache import KeyCache
 from gateway.keys import key_digester
 from gateway.logs import Lines, set_level
 from gateway.management import api_keys
@@ -47,6 +47,7 @@ from gateway.snapshots import Publisher
 from gateway.upstream import Upstream
 from gateway.vitals import Vitals
 from gateway.wallets import Wallets
+from ledger.clients import open_redis
 from ledger.conveyor import Conveyor
 from ledger.fcall import obeyed
 from ledger.journal import Journal
@@ -155,16 +156,7 @@ class Worker:
         journal = _journal(config, name, stack)
         journals = Journals(journal, config.journal_dir, prices=lambda: sheets.sheet)
         stack.callback(journals.release)
-        conveyor = Conveyor(
-            _url(config.redis.url),
-            partitions=config.ledger.partitions,
-            renew_s=config.ledger.hold_renew_s,
-            gateway=gateway,
-            on_epoch=notices.put_nowait,
-            on_settled=journals.on_settled,
-            on_generation=journals.on_generation,
-            on_batch=partial(_count_batch, metrics),
-        )
+        conveyor = _conveyor(config, gateway, journals, notices, metrics)
         journals.attach(conveyor)
         pool = await stack.enter_async_context(_pool(config))
         parts = Parts(
@@ -325,6 +317,22 @@ def _upstream(stack: AsyncExitStack) -> Upstream:
     upstream = Upstream()
     stack.push_async_callback(upstream.close)
     return upstream
+
+
+def _conveyor(
+    config: Config, gateway: str, journals: Journals, notices: asyncio.Queue[int], metrics: Metrics
+) -> Conveyor:
+    return Conveyor(
+        _url(config.redis.url),
+        partitions=config.ledger.partitions,
+        renew_s=config.ledger.hold_renew_s,
+        gateway=gateway,
+        needs_replica=config.ledger.durability is Durability.REPLICA,
+        on_epoch=notices.put_nowait,
+        on_settled=journals.on_settled,
+        on_generation=journals.on_generation,
+        on_batch=partial(_count_batch, metrics),
+    )
 
 
 def _connections_max(config: Config) -> dict[tuple[str, str, int], int]:

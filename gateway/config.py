@@ -29,6 +29,7 @@ from gateway.settings import (
     Route,
     Timeouts,
 )
+from ledger.location import Location
 from providers.adapter import Secret, Target
 from providers.custom import QUIRKS
 
@@ -37,7 +38,6 @@ _MODEL_NAME = re.compile(r"[!-~]{1,200}\Z")  # no spaces: printable ASCII, as ve
 _HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}\Z")
 _CONFIG_BYTES_MAX = 8 * 1024 * 1024  # far above any real one: a wrong path should not fill memory
 _CHARACTERS_MIN = 8  # different ones in a secret: 32 of the same are a placeholder
-_REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 _POSTGRES_SCHEMES = ("postgresql://", "postgres://")
 
 
@@ -138,7 +138,8 @@ class _Checks:
         }
         for steps, variable in self._unset.items():
             self._wrong(steps, f"the environment variable {variable} is not set")
-        self._servers(config)
+        self._stores(config)
+        self._listeners(config)
         self._ledger(config)
         for name, model in config.models.items():
             self._model(name, model)
@@ -182,14 +183,16 @@ class _Checks:
         missing = self._unset.pop((*steps, "api_key"), "")
         return replace(provider, timeouts=replace(timeouts, **own), missing=missing)
 
-    def _servers(self, config: Config) -> None:
-        for section, url, schemes in (
-            ("redis.url", config.redis.url, _REDIS_SCHEMES),
-            ("redis.admin_url", config.redis.admin_url, _REDIS_SCHEMES),
-            ("postgres.url", config.postgres.url, _POSTGRES_SCHEMES),
-        ):
-            if url and not url.reveal().startswith(schemes):
-                self._wrong(tuple(section.split(".")), f"must begin with {' or '.join(schemes)}")
+    def _stores(self, config: Config) -> None:
+        for field in ("url", "admin_url"):
+            url: Secret | None = getattr(config.redis, field)
+            try:
+                _ = url and Location.parse(url.reveal())
+            except ValueError as error:
+                self._wrong(("redis", field), str(error))
+        postgres = config.postgres.url
+        if postgres and not postgres.reveal().startswith(_POSTGRES_SCHEMES):
+            self._wrong(("postgres", "url"), f"must begin with {' or '.join(_POSTGRES_SCHEMES)}")
         if config.redis.admin_url is not None and config.redis.url is None:
             self._wrong(("redis", "admin_url"), "stands without redis.url")
         if config.postgres.url is not None and config.auth.pepper is None:
@@ -197,6 +200,8 @@ class _Checks:
                 ("auth", "pepper"),
                 "is needed with postgres.url: every gateway of the database must use the same one",
             )
+
+    def _listeners(self, config: Config) -> None:
         metrics = config.listeners.metrics
         for steps, secret in (
             (("auth", "pepper"), config.auth.pepper),
@@ -219,10 +224,10 @@ class _Checks:
 
     def _ledger(self, config: Config) -> None:
         ledger = config.ledger
-        if ledger.durability is Durability.REPLICA:
+        if ledger.durability is Durability.REPLICA and config.redis.url is None:
             self._wrong(
                 ("ledger", "durability"),
-                "replica is not in this release: the last byte cannot wait for a Redis replica yet."
+                "replica needs redis.url: the Valkey that Tollgate starts itself has no replica."
                 " Use journal or journal-group, which keep every end on this machine's disk",
             )
         if ledger.hold_renew_s * 2 > ledger.hold_lease_s:

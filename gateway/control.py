@@ -29,6 +29,7 @@ from gateway.sheets import fingerprint, priced, write_sheet
 from gateway.snapshots import Collector, Publisher
 from ledger.audit import Audit, Drift
 from ledger.backlog import Backlog, Limits
+from ledger.clients import open_redis
 from ledger.flusher import Flusher, FlusherTallies, Pace
 from ledger.functions import Epoch, install
 from ledger.migrate import MigrationFailed, make_days, migrate
@@ -44,6 +45,8 @@ NAME = "control"
 _RETRY_S = 0.2
 _DAYS_EVERY_S = 3_600.0
 _SILENT_S = 5.0  # of what is heard several times a second
+_FUNCTIONS_EVERY_S = 10.0
+_ANSWER_S = 5.0  # the largest steps are the jobs'
 _STORE_SHEET = """
     INSERT INTO price_sheet (version, sheet) VALUES ($1, $2) ON CONFLICT (version) DO NOTHING
 """
@@ -131,7 +134,7 @@ class Control:
         assert redis_url is not None, "the supervisor has set it"
         assert config.postgres.url is not None, "the supervisor has set it"
         postgres_url = config.postgres.url.reveal()
-        redis = Redis.from_url(redis_url.reveal(), socket_timeout=5.0, socket_connect_timeout=2.0)
+        redis = open_redis(redis_url.reveal(), answer_s=_ANSWER_S)
         stack.push_async_callback(redis.aclose)
         recovery = Recovery(
             postgres_url,
@@ -208,6 +211,7 @@ class Control:
         yield "backlog", self.backlog.watch()
         yield "audit", self.audit.run()
         yield "days", self._make_days()
+        yield "functions", self._keep_functions()
         yield "prices", self._reprice()
         yield "vitals", self.publisher.run(time.time, look=self._look)
 
@@ -241,6 +245,15 @@ class Control:
                 else:
                     break
             write_sheet(config.run_dir, sheet, of=fingerprint(config))
+
+    async def _keep_functions(self) -> None:
+        """A server that was replaced, or a node that was added, comes without them."""
+        while True:
+            await asyncio.sleep(_FUNCTIONS_EVERY_S)
+            try:
+                await install(self.redis)
+            except RedisError as error:
+                log.info("functions not looked at", extra={"reason": str(error)})
 
     async def _make_days(self) -> None:
         while True:

@@ -47,6 +47,11 @@ class Journals:
         self._has_renewed = asyncio.Event()
         self._conveyor: Conveyor
 
+    @property
+    def needs_replica(self) -> bool:
+        """Whether an end counts only once Redis and a replica of it have it on their disks."""
+        return self._conveyor.needs_replica
+
     def attach(self, conveyor: Conveyor) -> None:
         """Send ends through this one."""
         self._conveyor = conveyor

@@ -12,8 +12,6 @@ from typing import NamedTuple
 import msgspec
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from gateway.principal import KnownKey, Principal, pack, unpack
@@ -56,20 +54,6 @@ class _Payload(msgspec.Struct, array_like=True, gc=False):
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Payload).decode
-
-
-def open_redis(url: str) -> Redis:
-    """A client whose waits suit an authenticator: it would rather ask Postgres than wait.
-
-    It tries a lost connection once again and never pauses, because a subscription that came back
-    late would let a revoked key pass meanwhile.
-    """
-    return Redis.from_url(
-        url,
-        retry=Retry(NoBackoff(), 1),
-        socket_connect_timeout=1.0,
-        socket_timeout=2.0,
-    )
 
 
 class KeyCache:

@@ -20,10 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from redis.exceptions import RedisError
+
 from gateway.config import ConfigErrors, load, pepper
+from gateway.document import Mistake
 from gateway.embedded import Embedded
 from gateway.preflight import unsafe_runtime
 from gateway.settings import Config, Durability, Listener
+from ledger.clients import open_redis
+from ledger.replicas import contradictions
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +147,8 @@ async def serve(
     if unsafe := unsafe_runtime():
         raise ConfigErrors(unsafe)
     config = load(config_path, environ)
+    if config.ledger.durability is Durability.REPLICA:
+        await _see_replicas(config)
     stop = stop or asyncio.Event()
     async with AsyncExitStack() as stack:
         inherited = dict(environ)
@@ -177,6 +184,20 @@ async def serve(
             await _stop_all(children, config)
             for task in background:
                 task.cancel()
+
+
+async def _see_replicas(config: Config) -> None:
+    """That every end can be on two disks; `ConfigErrors`. If Redis is away, calls will tell."""
+    url = config.redis.admin_url or config.redis.url
+    assert url is not None, "without it, replica is no valid mode"
+    try:
+        async with open_redis(url.reveal()) as redis:
+            wrong = await contradictions(redis, range(config.ledger.partitions))
+    except (RedisError, OSError) as error:
+        log.warning("replicas not looked at", extra={"reason": str(error)})
+        return
+    if wrong:
+        raise ConfigErrors([Mistake(0, "ledger.durability", f"replica: {one}") for one in wrong])
 
 
 def _roles(config_path: Path, workers: int) -> list[Role]:

@@ -88,7 +88,7 @@ class Postgres:
 class Durability(StrEnum):
     JOURNAL = "journal"  # the journal is synced once a second
     JOURNAL_GROUP = "journal-group"  # the last byte of an answer waits for the journal's fsync
-    REPLICA = "replica"  # refused until it is built
+    REPLICA = "replica"  # ... waits for the disks of its Redis server and of one replica
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

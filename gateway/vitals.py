@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from gateway.proxy.calls import Calls, Parts
 from gateway.snapshots import Publisher
-from ledger.conveyor import HOLD_S
+from ledger.belt import HOLD_S
 
 
 @dataclass(slots=True, kw_only=True)
@@ -70,10 +70,10 @@ class Vitals:
         if not conveyor.is_connected:
             self._whole_s = None
             return "not connected"
-        count = len(conveyor.inactive)
-        if not count:
+        if conveyor.admits:
             self._whole_s = now_s
             return ""
+        count = len(conveyor.inactive)
         is_served = count < self.calls.terms.config.ledger.partitions
         if self._whole_s is not None and (is_served or now_s - self._whole_s <= HOLD_S):
             return ""

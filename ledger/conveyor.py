@@ -1,35 +1,24 @@
-"""The hot path to Redis: holds and ends of many calls, shared round trips, one connection.
+"""The hot path to Redis: holds and ends of many calls, in shared round trips (`ledger.belt`).
 
-While one batch is under way, new work queues; the reply sends the next batch. So nothing waits when
-idle, and under load the batches grow by themselves. Nothing that is cancelled, lost or answered too
-late can leak money: a hold that nobody saw admitted is released, and an end is kept until a stream
-has it.
+Nothing that is cancelled, lost or answered too late can leak money: a hold that nobody saw admitted
+is released, and an end is kept until a stream has it.
 """
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from ledger.admission import End, Held, Hold, Refused
-from ledger.fcall import Renewal, renewal_of
+from ledger.belt import HOLD_S, RENEW_S, Manner
+from ledger.fcall import Renewal
+from ledger.junction import Junction
 from ledger.lane import Lane
 from ledger.money import ZERO, Nanos
 from ledger.outage import REDIS
-from ledger.step import Asked, Settled, Step, Tell, pause_before
-from ledger.wire import Address, Answers, Wire, WireError
+from ledger.step import Asked, Settled, Tell, pause_before
 
 log = logging.getLogger(__name__)
-
-HOLD_S = 0.3  # a client is told within this that the ledger is away
-TICK_S = 0.02  # how exactly deadlines are kept
-OPEN_S = 1.0  # for connecting and being let in
-SILENT_S = 2.0  # a batch that takes longer is lost; the longest function takes a tenth of it
-LOOK_EVERY_S = 0.5  # at every partition's generation: a call without traffic must be held again too
-RENEW_S = 20.0  # a third of the usual lease, so two renewals may be lost
-RENEW_SLICE = 100  # calls whose progress is worked out in one turn of the loop: some 2 ms
-BACKOFF_S_MIN, BACKOFF_S_MAX = 0.01, 0.5
 
 
 def _nothing(*_: object) -> None:
@@ -45,36 +34,45 @@ class Conveyor:
     long the oldest of its holds has waited. All are called from the event loop.
     Every `renew_s` the leases of all open calls are renewed. `gateway`, unique to the process, is
     signed with at roll calls (`ledger.rollcall`) once all that is here was told; "": never.
+    `needs_replica`: an end is told as settled once a replica has it on its disk, too.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - who listens, and three ways in which processes differ
         self,
         url: str,
         *,
         partitions: int,
         renew_s: float = RENEW_S,
         gateway: str = "",
+        needs_replica: bool = False,
         on_epoch: Callable[[int], None] = _nothing,
         on_settled: Callable[[Settled], None] = _nothing,
         on_generation: Callable[[int, int], None] = _nothing,
         on_batch: Callable[[int, int], None] = _nothing,
     ) -> None:
-        self._address, self._renew_s = Address(url), renew_s
-        self._on_batch = on_batch
-        self.renewal: Callable[[Hold], Renewal] = renewal_of  # of an open call: lease, progress
-        tell = Tell(_later(on_epoch), _later(on_generation), _later(on_settled), self._say)
+        self._manner = Manner(
+            renew_s=renew_s, on_batch=on_batch, say=self._say, needs_replica=needs_replica
+        )
+        tell = Tell(
+            _later(on_epoch), _later(on_generation), _later(on_settled), self._say, self._moved
+        )
         self._lanes = tuple(Lane(number, tell, gateway) for number in range(partitions))
-        # Every lane in which something waits, or that wants to ask; others may be among them.
-        self._busy: set[Lane] = set()
-        self._wire: Wire | None = None
-        self._flight: list[tuple[Lane, Step]] = []
-        self._flight_since_s = 0.0
-        self._is_scheduled = self._is_ticking = False
-        self._is_awake = False  # a flush is scheduled or a batch under way, and deadlines are kept
-        self._tick_at_s = 0.0
-        self._drained = asyncio.Event()
-        self._drained.set()
-        self._is_connected = self._was_useful = False
+        self._junction = Junction(url, self._lanes, self._manner)
+        self._belts = self._junction.belt_of  # by partition
+
+    @property
+    def needs_replica(self) -> bool:
+        """Whether ends are told as settled once a replica has them on its disk."""
+        return self._manner.needs_replica
+
+    @property
+    def renewal(self) -> Callable[[Hold], Renewal]:
+        """What is told of an open call when its lease is renewed."""
+        return self._manner.renewal
+
+    @renewal.setter
+    def renewal(self, renewal: Callable[[Hold], Renewal]) -> None:
+        self._manner.renewal = renewal
 
     # What callers do -----------------------------------------------------------------------------
 
@@ -84,15 +82,17 @@ class Conveyor:
         Money or slots that only other calls hold are asked for a second time after a short pause.
         A caller that is cancelled holds nothing.
         """
-        loop, lane = asyncio.get_running_loop(), self._lanes[hold.partition]
+        partition, belts = hold.partition, self._belts  # one of which may be another's by then
+        loop, lane = asyncio.get_running_loop(), self._lanes[partition]
         born_s, is_first = loop.time(), True
         until_s = born_s + deadline_s
         while True:
             future: asyncio.Future[Held | Refused] = loop.create_future()
             lane.ask(Asked(hold, future, born_s, until_s))
-            self._busy.add(lane)
-            if not self._is_awake:
-                self._wake()
+            belt = belts[partition]
+            belt.busy.add(lane)
+            if not belt.is_awake:
+                belt.wake()
             try:
                 answer = await future
             except asyncio.CancelledError:
@@ -113,8 +113,7 @@ class Conveyor:
             return
         if isinstance(future.result(), Held):
             lane.release_unseen(hold)
-            self._busy.add(lane)
-            self._wake()
+            self._wake(lane)
 
     def extend(self, hold: Hold, *, deadline_s: float = HOLD_S) -> "asyncio.Future[Held | Refused]":
         """Raise an open hold to the total `hold.amount`; may be repeated, and need not be awaited.
@@ -125,45 +124,42 @@ class Conveyor:
         future: asyncio.Future[Held | Refused] = loop.create_future()
         now_s, lane = loop.time(), self._lanes[hold.partition]
         lane.ask_more(Asked(hold, future, now_s, now_s + deadline_s))
-        self._busy.add(lane)
-        self._wake()
+        self._wake(lane)
         return future
 
     def settle(self, end: End) -> None:
         """End a call. It is kept and sent again until a stream has it, whatever happens."""
         lane = self._lanes[end.partition]
         lane.end(end)
-        self._busy.add(lane)
-        if not self._is_awake:
-            self._wake()
+        belt = self._belts[end.partition]
+        belt.busy.add(lane)
+        if not belt.is_awake:
+            belt.wake()
 
     def rehold(self, hold: Hold) -> None:
         """Hold for a call that goes on although nobody admitted it, once Redis can be told."""
-        self._lanes[hold.partition].rehold(hold)
-        self._busy.add(self._lanes[hold.partition])
-        self._wake()
+        lane = self._lanes[hold.partition]
+        lane.rehold(hold)
+        self._wake(lane)
 
     def renew(self, partition: int, renewals: Iterable[Renewal]) -> None:
         """Tell new leases. Those of open calls are renewed without being asked."""
         lane = self._lanes[partition]
         lane.renew(renewals)
-        self._busy.add(lane)
-        self._wake()
+        self._wake(lane)
 
     def look(self, partition: int) -> None:
         """Ask at once in which generation the partition is: a recovery calls its roll."""
         if partition < len(self._lanes):
             lane = self._lanes[partition]
             lane.look()
-            self._busy.add(lane)
-            self._wake()
+            self._wake(lane)
 
     def told(self, partition: int, generation: int, ends: Iterable[End]) -> None:
         """The answer to `on_generation`, when it is known: all ends which that one must be told."""
         lane = self._lanes[partition]
         lane.told(generation, ends)
-        self._busy.add(lane)
-        self._wake()
+        self._wake(lane)
 
     def generation(self, partition: int) -> int:
         """The generation the partition was last seen in; 0 before it was seen."""
@@ -196,8 +192,14 @@ class Conveyor:
 
     @property
     def is_connected(self) -> bool:
-        """Whether Redis has let us in."""
-        return self._is_connected
+        """Whether Redis has let us in; of a Cluster, any node that has a partition."""
+        return self._junction.is_connected
+
+    @property
+    def admits(self) -> bool:
+        """Whether calls are admitted: in all partitions or, on a Cluster, in any."""
+        active = len(self._lanes) - len(self.inactive)
+        return active > 0 if self._junction.is_spread else active == len(self._lanes)
 
     @property
     def inactive(self) -> tuple[int, ...]:
@@ -209,177 +211,26 @@ class Conveyor:
         try:
             async with asyncio.timeout(timeout_s):
                 while self.unanswered_count:
-                    self._drained.clear()
-                    await self._drained.wait()
+                    self._manner.answered.clear()
+                    await self._manner.answered.wait()
         except TimeoutError:
             pass
         return self.unanswered_count
 
-    # The owner of the connection -----------------------------------------------------------------
+    def _wake(self, lane: Lane) -> None:
+        belt = self._belts[lane.number]
+        belt.busy.add(lane)
+        belt.wake()
 
     async def run(self) -> None:
-        """Keep a connection for ever; cancelled to stop."""
-        backoff_s = BACKOFF_S_MIN
-        try:
-            while True:
-                try:
-                    await self._carry(await self._address.open(timeout_s=OPEN_S))
-                except WireError as error:
-                    self._say("Redis is away", str(error))
-                # A server that lets us in only to refuse us must not be hammered either.
-                backoff_s = min(2 * backoff_s, BACKOFF_S_MAX)
-                if self._was_useful:
-                    backoff_s, self._was_useful = BACKOFF_S_MIN, False
-                await asyncio.sleep(backoff_s * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
-        finally:
-            for lane in self._lanes:
-                lane.abandon("the gateway is stopping")
+        """Keep the connections for ever; cancelled to stop."""
+        await self._junction.run()
 
-    async def _carry(self, wire: Wire) -> None:
-        """Use a connection until it is closed."""
-        self._wire, self._is_connected = wire, True
-        for lane in self._lanes:
-            lane.doubt()
-        self._busy.update(self._lanes)
-        self._flush()
-        loop = asyncio.get_running_loop()
-        renew_at_s = loop.time() + self._renew_s
-        try:
-            while not wire.closed.done():
-                await asyncio.wait({wire.closed}, timeout=min(LOOK_EVERY_S, self._renew_s))
-                for lane in self._lanes:
-                    lane.wants_state = True
-                self._busy.update(self._lanes)
-                if loop.time() >= renew_at_s:
-                    renew_at_s += self._renew_s
-                    await self._renew_all()
-                self._wake()
-        finally:
-            self._wire, self._is_connected = None, False
-            wire.close()
-            flight, self._flight = self._flight, []
-            for lane, step in reversed(flight):
-                lane.lost(step)
-                self._busy.add(lane)
-            self._is_awake = False
-
-    async def _renew_all(self) -> None:
-        """A slice at a time: the loop serves calls in between."""
-        for lane in self._lanes:
-            holds = [*lane.open.values()]
-            for start in range(0, len(holds), RENEW_SLICE):
-                slice_ = [h for h in holds[start : start + RENEW_SLICE] if h.call_id in lane.open]
-                self.renew(lane.number, [self.renewal(hold) for hold in slice_])
-                await asyncio.sleep(0)
-
-    # Batches -------------------------------------------------------------------------------------
-
-    def _wake(self) -> None:
-        """Send what is queued when this turn of the loop is over, with what else it brings."""
-        if not self._is_scheduled and not self._flight:
-            self._is_scheduled = True
-            asyncio.get_running_loop().call_soon(self._scheduled)
-        self._keep_time()
-
-    def _keep_time(self) -> None:
-        if not self._is_ticking:
-            self._is_ticking = True
-            self._tick_later()
-        self._is_awake = True
-
-    def _scheduled(self) -> None:
-        self._is_scheduled = self._is_awake = False
-        self._flush()
-
-    def _flush(self) -> None:
-        wire = self._wire
-        if wire is None or self._flight or wire.closed.done():
-            return
-        now_s = asyncio.get_running_loop().time()
-        waited_s, items = 0.0, 0
-        flight: list[tuple[Lane, Step]] = []
-        busy, self._busy = self._busy, set()
-        for lane in busy:
-            waited_s = max(waited_s, lane.wait_s(now_s))
-            for step in lane.steps(now_s):
-                flight.append((lane, step))
-                items += len(step.items)
-            if lane.is_restless:
-                self._busy.add(lane)
-        if not flight:
-            return
-        self._flight, self._flight_since_s = flight, now_s
-        self._keep_time()
-        wire.send(b"".join([step.command for _, step in flight]), len(flight), self._answered)
-        if items:
-            self._on_batch(items, int(waited_s * 1e6))
-
-    def _answered(self, answers: Answers) -> None:
-        flight, self._flight, self._is_awake = self._flight, [], False
-        now_s = asyncio.get_running_loop().time()
-        must_break = False
-        for (lane, step), answer in zip(flight, answers, strict=True):
-            lane.answered(step, answer, now_s)
-            self._busy.add(lane)
-            must_break = must_break or lane.must_break
-        self._was_useful = not must_break
-        if must_break:
-            self._break()
-        if not self._drained.is_set() and not self.unanswered_count:
-            self._drained.set()
-        self._flush()
-
-    def _break(self) -> None:
-        for lane in self._lanes:
-            lane.must_break = False
-        if self._wire:
-            self._wire.close()
-
-    def _tick(self) -> None:
-        """Keep deadlines while anything waits, and notice a server that has fallen silent."""
-        now_s = asyncio.get_running_loop().time()
-        if now_s - self._tick_at_s > TICK_S:
-            self._excuse(now_s - self._tick_at_s)
-        silent_s = now_s - self._flight_since_s if self._flight else 0.0
-        answers = self._is_connected and silent_s < HOLD_S
-        for lane, step in self._flight:
-            if step.function in _ASKED:
-                for asked in step.items:
-                    lane.has_expired(asked, now_s + TICK_S, is_answering=answers)
-        for lane in self._busy:
-            lane.expire(now_s + TICK_S, is_answering=answers)
-        if self._wire and silent_s > SILENT_S:
-            self._say("Redis is silent", f"for {SILENT_S} s")
-            self._break()
-        self._flush()
-        if self._flight or self._is_scheduled or any(lane.is_restless for lane in self._busy):
-            self._tick_later()
-        else:
-            self._is_ticking = self._is_awake = False
-
-    def _tick_later(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._tick_at_s = loop.time() + TICK_S
-        loop.call_at(self._tick_at_s, self._tick)
-
-    def _excuse(self, late_s: float) -> None:
-        """This process was busy for so long itself, with large bodies perhaps, and not Redis.
-
-        What it answered meanwhile is read before the next tick.
-        """
-        self._flight_since_s += late_s
-        for _, step in self._flight:
-            if step.function in _ASKED:
-                for asked in step.items:
-                    asked.deadline_s += late_s
-        for lane in self._busy:
-            lane.postpone(late_s)
+    def _moved(self, partition: int) -> None:  # noqa: ARG002 - whichever, all are looked up
+        self._junction.moved()
 
     def _say(self, event: str, reason: str) -> None:
         log.warning(event, extra={"cause": REDIS, "reason": reason})
-
-
-_ASKED = frozenset({"tg_hold", "tg_extend"})
 
 
 def _later(listener: Callable[..., None]) -> Callable[..., None]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 import msgspec
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
+from redis.exceptions import ConnectionError  # noqa: A004 - redis-py's, which is no OSError
 
 from ledger.admission import End, Held, Hold, Refused
 from ledger.proof import ordered
@@ -19,6 +20,7 @@ Word: TypeAlias = bytes | str | int
 
 KEY_COUNT = 11
 _LOOK_EVERY_S = 1.0
+_SILENCES_MAX = 2
 # Errors of the server's own. After these nothing of the call was done, so nothing is held by it.
 NOT_SERVING = frozenset({"READONLY", "LOADING", "MASTERDOWN"})
 NOTHING_RAN = NOT_SERVING | {
@@ -28,10 +30,11 @@ NOTHING_RAN = NOT_SERVING | {
     "MISCONF",
     "NOREPLICAS",
     "BUSY",
-    "CLUSTERDOWN",
 }
 OF_ENDS = frozenset({"tg_settle", "tg_late"})
 LOGGED = frozenset({b"S", b"D", b"L"})  # how an end's answer begins that a stream has
+# A Cluster's: nothing of the call was done, and here it will not be, or not yet.
+ELSEWHERE = frozenset({"MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN"})
 _NAMES = ("meta", "free", "base", "spent", "held", "ver", "holds", "due", "rates", "slots")
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -205,11 +208,20 @@ async def obeyed(work: Awaitable[Answer]) -> Answer:
 
 
 async def heard(subscription: PubSub) -> AsyncIterator[dict[str, Any]]:
-    """What a subscription brings, for ever. A cancellation is obeyed within `_LOOK_EVERY_S`.
+    """What a subscription brings. A cancellation is obeyed within `_LOOK_EVERY_S`.
 
     redis-py's own `listen` connects and sends by itself, and waits on after it lost a cancellation.
+    A server that was cut off, or replaced by another, says nothing and never closes: one that does
+    not answer a ping for `_SILENCES_MAX` looks is given up with a `ConnectionError`, redis-py's.
     """
-    while True:
+    silences = 0
+    while silences <= _SILENCES_MAX:
         message = await obeyed(subscription.get_message(timeout=_LOOK_EVERY_S))
-        if message is not None:
-            yield message
+        if message is None:
+            silences += 1
+            await obeyed(subscription.ping())
+        else:
+            silences = 0
+            if message["type"] != "pong":
+                yield message
+    raise ConnectionError("the server of a subscription is silent")

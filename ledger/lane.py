@@ -15,6 +15,7 @@ from hiredis import ReplyError
 from ledger.admission import End, Held, Hold, released
 from ledger.arrears import Arrears, call_ids
 from ledger.fcall import (
+    ELSEWHERE,
     KEY_COUNT,
     LOGGED,
     NOT_SERVING,
@@ -34,23 +35,22 @@ from ledger.fcall import (
 )
 from ledger.rollcall import Signature
 from ledger.step import Asked, Phase, Settled, Step, Tell
+from ledger.waiting import Waiting
 from ledger.wire import packed
 
 ITEMS_MAX = 128  # per step: a function runs about 15 us an item, and Redis does nothing else then
-QUEUE_MAX = 8_192  # holds waiting in one partition; more would only wait to be refused
 RENEWALS_MAX = 65_536  # in an outage; the oldest go first, the next round renews again
-RECOVERY_WAIT_S = 2.0  # a recovery is over by then, or a client is better off asking again
 ASK_EVERY_S = 0.02  # while work waits for a generation
 TELL_EVERY_S = 1.0  # that a partition needs a recovery, should the first word of it be lost
 PAUSE_S = 0.1  # after a refusal that has nothing to do with us: out of memory, disk full
 
 
-class Lane:
+class Lane(Waiting):
     """The queues of one partition. `gateway` signs at roll calls; "" does not."""
 
     def __init__(self, number: int, tell: Tell, gateway: str = "") -> None:
+        super().__init__()
         self.number, self.generation = number, 0
-        self.phase = Phase.UNKNOWN
         self.open: dict[bytes, Hold] = {}  # admitted and not ended
         self.unanswered = 0  # ends that no stream is known to have
         self.lapsed = 0  # open calls whose hold was gone when it was to be renewed
@@ -60,8 +60,6 @@ class Lane:
         self._tell = tell
         self._signature = Signature(number, gateway)
         self._arrears = Arrears(number, gateway)
-        self._holds: deque[Asked] = deque()
-        self._extensions: deque[Asked] = deque()
         self._ends: deque[End] = deque()
         self._lates: deque[End] = deque()
         self._reholds: deque[Hold] = deque()
@@ -71,20 +69,6 @@ class Lane:
         self._prefixes: dict[str, tuple[Word, ...]] = {}
 
     # What comes in -------------------------------------------------------------------------------
-
-    def ask(self, asked: Asked) -> None:
-        """Queue a hold."""
-        if len(self._holds) >= QUEUE_MAX:
-            asked.fail("too many calls wait for the ledger")
-        else:
-            self._holds.append(asked)
-
-    def ask_more(self, asked: Asked) -> None:
-        """Queue an extension."""
-        if len(self._extensions) >= QUEUE_MAX:
-            asked.fail("too many calls wait for the ledger")
-        else:
-            self._extensions.append(asked)
 
     def end(self, end: End) -> None:
         """Queue an end; it is kept until a stream has it."""
@@ -125,10 +109,6 @@ class Lane:
         self.phase, self._resume_at_s = Phase.UNKNOWN, 0.0
         self.look()
 
-    def wait_s(self, now_s: float) -> float:
-        """How long the oldest queued hold has waited."""
-        return now_s - self._holds[0].born_s if self._holds else 0.0
-
     @property
     def is_active(self) -> bool:
         """Whether calls are admitted."""
@@ -151,42 +131,14 @@ class Lane:
 
     def expire(self, now_s: float, *, is_answering: bool) -> None:
         """Answer those who have waited long enough, and forget those who left."""
-        for queue in (self._holds, self._extensions):
-            gone = [a for a in queue if self.has_expired(a, now_s, is_answering=is_answering)]
-            if gone:
-                kept = [asked for asked in queue if not asked.future.done()]
-                queue.clear()
-                queue.extend(kept)
-            for asked in gone:
-                self._forget(asked)
-
-    def postpone(self, by_s: float) -> None:
-        """Give everyone who waits more time."""
-        for asked in (*self._holds, *self._extensions):
-            asked.deadline_s += by_s
-
-    def has_expired(self, asked: Asked, now_s: float, *, is_answering: bool) -> bool:
-        """Whether nobody waits for this any more; fails it when its time is up."""
-        deadline_s, reason = asked.deadline_s, "Redis does not answer"
-        if is_answering and self.phase is not Phase.ACTIVE:
-            deadline_s = max(deadline_s, asked.born_s + RECOVERY_WAIT_S)
-            reason = "the partition is recovering"
-        if now_s >= deadline_s:
-            asked.fail(reason)
-        return asked.future.done()
+        for asked in self.overdue(now_s, is_answering=is_answering):
+            self._forget(asked)
 
     def _forget(self, asked: Asked) -> None:
         """Nobody waits for it and it is in no queue: if it may be held, let it go."""
         if asked.is_in_doubt:
             asked.is_in_doubt = False
             self.release_unseen(asked.hold)
-
-    def abandon(self, reason: str) -> None:
-        """Fail everyone who waits in a queue."""
-        for queue in (self._holds, self._extensions):
-            for asked in queue:
-                asked.fail(reason)
-            queue.clear()
 
     # What goes out -------------------------------------------------------------------------------
 
@@ -387,6 +339,11 @@ class Lane:
                 self._needs_recovery(now_s)
             return
         code = message.partition(" ")[0]
+        if code in ELSEWHERE:
+            self._put_back(step)
+            self.phase, self.wants_state = Phase.UNKNOWN, True
+            self._tell.moved(self.number)
+            return
         self._resume_at_s = now_s + PAUSE_S
         self.must_break = code in NOT_SERVING
         self._tell.trouble("ledger step refused", f"{step.function}: {message}")

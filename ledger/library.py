@@ -3,13 +3,18 @@
 Only a higher version replaces another, so of two releases side by side the newer one's runs.
 """
 
+import logging
 import re
 from pathlib import Path
 
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
+from ledger.clients import primaries
 from ledger.fcall import execute
+from ledger.outage import outage
+
+log = logging.getLogger(__name__)
 
 _LIBRARY = Path(__file__).parent / "lua" / "tollgate.lua"
 _NONE = -1
@@ -17,12 +22,27 @@ _VERSION = re.compile(r"^-- version: (\d+)$", re.MULTILINE)
 
 
 async def install(client: Redis) -> None:
-    """Load the function library, unless Redis has this version or a newer one.
+    """Load the function library where Redis has no such version or newer; in a Cluster everywhere.
 
     Replacing it empties the fence's memory, so every partition recovers once: the price of an
     upgrade of the functions. Two processes may do this at the same time.
     """
     code = _LIBRARY.read_text(encoding="utf-8")
+    failed: list[RedisError] = []
+    servers = await primaries(client)
+    for server in servers:
+        try:
+            await _install(server, code)
+        except RedisError as error:
+            failed.append(error)
+    # The partitions of the others go on; whoever keeps the functions tries these again.
+    if len(failed) == len(servers):
+        raise failed[0]
+    if failed:
+        log.warning("functions not loaded everywhere", extra={**outage(failed[0])})
+
+
+async def _install(client: Redis, code: str) -> None:
     loaded = await _loaded_version(client)
     if loaded >= _version(code):
         return

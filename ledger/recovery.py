@@ -15,6 +15,7 @@ import asyncpg
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from ledger.clients import holder, is_cluster
 from ledger.commit import Committed, Position, Superseded
 from ledger.drain import (
     BATCH_MAX,
@@ -24,7 +25,7 @@ from ledger.drain import (
     acknowledge,
     proof_lines,
 )
-from ledger.fcall import PartitionState, execute, heard, obeyed
+from ledger.fcall import PartitionState, execute, heard, key_names, obeyed
 from ledger.functions import Epoch, Partition, WalletState, install
 from ledger.outage import outage
 from ledger.postgres import AWAY, Connection, one_row, pooled
@@ -195,7 +196,8 @@ class Recovery:
         """
         began_s = asyncio.get_running_loop().time()
         partition = Partition(self._redis, number)
-        await install(self._redis)  # a server that came back empty has no functions either
+        # A server that came back empty has no functions either.
+        await install(await holder(self._redis, key_names(number, 0)[0]))
         async with self._connected() as connection:
             claimed = await self._claim(connection, partition, above)
             if claimed is None:
@@ -316,6 +318,7 @@ class Recovery:
         # One that matches was written by this very server, which has every heartbeat since; after
         # a recovery left half-way it may be that recovery that it remembers.
         is_intact = state.sequence_matches and part["state"] != "recovering"
+        is_intact = is_intact and not is_cluster(self._redis)  # there another node has them
         # Whatever was lost was lost by now; what is drained meanwhile costs no time.
         now_s = asyncio.get_running_loop().time()
         known_s = now_s if is_first or is_intact else now_s + ROSTER_S

@@ -13,11 +13,12 @@ from collections.abc import Iterable
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from ledger.clients import HOME_KEY
 from ledger.fcall import KEY_COUNT, Word, execute, key_names
 from ledger.outage import REDIS, outage
 
 GENERATION_CHANNEL = "tg:generation"  # "<partition> <generation>": a recovery calls the roll
-GATEWAYS_KEY = "tg:gateways"  # zset: gateway id -> unix ms of Redis of its last heartbeat
+GATEWAYS_KEY = HOME_KEY  # zset: gateway id -> unix ms of Redis of its last heartbeat
 BEAT_S = 0.5
 ALIVE_MS = 1_500  # a gateway whose heartbeat is older is not waited for
 ROLL_CALL_S = 1.5

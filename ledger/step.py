@@ -69,6 +69,7 @@ class Tell(NamedTuple):
     generation: Callable[[int, int], None]  # the partition is in this generation now
     settled: Callable[[Settled], None]  # the generation's stream has these ends
     trouble: Callable[[str, str], None]  # what went wrong, and why
+    moved: Callable[[int], None]  # another node has the partition, or none has it now
 
 
 def pause_before(refused: Refused, hold: Hold) -> float:

@@ -68,18 +68,7 @@ class Address:
         return wire
 
     async def _greet(self, wire: "Wire") -> None:
-        answered: asyncio.Future[Answers | None] = asyncio.get_running_loop().create_future()
-
-        def gone(_: asyncio.Future[None]) -> None:
-            if not answered.done():
-                answered.set_result(None)
-
-        wire.closed.add_done_callback(gone)
-        wire.send(b"".join(self._greeting), len(self._greeting), answered.set_result)
-        answers = await answered
-        if answers is None:
-            raise WireError("the server closed the connection")
-        for answer in answers:
+        for answer in await wire.asked(b"".join(self._greeting), len(self._greeting)):
             if isinstance(answer, hiredis.ReplyError):
                 raise WireError(str(answer))
 
@@ -120,6 +109,26 @@ class Wire(asyncio.Protocol):
         assert not self._due, "one batch at a time"
         self._due, self._done = count, done
         self._transport.write(commands)
+
+    async def ask(self, words: Sequence[str | bytes | int]) -> Any:
+        """The answer to one command, an error being one, too; `WireError` if none comes."""
+        (answer,) = await self.asked(packed(words), 1)
+        return answer
+
+    async def asked(self, commands: bytes, count: int) -> Answers:
+        """Like `send`, and wait for the answers; `WireError` if the connection is closed."""
+        answered: asyncio.Future[Answers | None] = asyncio.get_running_loop().create_future()
+
+        def took(answers: Answers | None) -> None:
+            if not answered.done():  # nobody waits any more
+                answered.set_result(answers)
+
+        self.closed.add_done_callback(lambda _: took(None))
+        self.send(commands, count, took)
+        answers = await answered
+        if answers is None:
+            raise WireError("the server closed the connection")
+        return answers
 
     def close(self) -> None:
         """Drop the connection now; whatever was under way is not answered."""

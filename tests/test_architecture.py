@@ -58,6 +58,7 @@ TESTED_BY: dict[str, str] = {
     "gateway/control.py": "tests/gateway/test_serve.py",
     "gateway/process.py": "tests/gateway/test_serve.py",
     "gateway/proxy/live.py": "tests/gateway/proxy/test_calls.py",
+    "ledger/waiting.py": "tests/ledger/test_lane.py",
 }
 
 

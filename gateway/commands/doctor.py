@@ -8,7 +8,6 @@ from pathlib import Path
 
 import asyncpg
 import click
-from redis.asyncio import Redis
 
 from gateway.commands.stores import CONNECT_S, explained, store_urls
 from gateway.commands.texts import print_rows
@@ -16,6 +15,7 @@ from gateway.config import ConfigErrors, load
 from gateway.embedded import urls
 from gateway.management.doctor import Patient, examine
 from gateway.settings import Config
+from ledger.clients import open_redis
 from ledger.doctor import Finding, Grade
 
 _COLOURS = {Grade.OK: "green", Grade.WARNING: "yellow", Grade.PROBLEM: "red"}
@@ -70,10 +70,7 @@ async def _patient(config: Config) -> AsyncIterator[Patient]:
     with explained(config, where.postgres):
         # The whole ledger is read, so no statement has a limit.
         connection = await asyncpg.connect(where.postgres, timeout=CONNECT_S)
-    redis, admin = (
-        Redis.from_url(url, socket_connect_timeout=CONNECT_S, socket_timeout=CONNECT_S)
-        for url in (where.redis, admin_text)
-    )
+    redis, admin = (open_redis(url, answer_s=CONNECT_S) for url in (where.redis, admin_text))
     try:
         yield Patient(config, connection, redis, admin, time.time)  # noqa: TID251 - its own root
     finally:

@@ -17,9 +17,10 @@ from redis.asyncio import Redis
 
 from gateway.config import load, pepper
 from gateway.embedded import EmbeddedFailed, urls
-from gateway.key_cache import KeyCache, open_redis
+from gateway.key_cache import KeyCache
 from gateway.keys import key_digester
 from gateway.settings import Config
+from ledger.clients import open_redis
 from ledger.postgres import AWAY
 
 Result = TypeVar("Result")

@@ -15,6 +15,7 @@ from redis.exceptions import RedisError, ResponseError
 from gateway.management import doctor_files as files
 from gateway.settings import Config, Durability
 from ledger import doctor as ledger_doctor
+from ledger.clients import name_of, primaries
 from ledger.doctor import Finding, Grade, Ledger, good, judged
 from ledger.fcall import Epoch, execute
 from ledger.library import library_versions
@@ -180,6 +181,8 @@ async def clocks(patient: Patient) -> Finding:
 SERVER_CHECKS: tuple[tuple[str, Check], ...] = (
     ("postgres: settings", postgres_settings),
     ("postgres: user", postgres_user),
+)
+REDIS_CHECKS: tuple[tuple[str, Check], ...] = (
     ("redis: settings", redis_settings),
     ("redis: memory", redis_memory),
     ("redis: user", redis_user),
@@ -196,6 +199,12 @@ async def examine(patient: Patient) -> AsyncIterator[Finding]:
     yield files.disk(config)
     for name, check in SERVER_CHECKS:
         yield await _made(name, check(patient))
+    servers = await _servers(patient)
+    for name, check in REDIS_CHECKS:
+        for server in servers:
+            made = await _made(name, check(server))
+            where = f"{name_of(server.redis)}: " if len(servers) > 1 else ""
+            yield made._replace(said=where + made.said)
     ledger = Ledger(patient.connection, patient.redis, config.ledger.partitions)
     schema = await _made("schema", ledger_doctor.schema(ledger))
     yield schema
@@ -205,6 +214,15 @@ async def examine(patient: Patient) -> AsyncIterator[Finding]:
     for name, examined in ledger_doctor.CHECKS:
         yield await _made(name, examined(ledger))
     yield await _made("journals", files.journals(config, patient.connection))
+
+
+async def _servers(patient: Patient) -> list[Patient]:
+    """The patient with each of its Redis servers: all but a Cluster have one."""
+    try:
+        pairs = zip(await primaries(patient.redis), await primaries(patient.admin), strict=False)
+        return [patient._replace(redis=redis, admin=admin) for redis, admin in pairs]
+    except RedisError:
+        return [patient]  # every check of it will say so
 
 
 async def _made(name: str, finding: Awaitable[Finding]) -> Finding:

@@ -23,7 +23,7 @@ from gateway.auth import Authenticator
 from gateway.closed import Closed
 from gateway.credential import presented
 from gateway.journals import Journals, lost_end
-from gateway.proxy import admit, finish, forward, progress, relay
+from gateway.proxy import admit, finish, forward, progress, relay, safe
 from gateway.proxy.answer import refuse
 from gateway.proxy.clients import Clients
 from gateway.proxy.exchange import CLOSE, Answered, ClientGone, Exchange
@@ -52,7 +52,6 @@ _READ_HERE_BYTES_MAX = 1024 * 1024
 CLAMPED = "limit_clamped"
 """The flag of a call whose limit we set, for its wallet cannot pay our bound."""
 
-_PLACED_S = 2.0  # what a client waits for Redis when the journal's disk is full
 _BUG = "The gateway failed. What the provider has done for the call is charged: see x-request-id."
 
 
@@ -84,6 +83,7 @@ class Calls:
         self.live: dict[bytes, LiveCall] = {}
         self._idle = asyncio.Event()
         self._streams = StreamHolds(parts.conveyor)
+        self._awaits_end = parts.journal.is_group or parts.journals.needs_replica
         self.draining = 0  # calls read to their end although their client has left
 
     async def serve(self, exchange: Exchange, operation: Operation) -> Answered:
@@ -263,8 +263,11 @@ class Calls:
     ) -> Answered:
         """End the call, if it has not ended, and then say why it failed."""
         live.status, live.code = error.status_now, error.code
-        if not live.is_ended and (safe := self._ended(live, outcome)) is not None:
-            await safe
+        try:
+            if not live.is_ended and (ending := self._ended(live, outcome)) is not None:
+                await ending
+        except ClientGone:
+            return CLOSE
         return self._answer_error(live, error)
 
     def _close(self, live: LiveCall, outcome: Outcome) -> None:
@@ -337,22 +340,16 @@ class Calls:
     def _ended(self, live: LiveCall, outcome: Outcome) -> Awaitable[None] | None:
         """End the call. Its last byte may go once what this gives is awaited; None: at once."""
         self._end(live, outcome)
-        if live.is_unjournaled or self._parts.journal.is_group:
+        if live.is_unjournaled or self._awaits_end:
             # Asked for before anything is awaited: the answer of Redis cannot have come yet.
-            return self._safe(live, self._parts.journals.placed(live.call_id))
+            journals = self._parts.journals
+            return safe.made_safe(
+                journals.placed(live.call_id),
+                self._parts.journal,
+                is_unjournaled=live.is_unjournaled,
+                needs_replica=journals.needs_replica,
+            )
         return None
-
-    async def _safe(self, live: LiveCall, placed: "asyncio.Future[None]") -> None:
-        """Return once the call's end can't be lost any more."""
-        try:
-            if not live.is_unjournaled:
-                await self._parts.journal.synced()
-                return
-            await asyncio.wait({placed}, timeout=_PLACED_S)
-        except JournalFull:
-            await asyncio.wait({placed}, timeout=_PLACED_S)
-        finally:
-            placed.cancel()
 
     def _end(self, live: LiveCall, outcome: Outcome) -> None:
         """Journal how the call ended, then let the ledger know. No await: it cannot be torn."""
@@ -374,7 +371,7 @@ class Calls:
         try:
             parts.journal.finished(made)
         except JournalFull:
-            # The disk is full: then the client waits for Redis to have it (`_safe`).
+            # The disk is full: then the client waits for Redis to have it (`safe.made_safe`).
             live.is_unjournaled = True
             parts.teller.journal_full()
         parts.conveyor.settle(made)

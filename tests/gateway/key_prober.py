@@ -12,7 +12,8 @@ import asyncpg
 
 from gateway.auth import Authenticator
 from gateway.credential import AuthError
-from gateway.key_cache import KeyCache, open_redis
+from gateway.key_cache import KeyCache
+from ledger.clients import open_redis
 from tests.gateway.tenancy import Lookups, clock, digest_of, running
 
 

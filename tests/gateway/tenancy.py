@@ -11,12 +11,13 @@ import asyncpg
 from redis.asyncio import Redis
 
 from gateway.auth import Authenticator, AuthLimits, Clock
-from gateway.key_cache import KeyCache, open_redis
+from gateway.key_cache import KeyCache
 from gateway.keys import issue, key_digester
 from gateway.management import api_keys, organizations
 from gateway.management.api_keys import ApiKey, KeyLabel, KeyTerms
 from gateway.management.organizations import OrganizationTerms
 from gateway.principal import KnownKey
+from ledger.clients import open_redis
 from ledger.functions import Partition, install
 from providers.adapter import Secret
 

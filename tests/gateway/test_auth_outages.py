@@ -13,8 +13,9 @@ import pytest
 
 from gateway.auth import Authenticator, AuthLimits, Clock
 from gateway.credential import AuthError, AuthUnavailable
-from gateway.key_cache import KeyCache, open_redis
+from gateway.key_cache import KeyCache
 from gateway.management import api_keys
+from ledger.clients import open_redis
 from tests.gateway.door import Door, door_to
 from tests.gateway.tenancy import (
     Lookups,

@@ -3,7 +3,7 @@
 import asyncio
 
 from gateway.channel import hear
-from gateway.key_cache import open_redis
+from ledger.clients import open_redis
 
 
 async def test_messages_are_taken_and_a_lost_connection_is_made_again(redis_url: str) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import orjson
 
 from gateway.closed import Closed
-from gateway.key_cache import open_redis
 from ledger.backlog import BACKLOG_CHANNEL
+from ledger.clients import open_redis
 from tests.gateway.proxy.gatehouse import Gatehouse
 from tests.vendor import Vendor
 

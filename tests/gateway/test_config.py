@@ -103,7 +103,7 @@ class TestMistakes:
             ("ledger: {journal: {bytes_max: 64 MiB}}", "at most half of bytes_max"),
             ("listeners: {metrics: {host: 0.0.0.0}}", "0.0.0.0 is not loopback"),
             ("listeners: {metrics: {port: 8080}}", "is the port of listeners.data, too"),
-            ("ledger: {durability: replica}", "replica is not in this release"),
+            ("ledger: {durability: replica}", "replica needs redis.url"),
             (
                 "providers: {own: {kind: openai, base_url: https://a.example/v1, quirks: groq}}",
                 "belongs to kind: custom",

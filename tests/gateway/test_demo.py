@@ -11,9 +11,10 @@ from gateway import demo
 from gateway.commands.stores import Stores, opened
 from gateway.config import load
 from gateway.demo import CallFailed
-from gateway.key_cache import KeyCache, open_redis
+from gateway.key_cache import KeyCache
 from gateway.management import api_keys, organizations
 from gateway.settings import Auth, Config
+from ledger.clients import open_redis
 from tests.gateway.tenancy import PEPPER, clock
 from tests.scenarios.deployment import Deployment
 from tests.vendor import Vendor

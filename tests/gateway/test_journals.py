@@ -9,8 +9,8 @@ import pytest
 from redis.asyncio import Redis
 
 from gateway.journals import Journals, lost_end
-from gateway.key_cache import open_redis
 from ledger.admission import End, Held, Hold
+from ledger.clients import open_redis
 from ledger.conveyor import Conveyor
 from ledger.drain import PROVEN_CHANNEL
 from ledger.frames import OpenCall

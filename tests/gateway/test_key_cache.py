@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
-from gateway.key_cache import CacheAway, KeyCache, KeyChange, open_redis
+from gateway.key_cache import CacheAway, KeyCache, KeyChange
 from gateway.principal import KnownKey
+from ledger.clients import open_redis
 from ledger.functions import install
 from tests.gateway.principals import PRINCIPAL
 

@@ -96,3 +96,17 @@ async def test_a_valkey_of_our_own_syncs_as_strictly_as_the_journals(
         tollgate.redis() as redis,
     ):
         assert await redis.config_get("appendfsync") == {"appendfsync": "always"}
+
+
+async def test_mode_replica_does_not_start_on_servers_that_cannot_keep_it(
+    tmp_path: Path, vendor_apart: Vendor, redis_url: str, postgres_url: str
+) -> None:
+    changes = {
+        "ledger": {"durability": "replica"},
+        "redis": {"url": redis_url},
+        "postgres": {"url": postgres_url},
+        "auth": {"pepper": "a pepper of the test's, long enough"},
+    }
+    with pytest.raises(AssertionError, match="replica: the server has appendfsync everysec"):
+        async with Deployment.started(tmp_path, vendor_port=vendor_apart.port, changes=changes):
+            pass

@@ -10,7 +10,7 @@ import pytest
 from gateway.readiness import Readiness
 from gateway.snapshots import Publisher
 from gateway.vitals import Vitals
-from ledger.conveyor import HOLD_S
+from ledger.belt import HOLD_S
 from ledger.lane import Lane
 from ledger.step import Phase
 from tests.gateway.proxy.gatehouse import Gatehouse, request

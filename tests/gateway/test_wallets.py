@@ -9,9 +9,9 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from gateway.key_cache import open_redis
 from gateway.wallets import Wallets, WalletsUnavailable
 from ledger.book import Book
+from ledger.clients import open_redis
 from ledger.functions import Partition, install
 from tests.ledger.by_hand import dying_postgres
 

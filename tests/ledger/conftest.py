@@ -8,6 +8,7 @@ from redis.asyncio import Redis
 
 from ledger.conveyor import Conveyor
 from ledger.functions import Partition
+from tests.ledger.cluster import Cluster
 from tests.ledger.deployment import Deployment, deployed
 from tests.ledger.line import Line
 from tests.ledger.own_valkey import OwnValkey
@@ -55,6 +56,13 @@ async def server(tmp_path: Path) -> AsyncIterator[OwnValkey]:
     await server.start()
     yield server
     server.kill()
+
+
+@pytest.fixture
+async def cluster() -> AsyncIterator[Cluster]:
+    """Two primaries with a replica each."""
+    async with Cluster.started(primaries=2) as cluster:
+        yield cluster
 
 
 @pytest.fixture

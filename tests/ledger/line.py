@@ -15,7 +15,7 @@ class Line:
 
     partitions = NUMBER + 1
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, needs_replica: bool = False) -> None:
         self.epochs: list[int] = []
         self.generations: list[tuple[int, int]] = []
         self.settled: list[Settled] = []
@@ -23,6 +23,7 @@ class Line:
         self.conveyor = Conveyor(
             url,
             partitions=self.partitions,
+            needs_replica=needs_replica,
             on_epoch=self.epochs.append,
             on_settled=self.settled.append,
             on_generation=self._told,

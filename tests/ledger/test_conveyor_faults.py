@@ -9,10 +9,12 @@ import pytest
 from redis.asyncio import Redis
 
 from ledger.admission import Held, LedgerUnavailable, Slot
-from ledger.conveyor import HOLD_S, Conveyor
+from ledger.belt import HOLD_S
+from ledger.conveyor import Conveyor
 from ledger.functions import Partition, WalletState
-from ledger.lane import QUEUE_MAX
+from ledger.outage import REDIS
 from ledger.step import Settled
+from ledger.waiting import QUEUE_MAX
 from tests.ledger.cutter import Cutter
 from tests.ledger.line import Line, nothing_is_held, until
 from tests.ledger.own_valkey import OwnValkey
@@ -101,14 +103,15 @@ class TestRedisAway:
 
         assert left == 0
 
-    async def test_what_is_wrong_is_said_once_a_second(
+    async def test_what_is_wrong_is_said_with_its_cause(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         async with Line(f"unix://{tmp_path}/nobody.sock").running() as conveyor:
             with pytest.raises(LedgerUnavailable, match="does not answer"):
                 await conveyor.hold(hold(1), deadline_s=0.9)
 
-        assert [record.message for record in caplog.records] == ["Redis is away"]
+        told = {(record.message, record.__dict__["cause"]) for record in caplog.records}
+        assert told == {("Redis is away", REDIS)}
 
     async def test_a_wrong_password_admits_nobody(
         self, server: OwnValkey, caplog: pytest.LogCaptureFixture

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from ledger.admission import Cap, End, Held, Hold, Rate, Refused, Slot
 from ledger.fcall import (
@@ -29,6 +30,7 @@ from ledger.fcall import (
 )
 from ledger.money import Nanos
 from ledger.record import EndKind
+from tests.ledger.own_valkey import OwnValkey
 
 CAPS = (Cap("c", Nanos(9), (1, 2)),)
 decode = msgspec.msgpack.decode
@@ -167,6 +169,19 @@ class TestObeyed:
         assert await obeyed(answers()) == 7
         with pytest.raises(ConnectionError):
             await obeyed(fails())
+
+
+async def test_a_server_that_says_nothing_more_is_given_up(server: OwnValkey) -> None:
+    redis = Redis.from_url(server.url)
+    async with redis, redis.pubsub(ignore_subscribe_messages=True) as subscription:
+        await subscription.subscribe("news")
+        first = asyncio.ensure_future(anext(heard(subscription)))
+        server.pause()
+
+        with pytest.raises(RedisError):
+            async with asyncio.timeout(10):
+                await first
+        server.resume()
 
 
 async def test_what_a_channel_brings_is_heard_after_a_silence(redis_url: str) -> None:

@@ -8,9 +8,10 @@ from hiredis import ReplyError
 
 from ledger.admission import End, Held, Hold, LedgerUnavailable, Refused
 from ledger.fcall import Renewal
-from ledger.lane import ITEMS_MAX, PAUSE_S, QUEUE_MAX, RECOVERY_WAIT_S, TELL_EVERY_S, Lane
+from ledger.lane import ITEMS_MAX, PAUSE_S, TELL_EVERY_S, Lane
 from ledger.record import EndKind
 from ledger.step import Asked, Settled, Step, Tell
+from ledger.waiting import QUEUE_MAX, RECOVERY_WAIT_S
 from tests.ledger.partitions import NUMBER, end_of, hold, total
 
 NOW_S = 100.0
@@ -24,11 +25,13 @@ class Told:
         self.generations: list[tuple[int, int]] = []
         self.settled: list[tuple[bytes, int, str]] = []
         self.troubles: list[str] = []
+        self.moved: list[int] = []
         self.tell = Tell(
             self.epochs.append,
             lambda *told: self.generations.append(told),
             self._settle,
             lambda what, _: self.troubles.append(what),
+            self.moved.append,
         )
 
     def _settle(self, settled: Settled) -> None:
@@ -112,6 +115,26 @@ class TestSending:
         ask(lane).future.cancel()
 
         assert sent(lane) == []
+
+
+class TestMoves:
+    @pytest.mark.parametrize(
+        "said", ["MOVED 7 127.0.0.1:1", "ASK 7 127.0.0.1:1", "TRYAGAIN soon", "CLUSTERDOWN now"]
+    )
+    async def test_what_another_node_is_to_answer_waits_for_it(
+        self, lane: Lane, told: Told, said: str
+    ) -> None:
+        asked = ask(lane)
+        lane.end(end := end_of(hold(1), 1))
+        for step in lane.steps(NOW_S):
+            lane.answered(step, ReplyError(said), NOW_S)
+
+        assert set(told.moved) == {NUMBER}
+        assert not asked.future.done()
+        assert [step.function for step in lane.steps(NOW_S + 1)] == ["tg_state"]
+        lane.answered(Step("tg_state", [], 3, b""), [b"3", b"1", b"A", b"1", b"", 1, 5], NOW_S)
+        assert {step.function for step in lane.steps(NOW_S + 1)} == {"tg_settle", "tg_hold"}
+        assert end.call_id not in lane.open
 
 
 class TestHolds:

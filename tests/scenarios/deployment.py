@@ -27,12 +27,13 @@ from redis.asyncio import Redis
 
 from gateway.config import load, pepper
 from gateway.embedded import urls
-from gateway.key_cache import KeyCache, open_redis
+from gateway.key_cache import KeyCache
 from gateway.keys import issue, key_digester
 from gateway.management import api_keys, organizations
 from gateway.management import credits as credits_
 from gateway.management.api_keys import KeyLabel, KeyTerms
 from gateway.management.organizations import OrganizationTerms
+from ledger.clients import open_redis
 from ledger.money import nanos
 
 START_S_MAX = 60.0
@@ -267,10 +268,12 @@ class Deployment:
     @asynccontextmanager
     async def stores(self) -> AsyncIterator[Stores]:
         """Connections to the deployment's stores, and what digests its keys."""
-        at = urls(self.servers)
-        redis = open_redis(at.redis)
+        redis = open_redis(self._url("redis"))
         digest = key_digester(pepper(load(self.config_path), ""))
-        async with redis, asyncpg.create_pool(at.postgres, min_size=1, max_size=2) as pool:
+        async with (
+            redis,
+            asyncpg.create_pool(self._url("postgres"), min_size=1, max_size=2) as pool,
+        ):
             yield Stores(pool, redis, KeyCache(redis, time.time), digest)  # noqa: TID251 - a test's
 
     def openai(self, key: Key, **options: Any) -> AsyncOpenAI:
@@ -308,12 +311,20 @@ class Deployment:
             await connection.close()
 
     async def postgres(self) -> asyncpg.Connection:
-        """A connection to the deployment's own Postgres."""
-        return await asyncpg.connect(urls(self.servers).postgres)
+        """A connection to the deployment's Postgres."""
+        return await asyncpg.connect(self._url("postgres"))
 
     def redis(self) -> Redis:
-        """A client of the deployment's own Valkey, with every right."""
-        return Redis.from_url(urls(self.servers).redis_admin)
+        """A client of the deployment's Valkey, with every right."""
+        return open_redis(self._url("redis", "admin_url"), answer_s=5.0)
+
+    def _url(self, store: str, kind: str = "url") -> str:
+        """Where a store is: the configured one, else the deployment's own."""
+        configured = self.config.get(store, {})
+        if "url" in configured:
+            return str(configured.get(kind, configured["url"]))
+        at = urls(self.servers)
+        return at.postgres if store == "postgres" else at.redis if kind == "url" else at.redis_admin
 
     def metrics(self) -> str:
         """The metrics page."""

@@ -15,6 +15,7 @@ from typing import cast
 from gateway.journals import Journals
 from ledger.admission import End, Hold, LedgerUnavailable, Refused
 from ledger.appender import System
+from ledger.belt import OpenWire
 from ledger.commit import Position
 from ledger.conveyor import Conveyor
 from ledger.drain import proof_lines
@@ -23,7 +24,6 @@ from ledger.journal import Journal
 from ledger.money import Nanos
 from ledger.pricing import PriceSheet
 from ledger.record import EndKind, Outcome, Record, encode
-from ledger.wire import Address
 from tests.ledger.model import Fenced, Wallet
 from tests.simulation.books import Books
 from tests.simulation.store import Net, SimulatedAddress, Store
@@ -67,7 +67,8 @@ class Gateway:
             on_generation=self.journals.on_generation,
         )
         self._address = SimulatedAddress(world.store, world.net)
-        self.conveyor._address = cast(Address, self._address)
+        (self._belt,) = set(self.conveyor._belts)
+        self._belt._open_wire = cast(OpenWire, self._address.open)
         self.journals.attach(self.conveyor)
         self.calls: set[asyncio.Task[None]] = set()
 
@@ -83,7 +84,7 @@ class Gateway:
 
     def kill(self) -> None:
         """Nothing more leaves it from now on: no word to the server, none to its journal."""
-        wire = self.conveyor._wire
+        wire = self._belt._wire
         if wire is not None:
             wire.close()
         for call in self.calls:

@@ -10,10 +10,11 @@ import pytest
 
 from gateway.auth import StoreAway
 from gateway.errors import BadRequest, NotFound
-from gateway.key_cache import KeyCache, open_redis
+from gateway.key_cache import KeyCache
 from gateway.management import api_keys
 from gateway.management.api_keys import KeyLabel, KeyTerms
 from gateway.principal import Period
+from ledger.clients import open_redis
 from ledger.money import nanos
 from tests.gateway.tenancy import Tenancy, clock, digest_of, new_key, tenancy
 from tests.ledger.by_hand import dying_postgres

@@ -7,11 +7,11 @@ from uuid import UUID
 import pytest
 
 from gateway.errors import BadRequest, Conflict, Unavailable
-from gateway.key_cache import open_redis
 from gateway.management import credits as credits_
 from gateway.management import organizations
 from gateway.management.credits import Grant, Taking
 from gateway.management.organizations import OrganizationTerms
+from ledger.clients import open_redis
 from ledger.functions import Partition
 from ledger.money import NANOS_MAX, Nanos, nanos
 from ledger.withdrawals import WithdrawalKind

@@ -1,5 +1,6 @@
 """The doctor of servers, files and secrets: each fault is planted in a real one, and told."""
 
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
@@ -65,7 +66,7 @@ def command(*words: str) -> Harm:
 
 def other_library(version: int) -> Harm:
     """The library of another release."""
-    code = LIBRARY.read_text().replace("-- version: 2", f"-- version: {version}")
+    code = re.sub(r"-- version: \d+", f"-- version: {version}", LIBRARY.read_text(), count=1)
     return command("FUNCTION LOAD", "REPLACE", code)
 
 
@@ -92,7 +93,7 @@ SERVER_FAULTS: list[tuple[str, Grade, str, Harm]] = [
 
 async def asked(patient: Patient, name: str) -> Finding:
     """What one check of the servers says."""
-    return await dict(doctor.SERVER_CHECKS)[name](patient)
+    return await dict(doctor.SERVER_CHECKS + doctor.REDIS_CHECKS)[name](patient)
 
 
 async def test_a_redis_as_it_must_be_has_nothing_to_say(stage: Stage) -> None:

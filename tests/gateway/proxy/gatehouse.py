@@ -151,6 +151,7 @@ class Gatehouse:
                 await parts.upstream.close()
                 for task in tasks:
                     task.cancel()
+                await asyncio.wait(tasks)  # before what they use is closed
                 parts.journal.close()
 
     @property

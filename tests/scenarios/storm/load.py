@@ -98,7 +98,7 @@ class Load:
         chance = random.Random(f"{self._seed}/{number}")  # noqa: S311 - a test that can be repeated
         while not self._stop.is_set():
             try:
-                async with Caller.at("127.0.0.1", self._tollgate.ports["data"]) as line:
+                async with Caller.at("127.0.0.1", self._tollgate.ports.get("data", 0)) as line:
                     while not self._stop.is_set():
                         self._calls += 1
                         asking = Asking.drawn(chance, f"{self._seed}x{self._calls}")

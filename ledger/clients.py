@@ -1,0 +1,254 @@
+"""Clients of Redis for everything but the hot path, in the one shape of redis-py's `Redis`.
+
+Behind Sentinels a client asks them at every new connection. A Cluster's sends each command to the
+node that has its key; what names no key goes where the gateways' list is, whose clock is told with
+it. Every command that is sent so may be repeated, so a node that is away, or not the right one any
+more, is asked for once again and the command is sent a second time.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from redis.asyncio import Redis, Sentinel
+from redis.asyncio.client import Pipeline, PubSub
+from redis.asyncio.connection import ConnectionPool, parse_url
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import SentinelConnectionPool
+from redis.backoff import NoBackoff
+from redis.crc import key_slot
+from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    ConnectionError,  # noqa: A004 - redis-py's, which is no OSError
+    MovedError,
+    RedisError,
+    TimeoutError,  # noqa: A004 - as above
+    TryAgainError,
+)
+
+from ledger.location import Kind, Location, host_and_port
+from ledger.topology import ASK_S, Topology
+from ledger.wire import WireError
+
+CONNECT_S, ANSWER_S = 1.0, 2.0
+HOME_KEY = "tg:gateways"  # whose node gets what names no key; the roll call's list
+_ELSEWHERE = (MovedError, AskError, TryAgainError, ClusterDownError)
+_GONE = (*_ELSEWHERE, ConnectionError, TimeoutError)
+Answer = TypeVar("Answer")
+
+
+class ClusterAway(ConnectionError):
+    """No node has the key at the moment: a failover or a move of its slot is under way."""
+
+
+def open_redis(url: str, *, answer_s: float = ANSWER_S) -> Redis:
+    """A client of what `url` names. It connects when it is used, and again whenever that breaks.
+
+    It tries a lost connection once again and never pauses: an authenticator would rather ask
+    Postgres than wait, and a subscription that came back late would let a revoked key pass.
+    """
+    location, options = Location.parse(url), _options(answer_s)
+    if location.kind is Kind.ONE:
+        return Redis.from_url(url, **options)
+    if location.kind is Kind.CLUSTER:
+        return ClusterClient(location, options)
+    sentinels = Sentinel(  # type: ignore[no-untyped-call]  # redis-py's
+        [host_and_port(host) for host in location.hosts],
+        sentinel_kwargs={**_login(location.sentinel_url("_:1")), "socket_timeout": ASK_S},
+    )
+    of_master = {**_login(location.node_url("_:1")), **options}
+    master: Redis = sentinels.master_for(location.master, redis_class=_WatchedClient, **of_master)
+    return master
+
+
+class _WatchedClient(Redis):
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:  # noqa: FBT001 - redis-py's
+        await super().aclose(close_connection_pool)
+        assert isinstance(self.connection_pool, SentinelConnectionPool)
+        await self.connection_pool.sentinel_manager.aclose()
+
+
+def _login(url: str) -> dict[str, Any]:
+    """What a URL says but for the host."""
+    options: dict[str, Any] = {**parse_url(url)}
+    is_tls = options.pop("connection_class", None) is not None
+    return {name: value for name, value in options.items() if name not in {"host", "port"}} | (
+        {"ssl": True} if is_tls else {}
+    )
+
+
+def _options(answer_s: float) -> dict[str, Any]:
+    return {
+        "retry": Retry(NoBackoff(), 1),
+        "socket_connect_timeout": CONNECT_S,
+        "socket_timeout": answer_s,
+    }
+
+
+async def primaries(client: Redis) -> Sequence[Redis]:
+    """A client of each server that takes writes: all but a Cluster have one, which is `client`."""
+    return await client.primaries() if isinstance(client, ClusterClient) else [client]
+
+
+def name_of(server: Redis) -> str:
+    """Host and port of one server, for people."""
+    options = server.connection_pool.connection_kwargs
+    return f"{options['host']}:{options['port']}" if "host" in options else "the server"
+
+
+async def holder(client: Redis, key: str) -> Redis:
+    """A client of the server that has this key."""
+    return await client.holder(key) if isinstance(client, ClusterClient) else client
+
+
+def is_cluster(client: Redis) -> bool:
+    """Whether keys are spread over several servers, so that one may lose what another has."""
+    return isinstance(client, ClusterClient)
+
+
+class ClusterClient(Redis):
+    """A Cluster behind the words of one server."""
+
+    def __init__(self, location: Location, options: Mapping[str, Any]) -> None:
+        first = location.node_url(location.hosts[0])
+        super().__init__(connection_pool=ConnectionPool.from_url(first))
+        self._location, self._topology, self._options = location, Topology(location), options
+        self._nodes: dict[str, Redis] = {}
+        self._listened = 0
+        self._looking: asyncio.Lock = asyncio.Lock()
+        self._looks = 0
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """One command, at the node that has its key; `ClusterAway` if none has it now."""
+        slot = _slot(args)
+        return await self._sent(lambda: self._execute(slot, args, options))
+
+    async def _execute(self, slot: int, args: Sequence[Any], options: Mapping[str, Any]) -> Any:
+        return await self._owner(slot).execute_command(*args, **options)  # type: ignore[no-untyped-call]  # redis-py's
+
+    async def _sent(self, send: Callable[[], Coroutine[Any, Any, Answer]]) -> Answer:
+        """Send it, and if that comes to nothing, look at the Cluster and send it once more."""
+        if not self._looks:
+            await self._look(0)
+        looks = self._looks
+        try:
+            return await send()
+        except _GONE:
+            await self._look(looks)
+        try:
+            return await send()
+        except _ELSEWHERE as error:
+            raise ClusterAway(str(error)) from error
+
+    async def _look(self, looks: int) -> None:
+        """Look at the Cluster, unless somebody has since there had been so many looks."""
+        async with self._looking:
+            if self._looks > looks:
+                return
+            try:
+                await self._topology.look()
+            except WireError as error:
+                raise ClusterAway(str(error)) from error
+            self._looks += 1
+            for host in self._nodes.keys() - set(self._topology.known):
+                await self._nodes.pop(host).aclose()
+
+    def _owner(self, slot: int) -> Redis:
+        host = self._topology.owner(slot)
+        if not host:
+            raise ClusterAway(f"slot {slot} is served by no node")
+        return self._node(host)
+
+    def _node(self, host: str) -> Redis:
+        if host not in self._nodes:
+            self._nodes[host] = Redis.from_url(self._location.node_url(host), **self._options)
+        return self._nodes[host]
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:  # noqa: FBT001, FBT002 - redis-py's
+        """Commands that are sent together, to each node its own; there are no transactions."""
+        assert not transaction, "keys may be at several nodes"
+        return _Spread(self, self.connection_pool, self.response_callbacks, shard_hint)
+
+    async def send_all(self, commands: Sequence[tuple[Sequence[Any], Mapping[str, Any]]]) -> Any:
+        """The answers to these commands, an error being one, too."""
+        return await self._sent(lambda: self._send_all(commands))
+
+    async def _send_all(
+        self, commands: Sequence[tuple[Sequence[Any], Mapping[str, Any]]]
+    ) -> list[Any]:
+        at: dict[str, list[int]] = {}
+        for place, (args, _) in enumerate(commands):
+            at.setdefault(self._topology.owner(_slot(args)), []).append(place)
+        if "" in at:
+            raise ClusterAway("a slot is served by no node")
+        answers: list[Any] = [None] * len(commands)
+
+        async def send(host: str, places: Iterable[int]) -> None:
+            async with self._node(host).pipeline(transaction=False) as pipeline:
+                for place in places:
+                    args, options = commands[place]
+                    _ = pipeline.execute_command(*args, **options)
+                told = await pipeline.execute(raise_on_error=False)
+            for place, answer in zip(places, told, strict=True):
+                answers[place] = answer
+
+        await asyncio.gather(*(send(host, places) for host, places in at.items()))
+        for answer in answers:
+            if isinstance(answer, _ELSEWHERE):
+                raise answer
+        return answers
+
+    def pubsub(self, **options: Any) -> PubSub:
+        """A subscription at one of the nodes, which hear of each other's messages; each another."""
+        self._listened += 1
+        known = self._topology.known
+        return self._node(known[self._listened % len(known)]).pubsub(**options)
+
+    async def primaries(self) -> list[Redis]:
+        """A client of every node that has slots."""
+        await self._look(self._looks)
+        return [self._node(host) for host in self._topology.primaries]
+
+    async def holder(self, key: str) -> Redis:
+        """A client of the node that has this key; `ClusterAway` if none has it now."""
+        await self._look(self._looks)
+        return self._owner(int(key_slot(key.encode())))
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:  # noqa: FBT001 - redis-py's
+        """Close every connection."""
+        for node in self._nodes.values():
+            await node.aclose(close_connection_pool)
+        await super().aclose(close_connection_pool)
+
+
+class _Spread(Pipeline):
+    """Gathers as redis-py does, and sends through a `ClusterClient`."""
+
+    def __init__(
+        self, client: ClusterClient, pool: ConnectionPool, callbacks: Any, hint: str | None
+    ) -> None:
+        super().__init__(pool, callbacks, transaction=False, shard_hint=hint)
+        self._client = client
+
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:  # noqa: FBT001, FBT002 - redis-py's
+        """The answers in their order; with `raise_on_error` the first error is raised."""
+        commands = [(args, options) for args, options in self.command_stack]
+        self.command_stack = []
+        answers: list[Any] = await self._client.send_all(commands) if commands else []
+        for answer in answers:
+            if raise_on_error and isinstance(answer, RedisError):
+                raise answer
+        return answers
+
+
+def _slot(args: Sequence[Any]) -> int:
+    """The slot of the key that a command names first."""
+    match str(args[0]):
+        case "TIME" | "PING" | "PUBLISH" | "INFO":
+            key: Any = HOME_KEY
+        case "FCALL" | "FCALL_RO":
+            key = args[3]
+        case _:
+            key = args[1]
+    return int(key_slot(key if isinstance(key, bytes) else str(key).encode()))

@@ -1,0 +1,44 @@
+"""A master behind Sentinels is killed under load, and one of its replicas takes over."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.ledger.cluster import NODE_TIMEOUT_MS, Watched, until
+from tests.scenarios.machines import Fleet
+from tests.scenarios.scale import LONG
+from tests.vendor import Vendor
+
+pytestmark = [pytest.mark.scenario, pytest.mark.timeout(900 if LONG else 120)]
+
+FAILOVERS = 10 if LONG else 1
+BACK_S_MAX = 15.0
+
+
+async def test_calls_are_answered_again_within_seconds_of_the_death_of_a_watched_master(
+    folder: Path, vendor_apart: Vendor
+) -> None:
+    back_s: list[float] = []
+    async with (
+        Watched.started() as watched,
+        Fleet.started(folder, vendor_apart, redis_url=watched.url) as fleet,
+    ):
+        async with fleet.loaded():
+            master = await watched.master()
+            for number in range(FAILOVERS):
+                if number:
+                    await master.start()
+                    await until(watched.is_whole)
+                master = await watched.master()
+                began_s = time.monotonic()
+                master.kill()
+                await fleet.everybody_answers(within_s=BACK_S_MAX)
+                back_s.append(time.monotonic() - began_s)
+                assert await watched.master() is not master
+        told = await fleet.assert_exact()
+    print(
+        f"\nT4 sentinel: {FAILOVERS} masters killed, everybody answered again after"
+        f" {max(back_s):.1f} s at most, of which {NODE_TIMEOUT_MS / 1_000:.0f} s until they are"
+        f" missed; {told}"
+    )
