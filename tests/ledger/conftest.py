@@ -8,11 +8,13 @@ from redis.asyncio import Redis
 
 from ledger.conveyor import Conveyor
 from ledger.functions import Partition
+from ledger.lane import Lane
 from tests.ledger.cluster import Cluster
 from tests.ledger.deployment import Deployment, deployed
+from tests.ledger.lanes import NOW_S, Told, state
 from tests.ledger.line import Line
 from tests.ledger.own_valkey import OwnValkey
-from tests.ledger.partitions import ready
+from tests.ledger.partitions import NUMBER, ready
 
 
 @pytest.fixture
@@ -71,3 +73,18 @@ async def apart(server: OwnValkey) -> AsyncIterator[Partition]:
     client = Redis.from_url(server.url)
     yield await ready(client)
     await client.aclose()
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+@pytest.fixture
+def lane(told: Told) -> Lane:
+    """One that knows that its partition is active in generation 3."""
+    lane = Lane(NUMBER, told.tell)
+    lane.doubt()
+    (step,) = lane.steps(NOW_S)
+    lane.answered(step, state(3), NOW_S)
+    return lane

@@ -23,7 +23,7 @@ from gateway.auth import Authenticator, AuthLimits, Clock
 from gateway.closed import Closed
 from gateway.config import read
 from gateway.journals import Journals
-from gateway.key_cache import KeyCache, open_redis
+from gateway.key_cache import KeyCache
 from gateway.keys import issue, key_digester
 from gateway.logs import Lines
 from gateway.metrics import Metrics
@@ -37,6 +37,7 @@ from gateway.proxy.tell import Teller
 from gateway.settings import Config
 from gateway.upstream import Upstream
 from gateway.wallets import Wallets
+from ledger.clients import open_redis
 from ledger.conveyor import Conveyor
 from ledger.functions import Partition, WalletState, install
 from ledger.journal import Journal
