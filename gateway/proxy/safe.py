@@ -6,7 +6,7 @@ from gateway.proxy.exchange import ClientGone
 from ledger.journal import Journal, JournalFull
 
 REPLICA_S = 10.0  # failover and recovery included; then the client is cut
-_PLACED_S = 2.0  # what a client waits for Redis when the journal's disk is full
+PLACED_S = 2.0  # the same for a stream of Redis, when the journal's disk is full
 
 
 async def made_safe(
@@ -15,22 +15,23 @@ async def made_safe(
     *,
     is_unjournaled: bool,
     needs_replica: bool,
-    within_s: float = REPLICA_S,
+    within_s: float | None = None,
 ) -> None:
     """Return once the call's end can't be lost any more. `placed`: some stream has it.
 
-    `ClientGone` if no replica has it `within_s` as well: then the last byte must not go.
+    `ClientGone` if nobody has it `within_s` seconds: then the last byte must not go.
     """
     try:
-        if needs_replica:
-            done, _ = await asyncio.wait({placed}, timeout=within_s)
-            if not done:
-                raise ClientGone
-        elif is_unjournaled:
-            await asyncio.wait({placed}, timeout=_PLACED_S)
-        else:
-            await journal.synced()
-    except JournalFull:
-        await asyncio.wait({placed}, timeout=_PLACED_S)
+        if not needs_replica and not is_unjournaled:
+            try:
+                await journal.synced()
+            except JournalFull:
+                pass  # Redis must have it instead
+            else:
+                return
+        patience_s = within_s or (REPLICA_S if needs_replica else PLACED_S)
+        done, _ = await asyncio.wait({placed}, timeout=patience_s)
+        if not done:
+            raise ClientGone
     finally:
         placed.cancel()

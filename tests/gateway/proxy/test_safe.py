@@ -29,11 +29,16 @@ async def test_it_goes_once_a_replica_has_the_end(journal: Journal) -> None:
     journal.close()
 
 
-async def test_it_never_goes_while_no_replica_has_the_end(journal: Journal) -> None:
+@pytest.mark.parametrize("needs_replica", [True, False])
+async def test_it_never_goes_while_nobody_has_the_end(
+    journal: Journal, *, needs_replica: bool
+) -> None:
     placed = asyncio.get_running_loop().create_future()
 
     with pytest.raises(ClientGone):
-        await made_safe(placed, journal, is_unjournaled=True, needs_replica=True, within_s=0.01)
+        await made_safe(
+            placed, journal, is_unjournaled=True, needs_replica=needs_replica, within_s=0.01
+        )
     assert placed.cancelled()
     journal.close()
 
