@@ -37,8 +37,10 @@ def back_up(data: Path, into: Path, *, now_s: float) -> Path:
         _copy_cluster(data, draft / _CLUSTER)
         for name in _SECRETS:
             if (data / name).exists():
-                _copy_secret(data / name, draft / name)
-        (draft / _MADE).write_text(json.dumps({"made_at": _text(now_s)}) + "\n")
+                _write(draft / name, (data / name).read_bytes())
+        _sync(draft)
+        made = json.dumps({"made_at": _text(now_s)}) + "\n"
+        _write(draft / _MADE, made.encode())  # the mark of a whole one, so last
         _sync(draft)
         draft.rename(into)
         _sync(into.parent)
@@ -80,7 +82,7 @@ def _restore(data: Path, backup: Path, *, now_s: float) -> Path | None:
     os.sync()  # a cluster that the next power cut tears would be worse than the old one
     for name in _SECRETS:
         if (backup / name).exists() and not (data / name).exists():
-            _copy_secret(backup / name, data / name)
+            _write(data / name, (backup / name).read_bytes())
     aside = None
     if cluster.exists():
         aside = data / f"{_CLUSTER}.before-{_text(now_s)}"
@@ -113,9 +115,10 @@ def _copy_cluster(data: Path, into: Path) -> None:
         raise BackupFailed(f"pg_basebackup failed ({why}). Is `tollgate serve` running?")
 
 
-def _copy_secret(source: Path, target: Path) -> None:
+def _write(target: Path, data: bytes) -> None:
+    """Onto the disk, and for its owner alone."""
     with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(source.read_bytes())
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
 

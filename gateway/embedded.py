@@ -185,6 +185,7 @@ class Embedded:
         self._urls = urls(self._folder)
         cluster, valkey = self._folder / "postgres", self._folder / "valkey"
         if not cluster.exists():
+            _refuse_half_restored(self._folder)
             _create_cluster(cluster, binaries.initdb, account=account, passwords=passwords)
         if not valkey.exists():
             _make_home(valkey, account)
@@ -275,6 +276,15 @@ def _make_home(home: Path, account: Account | None) -> None:
     home.mkdir(mode=0o700)
     if account:
         os.chown(home, account.uid, account.gid)
+
+
+def _refuse_half_restored(folder: Path) -> None:
+    """A restore that was killed between its two steps left no cluster: ours must not be empty."""
+    if any(folder.glob("postgres.restored")) or any(folder.glob("postgres.before-*")):
+        raise EmbeddedFailed(
+            f"{folder} has no postgres folder, only what `tollgate restore` was about to replace:"
+            " run `tollgate restore` again"
+        )
 
 
 def _create_cluster(

@@ -17,6 +17,7 @@ import asyncpg
 from redis.asyncio import Redis
 
 from ledger.audit import Audit
+from ledger.clients import holder
 from ledger.commit import Position
 from ledger.fcall import PartitionState, key_names, obeyed, withheld_name
 from ledger.functions import Partition, open_hold_of, withheld_of
@@ -187,13 +188,15 @@ async def partitions(ledger: Ledger) -> Finding:
     problems, warnings = [], []
     rows = await ledger.connection.fetch(_PARTS)
     if len(rows) != ledger.partitions:
-        problems.append(f"Postgres has {len(rows)}, config.yaml says {ledger.partitions}")
+        said = f"Postgres has {len(rows)}, ledger.partitions says {ledger.partitions}: put it back"
+        problems.append(said)
     for row in rows:
         partition = Partition(ledger.redis, row["number"])
         state = await partition.state()
         place = f"partition {row['number']}"
         if state.install not in {"", row["install"]}:
-            problems.append(f"{place} in Redis belongs to another deployment, {state.install}")
+            said = f"{place} in Redis is another deployment's, {state.install}: mend redis.url"
+            problems.append(said)
         elif row["state"] == "recovering" and not row["lapsed"]:
             warnings.append(f"{place} is being recovered")
         elif row["state"] == "new" and not state.generation:
@@ -263,7 +266,10 @@ async def holds(ledger: Ledger) -> Finding:
         if overdue_ms > _OVERDUE_MS_MAX:
             warnings.append(f"{place} has a hold that is overdue by {overdue_ms // 1000} s")
     said = f"{count} open, and what is held is what they hold"
-    return judged("holds", problems, warnings, todo=_SERVE, otherwise=said)
+    todo = (
+        "the audit of a running `tollgate serve` recovers such a partition; if it stays: report it"
+    )
+    return judged("holds", problems, warnings, todo=todo, otherwise=said)
 
 
 class _Held(NamedTuple):
@@ -278,7 +284,8 @@ class _Held(NamedTuple):
 async def _held(redis: Redis, number: int, generation: int) -> _Held:
     keys = key_names(number, generation)
     withheld_keys = (*keys, withheld_name(number))
-    async with redis.pipeline(transaction=True) as pipe:
+    server = await holder(redis, keys[0])  # one node of a Cluster has all of them
+    async with server.pipeline(transaction=True) as pipe:
         _ = pipe.execute_command("FCALL_RO", "tg_open", len(keys), *keys, generation)
         _ = pipe.execute_command(
             "FCALL_RO", "tg_withheld", len(withheld_keys), *withheld_keys, generation

@@ -253,6 +253,27 @@ def test_every_module_has_a_test_file() -> None:
     _say_nothing(breaches, "no test file (or a line in TESTED_BY that says whose tests prove it):")
 
 
+def test_every_module_is_on_the_map() -> None:
+    """By its name, or by that of its folder."""
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    named = {PurePosixPath(name) for name in re.findall(r"`([a-z_./]+)`", text)}
+    names = {name.name for name in named}
+    folders = {PurePosixPath(name) for name in re.findall(r"`([a-z_/]+)/`", text)}
+    breaches = [
+        _name(path)
+        for path in _paths(*MAY_IMPORT)
+        if path.name not in names | {"__init__.py"}
+        and not folders & {PurePosixPath(_name(path)).parent, PurePosixPath(path.parent.name)}
+    ]
+    _say_nothing(breaches, "give each a place in ARCHITECTURE.md, What is where")
+
+
+def test_every_decision_says_what_has_become_of_it() -> None:
+    pages = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+    unsaid = [page.name for page in pages if "\nStatus: " not in page.read_text()[:200]]
+    assert not unsaid
+
+
 def test_every_exception_is_still_needed() -> None:
     stale = [
         f"{module}: {test}"

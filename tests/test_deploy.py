@@ -163,6 +163,17 @@ def test_gateways_of_a_cluster_have_a_disk_each_and_are_known_to_the_balancer() 
     assert len(lines) == 2 * len(found), "in both backends"
 
 
+def test_gateways_share_each_grace_among_as_many_as_there_are() -> None:
+    found = gateways(DEPLOY / "compose.cluster.yaml")
+    shares = {one["environment"]["TOLLGATE_LEDGER__GRACE_GATEWAYS"] for one in found.values()}
+    (pod,) = (one for name, one in resources() if one["kind"] == "StatefulSet")
+    (container,) = pod["spec"]["template"]["spec"]["containers"]
+    environment = {one["name"]: one.get("value") for one in container["env"]}
+
+    assert {int(share) for share in shares} == {len(found)}
+    assert int(environment["TOLLGATE_LEDGER__GRACE_GATEWAYS"]) >= pod["spec"]["replicas"]
+
+
 def test_the_example_names_every_variable_that_must_be_set() -> None:
     named = {*re.findall(r"^(\w+)=$", (DEPLOY / "example.env").read_text(), re.MULTILINE)}
     wanted = {*re.findall(r"\$\{(\w+):\?", "".join(path.read_text() for path in COMPOSE))}

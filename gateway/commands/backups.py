@@ -41,6 +41,9 @@ def restore(config_path: str, *, folder: Path) -> None:
     kept = f" What was there is in {aside}." if aside else ""
     click.echo(f"Restored {folder}.{kept}")
     click.echo("Now: `tollgate serve`, then `tollgate doctor` and `tollgate dead-letters list`.")
+    click.echo(
+        "Keys revoked since the backup work again: revoke them. docs/operations.md has more."
+    )
 
 
 def _data_of(config: Config) -> Path:

@@ -34,7 +34,7 @@ def doctor(config_path: str, *, as_json: bool) -> None:
     if as_json:
         print_rows([finding._asdict() for finding in found], as_json=True)
     count = {grade: sum(finding.grade is grade for finding in found) for grade in Grade}
-    summary = f"{count[Grade.PROBLEM]} problems, {count[Grade.WARNING]} warnings."
+    summary = f"Problems: {count[Grade.PROBLEM]}, warnings: {count[Grade.WARNING]}."
     click.echo(summary, err=True)
     if count[Grade.PROBLEM]:
         raise click.exceptions.Exit(1)
@@ -53,7 +53,7 @@ async def _examined(path: Path) -> AsyncIterator[Finding]:
     try:
         config = load(path)
     except ConfigErrors as errors:
-        said = f"{len(errors.mistakes)} mistakes in {path}"
+        said = f"{path} has mistakes: {len(errors.mistakes)}"
         yield Finding(Grade.PROBLEM, "configuration", said, "`tollgate check-config` lists them")
         return
     yield Finding(Grade.OK, "configuration", f"{path} can be read")

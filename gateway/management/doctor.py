@@ -22,6 +22,7 @@ from ledger.library import library_versions
 from ledger.postgres import AWAY
 
 CLOCK_S_MAX = 5.0
+_CLOCK_WARNED_S = 1.0  # heartbeats are told in the time of one node
 _MEMORY_WARNED = 0.7  # of maxmemory: at all of it holds are refused
 _ASK_S = 5.0
 
@@ -77,31 +78,32 @@ async def redis_settings(patient: Patient) -> Finding:
     asked = await _asked(patient.admin, "appendfsync", "min-replicas-to-write")
     problems, warnings = [], []
     if info["role"] != "master":
-        problems.append("it is a replica: writes are refused")
+        problems.append("it is a replica and refuses writes: point redis.url at its primary")
     policy = info["maxmemory_policy"]
     if policy != "noeviction":
         problems.append(f"maxmemory-policy is {policy}: it may drop wallets")
     if info["aof_enabled"] != "1":
         problems.append("appendonly is no: a restart loses everything since the last snapshot")
     problems += [
-        f"{name} is {info[name]}: its disk is full or broken"
+        f"{name} is {info[name]}: its disk is full or broken, make room or replace it"
         for name in ("aof_last_write_status", "aof_last_bgrewrite_status")
         if info.get(name, "ok") != "ok"
     ]
     appendfsync = asked.get("appendfsync")
     mode = patient.config.ledger.durability
     if appendfsync is None:
-        warnings.append("its user may not ask for appendfsync")
+        warnings.append("its user may not ask for appendfsync: set redis.admin_url")
     elif appendfsync == "no":
         problems.append("appendfsync is no: what it has said is on no disk")
     elif mode is not Durability.JOURNAL and appendfsync != "always":
         problems.append(f"appendfsync is {appendfsync}, durability {mode} promises always")
     replicas = int(info["connected_slaves"])
     if mode is Durability.REPLICA and not replicas:
-        problems.append("it has no replica, and the last byte of an answer waits for one")
-    if replicas and asked.get("min-replicas-to-write") == "0":
-        warnings.append("it has replicas and goes on without them (min-replicas-to-write 0)")
-    todo = "`CONFIG SET` what is said, and in its configuration file"
+        problems.append("it has no replica, for which the last byte of an answer waits: add one")
+    if (replicas or mode is Durability.REPLICA) and asked.get("min-replicas-to-write") == "0":
+        found = problems if mode is Durability.REPLICA else warnings
+        found.append("min-replicas-to-write is 0: it goes on without its replicas")
+    todo = "settings: by `CONFIG SET`, and in its configuration file"
     said = f"noeviction, append-only, appendfsync {appendfsync}"
     return judged("redis: settings", problems, warnings, todo=todo, otherwise=said)
 
@@ -165,17 +167,18 @@ async def clocks(patient: Patient) -> Finding:
         seconds, micros = await execute(patient.redis, "TIME")
         return int(seconds) + int(micros) / 1e6
 
-    problems, worst_s = [], 0.0
+    problems, warnings, worst_s = list[str](), list[str](), 0.0
     for name, ask in (("Postgres", postgres_s), ("Redis", redis_s)):
         before_s = patient.wall_s()
         theirs_s = await ask()
         off_s = theirs_s - (before_s + patient.wall_s()) / 2
         worst_s = max(worst_s, abs(off_s))
-        if abs(off_s) > CLOCK_S_MAX:
-            problems.append(f"{name}'s clock is {off_s:+.1f} s from this machine's")
+        if abs(off_s) > _CLOCK_WARNED_S:
+            found = problems if abs(off_s) > CLOCK_S_MAX else warnings
+            found.append(f"{name}'s clock is {off_s:+.1f} s from this machine's")
     todo = "run an NTP client on every machine; call ids and records are dated by these clocks"
     said = f"within {worst_s * 1000:.0f} ms of Postgres and Redis"
-    return judged("clocks", problems, [], todo=todo, otherwise=said)
+    return judged("clocks", problems, warnings, todo=todo, otherwise=said)
 
 
 SERVER_CHECKS: tuple[tuple[str, Check], ...] = (
@@ -199,7 +202,7 @@ async def examine(patient: Patient) -> AsyncIterator[Finding]:
     yield files.disk(config)
     for name, check in SERVER_CHECKS:
         yield await _made(name, check(patient))
-    servers = await _servers(patient)
+    servers = await _servers(patient) or [patient]
     for name, check in REDIS_CHECKS:
         for server in servers:
             made = await _made(name, check(server))
@@ -219,8 +222,13 @@ async def examine(patient: Patient) -> AsyncIterator[Finding]:
 async def _servers(patient: Patient) -> list[Patient]:
     """The patient with each of its Redis servers: all but a Cluster have one."""
     try:
-        pairs = zip(await primaries(patient.redis), await primaries(patient.admin), strict=False)
-        return [patient._replace(redis=redis, admin=admin) for redis, admin in pairs]
+        admins = {name_of(one): one for one in await primaries(patient.admin)}
+        seen = await primaries(patient.redis)
+        # Who sees a server that the other does not sees an older Cluster: it is asked all the same.
+        return [
+            patient._replace(redis=one, admin=admins.get(name_of(one), patient.admin))
+            for one in seen
+        ]
     except RedisError:
         return [patient]  # every check of it will say so
 

@@ -69,9 +69,9 @@ def disk(config: Config, free_in: Callable[[Path], int] = disk_free) -> Finding:
     place = next(
         path for path in (config.journal_dir, *config.journal_dir.parents) if path.is_dir()
     )
-    free, wanted = free_in(place), config.ledger.journal.bytes_max
+    free, wanted = free_in(place), config.ledger.journal.bytes_max * config.listeners.workers
     if free < wanted:
-        said = f"{free >> 20} MiB are free for journals that may take {wanted >> 20} in each worker"
+        said = f"{free >> 20} MiB are free for journals that may take {wanted >> 20}"
         todo = "make room, or lower ledger.journal.bytes_max; a full disk admits no call"
         return Finding(Grade.WARNING, "disk", said, todo)
     return good("disk", f"{free >> 20} MiB free for journals")

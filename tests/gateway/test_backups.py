@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from gateway.backups import BackupFailed, back_up, restore
-from gateway.embedded import Embedded
+from gateway.embedded import Embedded, EmbeddedFailed
 
 NOW_S = 1_800_000_000.0
 
@@ -54,6 +54,17 @@ async def test_a_backup_without_servers_fails_and_leaves_nothing(tmp_path: Path)
     with pytest.raises(BackupFailed, match="no servers were ever started"):
         back_up(tmp_path / "data", tmp_path / "backup", now_s=NOW_S)
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_servers_are_not_started_empty_where_a_restore_was_killed(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    async with running(data):
+        pass
+    (data / "postgres").rename(data / "postgres.before-20270115T080000Z")
+
+    with pytest.raises(EmbeddedFailed, match="run `tollgate restore` again"):
+        async with running(data):
+            pass
 
 
 class TestRestore:

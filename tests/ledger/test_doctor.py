@@ -99,7 +99,7 @@ FAULTS: list[tuple[str, Grade, str, Plant]] = [
     )),
     ("partitions", Grade.PROBLEM, "redis restarted", in_redis("HSET", "meta", "seq", "5")),
     ("partitions", Grade.PROBLEM, "redis is empty", flushed_away),
-    ("partitions", Grade.PROBLEM, "another deployment, us", in_redis(
+    ("partitions", Grade.PROBLEM, "is another deployment's, us: mend", in_redis(
         "HSET", "meta", "install", "us"
     )),
     ("append-only", Grade.PROBLEM, "posting: ", in_postgres(
@@ -187,7 +187,8 @@ async def test_a_planted_fault_is_told_with_what_to_do(
 async def test_another_number_of_partitions_than_configured_is_told(deployment: Deployment) -> None:
     await at_work(deployment)
     found = await asked(deployment, "partitions", partitions=8)
-    assert (found.grade, found.said) == (Grade.PROBLEM, "Postgres has 16, config.yaml says 8")
+    said = "Postgres has 16, ledger.partitions says 8: put it back"
+    assert (found.grade, found.said) == (Grade.PROBLEM, said)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Several deployments of one database and one Redis, as on many machines, and their load."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -29,7 +30,7 @@ _SETTINGS: dict[str, Any] = {
 }
 
 
-class Fleet:
+class Machines:
     """Deployments that know nothing of each other, and what their callers got."""
 
     def __init__(self, deployments: list[Deployment], keys: list[Key], vendor: Vendor) -> None:
@@ -47,7 +48,7 @@ class Fleet:
         redis_url: str,
         count: int = 2,
         changes: Mapping[str, Any] | None = None,
-    ) -> AsyncIterator["Fleet"]:
+    ) -> AsyncIterator["Machines"]:
         """So many of one worker each, with keys of organizations in every partition."""
         await vendor.forget()
         async with AsyncExitStack() as stack:
@@ -120,6 +121,14 @@ class Fleet:
                 found[status] = found.get(status, 0) + count
         return found
 
+    async def _assert_examined(self) -> None:
+        """The doctor gets to its last check, and has nothing to say of the ledger."""
+        done = await asyncio.to_thread(self.deployments[0]._command, "doctor", "--json")
+        grades = {one["check"]: one["grade"] for one in json.loads(done.stdout)}
+        assert {grades[check] for check in ("holds", "wallets", "books", "journals")} == {"ok"}, (
+            done.stdout
+        )
+
     async def assert_exact(self, *, is_disk_lost: bool = False) -> str:
         """Drain, then compare callers, vendor, records and wallets; what it came to."""
         everything = self.loads[0]
@@ -137,6 +146,7 @@ class Fleet:
             recoveries, middle_ms, high_ms = await books.recoveries(connection)
         finally:
             await connection.close()
+        await self._assert_examined()
         for one in self.deployments:
             assert '"drift of' not in one.log_path.read_text(errors="replace")
         return (

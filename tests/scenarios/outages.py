@@ -21,6 +21,7 @@ import orjson
 from gateway.keys import issue
 from tests.scenarios.caller import CHAT, Caller, asks
 from tests.scenarios.deployment import Deployment, Key
+from tests.vendor import Vendor
 
 PATIENCE_S = 10.0
 
@@ -257,3 +258,13 @@ def _signal(pids: list[int], number: signal.Signals) -> None:
 def now_s() -> float:
     """The time of a log, unix seconds."""
     return time.time()  # noqa: TID251 - a test is its own root
+
+
+async def until_streaming(vendor: Vendor, script: str) -> None:
+    """Wait until an answer of this script has begun and is not over."""
+
+    async def is_streaming() -> bool:
+        entries = [entry for entry in await vendor.log() if entry.script == script]
+        return any(entry.first_s is not None and entry.ended_s is None for entry in entries)
+
+    await until(is_streaming, within_s=10)

@@ -12,7 +12,7 @@ from ledger.functions import Epoch, Partition
 from ledger.junction import slot_of
 from tests.ledger.cluster import Cluster, Node, until
 from tests.ledger.partitions import hold
-from tests.scenarios.machines import Fleet
+from tests.scenarios.machines import Machines
 from tests.scenarios.scale import LONG, SEED
 from tests.vendor import Vendor
 
@@ -30,7 +30,7 @@ async def test_two_gateways_on_a_cluster_are_exact_while_slots_move_and_stale_re
     chance = random.Random(SEED)  # noqa: S311 - a test that can be repeated
     async with (
         Cluster.started() as cluster,
-        Fleet.started(folder, vendor_apart, redis_url=cluster.url) as fleet,
+        Machines.started(folder, vendor_apart, redis_url=cluster.url) as fleet,
     ):
         storm = Storm(cluster, fleet, chance)
         async with fleet.loaded():
@@ -52,7 +52,7 @@ async def test_two_gateways_on_a_cluster_are_exact_while_slots_move_and_stale_re
 class Storm:
     """What is done to the Cluster while callers go on."""
 
-    def __init__(self, cluster: Cluster, fleet: Fleet, chance: random.Random) -> None:
+    def __init__(self, cluster: Cluster, fleet: Machines, chance: random.Random) -> None:
         self._cluster, self._fleet, self._chance = cluster, fleet, chance
         self.moved_s: list[float] = []
         self.failed_s: list[float] = []

@@ -19,6 +19,7 @@ ORGANIZATIONS = 1_000 if LONG else 24
 LASTS_S = 600.0 if LONG else 4.0
 FLUSHERS = 4
 CHARGE = 7
+_WAITERS = "SELECT count(*) FROM pg_locks WHERE NOT granted"
 _DEADLOCKS = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
 
 
@@ -65,7 +66,9 @@ async def _lock_backwards(
             "SELECT FROM wallet WHERE id = $1::uuid FOR UPDATE", organization.id
         )
         await deployment.call(organization, charge=CHARGE)
-        await asyncio.sleep(0.5)
+        async with asyncio.timeout(10):
+            while not await deployment.pool.fetchval(_WAITERS):
+                await asyncio.sleep(0.02)
         await connection.execute(
             "SELECT FROM part WHERE number = $1 FOR UPDATE", organization.partition
         )

@@ -23,6 +23,7 @@ from tests.scenarios.outages import (
     slowest_s,
     told,
     until,
+    until_streaming,
 )
 from tests.scenarios.scale import LONG
 from tests.vendor import Vendor
@@ -104,7 +105,7 @@ async def test_calls_are_refused_and_those_under_way_end_through_redis(
             await pulse.until_answered(loop.time(), within_s=10)
             pids = tollgate.pids("worker")
             open_stream = group.create_task(post(tollgate, key, CHAT, asked))
-            await asyncio.sleep(0.5)
+            await until_streaming(vendor_apart, "jfs")
             async with full(tollgate, disk):
                 await asyncio.sleep(0.2)
                 since_s, logged_s = loop.time(), now_s()

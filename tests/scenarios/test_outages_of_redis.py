@@ -21,6 +21,7 @@ from tests.scenarios.outages import (
     slowest_s,
     told,
     until,
+    until_streaming,
 )
 from tests.scenarios.scale import LONG
 from tests.vendor import Vendor
@@ -93,7 +94,7 @@ async def test_calls_are_refused_in_time_and_open_streams_end_well(
         pulse = Pulse(tollgate, keys, model)
         async with pulse.running(per_s=PER_S, callers=40):
             await pulse.until_answered(loop.time(), within_s=10)
-            figures = [await _endured(tollgate, name, pulse, ask) for name in OUTAGES]
+            figures = [await _endured(tollgate, vendor_apart, name, pulse, ask) for name in OUTAGES]
             async with slow(tollgate):
                 since_s = loop.time()
                 await asyncio.sleep(OUTAGE_S)
@@ -107,13 +108,17 @@ async def test_calls_are_refused_in_time_and_open_streams_end_well(
 
 
 async def _endured(
-    tollgate: Deployment, name: str, pulse: Pulse, ask: Callable[[], Coroutine[None, None, Answer]]
+    tollgate: Deployment,
+    vendor: Vendor,
+    name: str,
+    pulse: Pulse,
+    ask: Callable[[], Coroutine[None, None, Answer]],
 ) -> str:
     """One outage, with a stream open when it begins; its figure."""
     loop = asyncio.get_running_loop()
     async with asyncio.TaskGroup() as group:
         stream = group.create_task(ask())
-        await asyncio.sleep(0.5)
+        await until_streaming(vendor, "g2s")
         async with OUTAGES[name](tollgate):
             since_s, logged_s = loop.time(), now_s()
             await asyncio.sleep(OUTAGE_S)

@@ -13,7 +13,7 @@ import pytest
 
 from tests.ledger.cluster import Watched, until
 from tests.scenarios.deployment import Deployment
-from tests.scenarios.machines import Fleet
+from tests.scenarios.machines import Machines
 from tests.scenarios.scale import LONG, SEED
 from tests.vendor import Vendor
 
@@ -32,7 +32,7 @@ async def test_what_was_answered_survives_the_death_of_master_gateway_and_its_di
     changes = {"ledger": {"durability": "replica", "flush_interval_s": 3}}
     async with (
         Watched.started(*STRICT) as watched,
-        Fleet.started(folder, vendor_apart, redis_url=watched.url, changes=changes) as fleet,
+        Machines.started(folder, vendor_apart, redis_url=watched.url, changes=changes) as fleet,
     ):
         victim = fleet.deployments[0]
         async with fleet.loaded():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.ledger.cluster import NODE_TIMEOUT_MS, Watched, until
-from tests.scenarios.machines import Fleet
+from tests.scenarios.machines import Machines
 from tests.scenarios.scale import LONG
 from tests.vendor import Vendor
 
@@ -22,7 +22,7 @@ async def test_calls_are_answered_again_within_seconds_of_the_death_of_a_watched
     back_s: list[float] = []
     async with (
         Watched.started() as watched,
-        Fleet.started(folder, vendor_apart, redis_url=watched.url) as fleet,
+        Machines.started(folder, vendor_apart, redis_url=watched.url) as fleet,
     ):
         async with fleet.loaded():
             master = await watched.master()

@@ -23,7 +23,7 @@ async def test_it_says_one_line_per_check_and_a_problem_is_exit_code_1(
     assert settings.startswith("problem  postgres: settings  fsync is off; full_page_writes is off")
     assert " -> turn it on" in settings
     (summary,) = ran.err.splitlines()
-    assert summary.endswith("warnings.")
+    assert summary.startswith("Problems: ")
 
 
 async def test_scripts_get_the_same_as_json(terminal: CommandLine) -> None:
@@ -38,7 +38,9 @@ async def test_a_configuration_that_cannot_be_read_is_the_first_problem(
     (terminal.folder / "config.yaml").write_text("listeners: {metrics: {token: ${NOT_SET}}}\n")
     ran = await terminal.run("doctor")
     assert ran.code == 1
-    assert ran.out.startswith("problem  configuration       1 mistakes in config.yaml -> `tollgate")
+    assert ran.out.startswith(
+        "problem  configuration       config.yaml has mistakes: 1 -> `tollgate"
+    )
 
 
 async def test_without_postgres_it_is_one_line(terminal: CommandLine) -> None:

@@ -153,7 +153,7 @@ async def test_a_user_of_its_own_for_gateways_is_right(stage: Stage, servers: Ur
         found = await asked(blind, "redis: settings")
         assert (found.grade, found.said) == (
             Grade.WARNING,
-            "its user may not ask for appendfsync",
+            "its user may not ask for appendfsync: set redis.admin_url",
         )
 
 
