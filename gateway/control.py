@@ -30,6 +30,7 @@ from gateway.snapshots import Collector, Publisher
 from ledger.audit import Audit, Drift
 from ledger.backlog import Backlog, Limits
 from ledger.clients import open_redis
+from ledger.drain import NewerRelease
 from ledger.flusher import Flusher, FlusherTallies, Pace
 from ledger.functions import Epoch, install
 from ledger.migrate import MigrationFailed, make_days, migrate
@@ -217,12 +218,13 @@ class Control:
 
     async def flush_rest(self) -> None:
         """Flush what the workers' last calls left in the streams; the next start does the rest."""
-        try:
-            for partition in range(self.config.ledger.partitions):
+        for partition in range(self.config.ledger.partitions):
+            try:
                 while await self.flusher.flush_once(partition):
                     pass
-        except (*AWAY, RedisError, Epoch) as error:
-            log.warning("streams are left for the next start", extra=outage(error))
+            except (*AWAY, RedisError, Epoch, NewerRelease) as error:
+                said = {"partition": partition, **outage(error)}
+                log.warning("a stream is left for the next start", extra=said)
 
     async def _store(self, sheet: bytes) -> None:
         """Keep the sheet with the records that name it."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from gateway.proxy.calls import Calls, Parts
 from gateway.snapshots import Publisher
-from ledger.belt import HOLD_S
+from ledger.waiting import RECOVERY_WAIT_S
 
 
 @dataclass(slots=True, kw_only=True)
@@ -16,7 +16,7 @@ class Vitals:
     parts: Parts
     dropped: Callable[[], int]  # lines of the log that nobody took
     publisher: Publisher
-    _whole_s: float | None = None  # when every partition was last active, on this connection
+    _admitted_s: float | None = None  # when calls were last admitted everywhere
 
     def look(self) -> None:
         """Set every gauge and every check to what is."""
@@ -68,13 +68,14 @@ class Vitals:
         """
         conveyor, now_s = self.parts.conveyor, self.parts.monotonic_s()
         if not conveyor.is_connected:
-            self._whole_s = None
             return "not connected"
         if conveyor.admits:
-            self._whole_s = now_s
+            self._admitted_s = now_s
             return ""
         count = len(conveyor.inactive)
         is_served = count < self.calls.terms.config.ledger.partitions
-        if self._whole_s is not None and (is_served or now_s - self._whole_s <= HOLD_S):
+        if self._admitted_s is not None and (
+            is_served or now_s - self._admitted_s <= RECOVERY_WAIT_S
+        ):
             return ""
         return f"recovering {count} partitions"

@@ -13,7 +13,7 @@ from typing import Protocol
 from hiredis import ReplyError
 
 from ledger.admission import Hold
-from ledger.fcall import Renewal, renewal_of
+from ledger.fcall import OF_ENDS, Renewal, renewal_of
 from ledger.lane import Lane
 from ledger.step import Step
 from ledger.wire import Answers, Wire, WireError, packed
@@ -30,7 +30,6 @@ BACKOFF_S_MIN, BACKOFF_S_MAX = 0.01, 0.5
 REPLICA_MS = 200
 
 _ASKED = frozenset({"tg_hold", "tg_extend"})
-_OF_ENDS = frozenset({"tg_settle", "tg_late"})
 _WAIT = packed(("WAITAOF", 1, 1, REPLICA_MS))
 
 
@@ -153,6 +152,8 @@ class Belt:
         for lane in [*self.lanes]:
             holds = [*lane.open.values()]
             for start in range(0, len(holds), RENEW_SLICE):
+                if lane not in self.lanes:
+                    break  # another belt has it meanwhile
                 slice_ = [h for h in holds[start : start + RENEW_SLICE] if h.call_id in lane.open]
                 lane.renew([self._manner.renewal(hold) for hold in slice_])
                 self.busy.add(lane)
@@ -191,7 +192,7 @@ class Belt:
             for step in lane.steps(now_s):
                 flight.append((lane, step))
                 items += len(step.items)
-                has_ends = has_ends or step.function in _OF_ENDS
+                has_ends = has_ends or step.function in OF_ENDS
             if lane.is_restless:
                 self.busy.add(lane)
         if not flight:
@@ -211,7 +212,7 @@ class Belt:
         must_break = False
         is_safe = len(answers) == len(flight) or self._is_on_disks(answers.pop())
         for (lane, step), answer in zip(flight, answers, strict=True):
-            if is_safe or step.function not in _OF_ENDS or isinstance(answer, ReplyError):
+            if is_safe or step.function not in OF_ENDS or isinstance(answer, ReplyError):
                 lane.answered(step, answer, now_s)
             else:
                 lane.lost(step)  # sent again, until a replica has it

@@ -230,7 +230,11 @@ class Conveyor:
         self._junction.moved()
 
     def _say(self, event: str, reason: str) -> None:
-        log.warning(event, extra={"cause": REDIS, "reason": reason})
+        cause = REDIS if event in _AWAY else event
+        log.warning(event, extra={"cause": cause, "reason": reason})
+
+
+_AWAY = frozenset({"Redis is away", "Redis is silent", "the Cluster is away"})
 
 
 def _later(listener: Callable[..., None]) -> Callable[..., None]:

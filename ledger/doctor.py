@@ -68,8 +68,14 @@ _BELOW_ZERO = """
     SELECT w.id::text AS wallet, w.spent - w.base AS below, coalesce(r.over, 0)
         + coalesce(c.over, 0) AS explained
     FROM wallet AS w LEFT JOIN LATERAL (
-        SELECT sum(CASE WHEN moved THEN greatest(charge - held, 0) ELSE charge END)::bigint AS over
-        FROM usage_record WHERE wallet_id = w.id AND w.base < w.spent
+        SELECT sum(CASE WHEN NOT moved OR EXISTS (
+            -- Held again, or paid from what was owed, whatever was free.
+            SELECT FROM recovery_log AS l WHERE l.partition = u.partition
+              AND l.started_at BETWEEN u.admitted_at AND u.arrived_at
+        ) OR EXISTS (
+            SELECT FROM call_log AS c WHERE c.call_id = u.call_id AND 'grace' = ANY (c.flags)
+        ) THEN charge ELSE greatest(charge - held, 0) END)::bigint AS over
+        FROM usage_record AS u WHERE wallet_id = w.id AND w.base < w.spent
     ) AS r ON true LEFT JOIN LATERAL (
         SELECT sum(greatest(charge - old_charge, 0))::bigint AS over
         FROM correction WHERE wallet_id = w.id AND w.base < w.spent
@@ -332,7 +338,7 @@ async def below_zero(ledger: Ledger) -> Finding:
         if below > explained:
             problems.append(f"{said}, of which {below - explained} have no cause")
         else:
-            warnings.append(f"{said}, by charges above holds and late ends")
+            warnings.append(f"{said}, by charges above holds, late and re-held calls, grace")
     todo = "ask the organization to pay, or `tollgate credit adjust`; without a cause: `verify`"
     return judged("below zero", problems, warnings, todo=todo, otherwise="no wallet is")
 

@@ -185,7 +185,9 @@ class Flusher:
             return await self._tend(connection, drain, part)
         except Epoch:
             self._on_epoch(part.number)
-        except (asyncpg.PostgresError, RedisError, ValueError, NewerRelease) as error:
+        except NewerRelease as error:
+            self._note_failure(error)  # only this partition waits, for the newer flusher
+        except (asyncpg.PostgresError, RedisError, ValueError) as error:
             if connection.is_closed():
                 raise
             self._trouble = error

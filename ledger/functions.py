@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from ledger.admission import End, Held, Hold, Refused
+from ledger.clients import holder
 from ledger.fcall import (
     Ended,
     Epoch,
@@ -295,7 +296,7 @@ class Partition:
 
     async def is_newer(self) -> bool:
         """Whether its library is a newer release's, which may log what this one cannot read."""
-        return await is_newer(self._client)
+        return await is_newer(await holder(self._client, key_names(self.number, 0)[0]))
 
     async def drop_log(self, generation: int) -> None:
         """Drop the stream of an older generation, once it is drained and its day is over."""

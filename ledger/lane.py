@@ -13,7 +13,7 @@ from typing import Any
 from hiredis import ReplyError
 
 from ledger.admission import End, Held, Hold, released
-from ledger.arrears import Arrears, call_ids
+from ledger.arrears import LEASE_MS, Arrears, call_ids
 from ledger.fcall import (
     ELSEWHERE,
     KEY_COUNT,
@@ -240,6 +240,8 @@ class Lane(Waiting):
 
     def _put_back(self, step: Step) -> None:
         """Every step may be repeated: its items go to the front of their queue again."""
+        if step.function == "tg_owe" and step.generation != self.generation:
+            return  # sums of an older generation are void
         queues: dict[str, deque[Any]] = {
             "tg_hold": self._holds,
             "tg_extend": self._extensions,
@@ -317,6 +319,9 @@ class Lane(Waiting):
             self._arrears.begin(state.generation, self.open)
             self._signature.begin(state.generation, self.open)
             self._tell.generation(self.number, state.generation)
+        if state.is_active() and self.phase is not Phase.ACTIVE:
+            # However long the recovery took, what is owed stays held until it is told.
+            self._renewals.extend(Renewal(one, LEASE_MS) for one in self._arrears.held)
         self.phase = Phase.ACTIVE if state.is_active() else Phase.RECOVERING
 
     def _needs_recovery(self, now_s: float) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from ledger.clients import primaries
+from ledger.clients import ClusterAway, primaries
 from ledger.fcall import execute
 from ledger.outage import outage
 
@@ -30,6 +30,8 @@ async def install(client: Redis) -> None:
     code = _LIBRARY.read_text(encoding="utf-8")
     failed: list[RedisError] = []
     servers = await primaries(client)
+    if not servers:
+        raise ClusterAway("no node of the Cluster has slots")
     for server in servers:
         try:
             await _install(server, code)

@@ -238,6 +238,9 @@ class Recovery:
             while True:
                 try:
                     self._note(await self.recover(number, above=above))
+                except NewerRelease as error:
+                    self._note_failure(number, error)
+                    return  # our lease lapses, and the newer release may have the partition
                 # A job's loop: whatever failed, the partition stays closed until this succeeds.
                 except Exception as error:  # noqa: BLE001 - see above
                     self._note_failure(number, error)

@@ -28,6 +28,7 @@ from ledger.admission import Held
 from ledger.conveyor import Conveyor
 from ledger.grace import Allowances
 from ledger.postgres import AWAY
+from ledger.record import encode
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +84,8 @@ class Grace:
         allowance = principal.grace // processes
         if not allowance or not self._conveyor.generation(principal.partition):
             return False
+        if self._conveyor.needs_replica:
+            return False  # its last byte would wait for what is away
         balance = await self._balance(principal.wallet)
         made = uuid_utils.uuid7()
         live.call_id, live.id_text = made.bytes, str(made)
@@ -95,6 +98,7 @@ class Grace:
             return False
         live.held = Held(0, balance - live.hold.amount)
         live.record.flags += [*before.flags, FLAG]
+        live.hold = live.hold._replace(ticket=encode(live.record))
         self._conveyor.rehold(live.hold)
         self._metrics.grace_calls.add()
         if is_first:

@@ -10,7 +10,6 @@ import pytest
 from gateway.readiness import Readiness
 from gateway.snapshots import Publisher
 from gateway.vitals import Vitals
-from ledger.belt import HOLD_S
 from ledger.lane import Lane
 from ledger.step import Phase
 from tests.gateway.proxy.gatehouse import Gatehouse, request
@@ -59,7 +58,7 @@ async def test_a_recovery_makes_a_worker_unready_only_if_it_lasts_and_nobody_is_
 
     assert not looked_at(Phase.UNKNOWN, after_s=0), "it has never seen it whole"
     assert looked_at(Phase.ACTIVE, after_s=1)
-    assert looked_at(Phase.RECOVERING, after_s=HOLD_S)
+    assert looked_at(Phase.RECOVERING, after_s=2.0)
     assert looked_at(Phase.RECOVERING, after_s=0.1) is (served > 0)
     assert looked_at(Phase.ACTIVE, after_s=1)
 

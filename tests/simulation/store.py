@@ -66,7 +66,7 @@ class Store:
 
     def sweep(self) -> None:
         """End what is overdue."""
-        for call_id, there in self.model.open.items():
+        for call_id, there in (*self.model.open.items(), *self.model.owed.items()):
             there.is_overdue = self.deadlines.get(call_id, 0.0) < self._clock()
         before = len(self.model.log)
         self.model.sweep()
@@ -92,8 +92,13 @@ class Store:
         if function == "tg_sign":
             self.signed.add(arguments[0])
             return 1
-        before = len(model.log)
+        return self._obey(function, arguments, where)
+
+    def _obey(self, function: str, arguments: list[bytes], where: str) -> Any:
+        before = len(self.model.log)
         try:
+            if function == "tg_acquit":
+                return sum(self.model.acquit(owed) for owed in arguments)
             return [
                 self._item(function, arguments[at : at + _ITEM])
                 for at in range(0, len(arguments), _ITEM)
@@ -111,11 +116,18 @@ class Store:
         call_id, packed, record = words
         if function == "tg_renew":
             lease_ms, charge = _unpacked(packed)
-            done = self.model.renew(call_id, progress=charge, record=record)
+            is_owed = call_id in self.model.owed
+            done = is_owed or self.model.renew(call_id, progress=charge, record=record)
             self._lease(call_id, lease_ms)
             return int(done)
         if function in ("tg_settle", "tg_late"):
             return self._end(function, call_id, _unpacked(packed), record)
+        if function == "tg_owe":
+            partition, wallet, amount, *_, lease_ms, _ = _unpacked(packed)
+            owed = Hold(call_id, partition, wallet, Nanos(amount), lease_ms=lease_ms)
+            done = self.model.owe(owed)
+            self._lease(call_id, lease_ms)
+            return int(done)
         partition, wallet, amount, *_, lease_ms = _unpacked(packed)
         hold = Hold(call_id, partition, wallet, Nanos(amount), lease_ms=lease_ms, ticket=record)
         answer: Held | Refused | bool | None = {
@@ -133,18 +145,24 @@ class Store:
         return [-1, b"ended"] if answer is None else int(answer)
 
     def _end(self, function: str, call_id: bytes, told: list[Any], record: bytes) -> bytes:
-        partition, wallet, kind, charge, _, _ = told
+        partition, wallet, kind, charge, _, _, *keeper = told
         end = End(call_id, partition, wallet, EndKind(kind), Nanos(charge), record)
         before = len(self.model.log)
-        outcome = self.model.settle(end) if function == "tg_settle" else self.model.late(end)
+        if function == "tg_settle":
+            outcome = self.model.settle(end)
+        elif any(keeper):
+            outcome = self.model.repay(end, keeper[0].encode())
+        else:
+            outcome = self.model.late(end)
         self._placed(before)
         letter = outcome.outcome[0].upper().encode()
         return letter + (self.places[call_id].encode() if letter in b"SLD" else b"")
 
     def _lease(self, call_id: bytes, lease_ms: int) -> None:
-        if call_id in self.model.open:
+        there = self.model.open.get(call_id) or self.model.owed.get(call_id)
+        if there is not None:
             self.deadlines[call_id] = self._clock() + lease_ms / 1000
-            self.model.open[call_id].is_overdue = False
+            there.is_overdue = False
 
 
 class Net:

@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
+from redis.asyncio import Redis
+
 from gateway.journals import Journals
 from ledger.admission import End, Hold, LedgerUnavailable, Refused
 from ledger.appender import System
@@ -33,7 +35,7 @@ GRANTED = 2_000
 ROLL_CALL_S = 1.5
 LEASE_MS = 12_000
 CALM = 0.05  # of batches in trouble: no lease can be missed
-HEALED_S_MAX = 40.0
+HEALED_S_MAX = 100.0  # what a process that was killed owed is held for 60 s
 
 
 class Overtaken(Exception):
@@ -45,6 +47,13 @@ class _NoPrices:
 
     def price(self, *_: object) -> None:
         return None
+
+
+class _NoClient:
+    """Nobody to ask how far Postgres is: the news of it decides."""
+
+    async def execute_command(self, *_: object) -> None:
+        raise ConnectionError
 
 
 class Gateway:
@@ -78,6 +87,7 @@ class Gateway:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.conveyor.run())
                 group.create_task(self.journals.adopt_orphans())
+                group.create_task(self.journals.retell(cast(Redis, _NoClient())))
                 group.create_task(self.journal.sync_loop())
         finally:
             self._die()
