@@ -169,6 +169,11 @@ async def data_plane_is_ready(tollgate: Deployment) -> bool:
         return (await line.answer()).status == 200
 
 
+async def data_plane_is_unready(tollgate: Deployment) -> bool:
+    """The opposite, to wait for."""
+    return not await data_plane_is_ready(tollgate)
+
+
 async def until(is_so: Callable[[], Awaitable[bool]], *, within_s: float) -> float:
     """Wait for it; how long it took, seconds."""
     loop = asyncio.get_running_loop()

@@ -40,7 +40,8 @@ def _points(role: str, cause: Cause, named: str) -> tuple[Point, ...]:
 _CALL = """\
 gateway.auth Authenticator.lookup
 gateway.proxy.calls Calls._admit Calls._held Calls._dispatch Calls._answer Calls._end Calls._close
-ledger.conveyor Conveyor.hold Conveyor.settle Conveyor._flush Conveyor._answered Conveyor._renew_all
+ledger.conveyor Conveyor.hold Conveyor.settle
+ledger.belt Belt._flush Belt._answered Belt._renew_all
 ledger.lane Lane._holds_answered Lane._ends_answered
 ledger.wire Wire.send
 ledger.journal Journal.dispatched Journal.finished Journal.sync Journal._write_mark
@@ -55,11 +56,11 @@ gateway.journals Journals.on_settled Journals._prove
 ledger.rollcall Presence._beat"""
 
 _ADOPTION = """\
-gateway.journals Journals._take_over Journals._end_lost
+gateway.journals Journals._take_over Journals._lost
 ledger.segments Folder.create Folder.claim Folder.remove"""
 
 _WORKER_IN_RECOVERY = """\
-gateway.journals Journals.on_generation
+gateway.journals Journals.on_generation Journals._missing
 ledger.lane Lane._state_answered Lane._needs_recovery
 ledger.rollcall Signature.give"""
 

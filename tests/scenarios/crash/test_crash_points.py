@@ -5,6 +5,8 @@ seed; LONG=1: every point, before and after.
 """
 
 import asyncio
+import importlib
+import inspect
 import os
 import random
 import time
@@ -65,6 +67,13 @@ def deaths(chance: random.Random) -> list[Death]:
         next(one for one in made if one.point.cause is cause)
         for cause in chance.sample([*Cause], DEATHS)
     ]
+
+
+@pytest.mark.parametrize("point", POINTS, ids=str)
+def test_every_point_is_a_function_of_the_product(point: Point) -> None:
+    owner: object = importlib.import_module(point.module)
+    for name in point.name.split("."):
+        owner = inspect.getattr_static(owner, name)
 
 
 class Doomed(Deployment):
