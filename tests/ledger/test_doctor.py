@@ -128,7 +128,7 @@ FAULTS: list[tuple[str, Grade, str, Plant]] = [
     ("wallets", Grade.PROBLEM, "(spent)", in_postgres("UPDATE wallet SET spent = spent + 1")),
     ("wallets", Grade.PROBLEM, "(missing)", in_redis("HDEL", "base", "ACME")),
     ("below zero", Grade.PROBLEM, "have no cause", in_postgres("UPDATE wallet SET base = -5")),
-    ("below zero", Grade.WARNING, "late ends", a_late_end_of_more_than_there_is),
+    ("below zero", Grade.WARNING, "late and re-held", a_late_end_of_more_than_there_is),
     ("dead letters", Grade.PROBLEM, "1 open", poison),
     ("withdrawals", Grade.WARNING, "has not been concluded", in_postgres(OLD_WITHDRAWAL)),
     ("books", Grade.PROBLEM, "wallet base", in_postgres("UPDATE wallet SET base = base + 1")),

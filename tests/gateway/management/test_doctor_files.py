@@ -62,7 +62,7 @@ def test_a_disk_too_small_for_the_journal_is_told(tmp_path: Path) -> None:
     found = doctor_files.disk(configured(tmp_path), free_in=lambda _: 2**30 - 1)
     assert (found.grade, found.said) == (
         Grade.WARNING,
-        "1023 MiB are free for journals that may take 1024 in each worker",
+        "1023 MiB are free for journals that may take 1024",
     )
 
 

@@ -258,6 +258,7 @@ class TestEnding:
     ) -> None:
         model = await vendor.script("g", output_tokens=900, text=" t")
         async with open_gate(changes=changed(), credit=credit) as gate:
+            gc.collect()  # what other tests left is not this call's
             gc.disable()
             try:
                 await gate.post({**ASK, "model": model})
