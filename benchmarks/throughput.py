@@ -111,8 +111,9 @@ async def _compared(
             **{
                 f"ratio_{name}": round(rps["gateway"] / _of_a_whole_core(each), 4)
                 for name, each in rounds.items()
-                if name not in ("gateway", "direct")
+                if name not in ("gateway", "direct", "nginx")
             },
+            "ratio_nginx": round(rps["gateway"] / rps["nginx"], 4),  # which uses its core, or else
             "cpu_us_per_call": medians(spent)["worker"],
         },
         details={
@@ -194,7 +195,7 @@ def _remarks(rounds: dict[str, list[_Round]]) -> list[str]:
 
 
 def _of_a_whole_core(rounds: list[_Round]) -> float:
-    """Calls/s of a rival as if it had used its core up: what it left unused is not our merit."""
+    """Calls/s of a peer as if it had used its core up: what it left unused is not our merit."""
     return statistics.median(one.rps / min(1.0, max(0.01, one.busy)) for one in rounds)
 
 
