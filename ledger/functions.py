@@ -241,17 +241,16 @@ class Partition:
 
     async def freeze(
         self, generation: int, *, install: str = "", proven: tuple[int, str] | None = None
-    ) -> list[OpenHold]:
+    ) -> None:
         """Begin a recovery: nothing moves any more. `generation` must be above every one seen,
         of which the highest is in the `Epoch` that refuses it.
 
         `install` names the deployment; `ValueError` if the data belongs to another one. `proven`
-        is how far Postgres has the older streams, for `proven_before`. The answer is what was held;
-        those holds stay for activation and the sweeper.
+        is how far Postgres has the older streams, for `proven_before`. What is held stays held, for
+        activation and the sweeper.
         """
         at = "" if proven is None else f"{proven[0]} {proven[1]}"
         await self._call("tg_freeze", generation, install, at)
-        return await self.open_holds(generation)
 
     async def proven_before(self) -> tuple[int, str] | None:
         """How far, generation and stream id, Postgres had the older streams at the last freeze."""

@@ -29,7 +29,8 @@ async def made_safe(
                 pass  # Redis must have it instead
             else:
                 return
-        patience_s = within_s or (REPLICA_S if needs_replica else PLACED_S)
+        usual_s = REPLICA_S if needs_replica else PLACED_S
+        patience_s = usual_s if within_s is None else within_s
         done, _ = await asyncio.wait({placed}, timeout=patience_s)
         if not done:
             raise ClientGone

@@ -12,7 +12,7 @@ from ledger.book import BookRefused, CreditKind, Organization
 from ledger.functions import Epoch
 from ledger.money import NANOS_MAX, Nanos
 from ledger.postgres import connect
-from ledger.withdrawals import Short, WithdrawalKind
+from ledger.withdrawals import Asked, Short, WithdrawalKind
 from tests.ledger.deployment import ACTOR, Deployment
 
 
@@ -37,6 +37,14 @@ async def push(deployment: Deployment, organization: Organization) -> None:
     async with deployment.connected() as connection:
         partition = deployment.partition(organization)
         await push_bases(connection, partition, generation=generation, above=0)
+
+
+async def withheld(
+    deployment: Deployment, organization: Organization, amount: int
+) -> tuple[Asked, int]:
+    """The first two steps of a withdrawal: what is asked, and the generation it is withheld in."""
+    asked = await deployment.withdrawals.ask(deployment.wanted(organization, amount))
+    return asked, await deployment.withdrawals.withhold(asked)
 
 
 async def two(deployment: Deployment) -> tuple[Organization, Organization]:
@@ -228,8 +236,7 @@ async def test_a_wallet_that_redis_does_not_know_yet_is_loaded_first(
 
 async def test_what_was_withheld_before_a_recovery_books_nothing(deployment: Deployment) -> None:
     acme = await deployment.active(1_000)
-    asked = await deployment.withdrawals.ask(deployment.wanted(acme, 400))
-    generation = await deployment.withdrawals.withhold(asked)
+    asked, generation = await withheld(deployment, acme, 400)
     await deployment.redis.flushall()
     assert await deployment.recover(acme) is not None
     assert await deployment.withdrawals.book(asked, generation) is None
@@ -243,8 +250,7 @@ async def test_what_was_withheld_before_a_recovery_books_nothing(deployment: Dep
 async def test_a_recovery_keeps_calls_and_drops_what_is_withheld(deployment: Deployment) -> None:
     acme = await deployment.active(1_000)
     await deployment.hold(acme, 300)
-    asked = await deployment.withdrawals.ask(deployment.wanted(acme, 400))
-    await deployment.withdrawals.withhold(asked)
+    await withheld(deployment, acme, 400)
     assert await money(deployment, acme) == (1_000, 300, 700)
     await deployment.pool.execute("UPDATE part SET state = 'damaged'")
     assert await deployment.recover(acme) is not None
@@ -260,8 +266,7 @@ async def test_a_process_that_slept_while_it_was_given_up_books_nothing(
     deployment: Deployment,
 ) -> None:
     acme = await deployment.active(1_000)
-    asked = await deployment.withdrawals.ask(deployment.wanted(acme, 400))
-    generation = await deployment.withdrawals.withhold(asked)
+    asked, generation = await withheld(deployment, acme, 400)
     await deployment.pool.execute("UPDATE withdrawal SET asked_at = now() - interval '1 hour'")
     assert await deployment.conclude(acme) == 1
     with pytest.raises(LedgerUnavailable):
@@ -275,8 +280,7 @@ async def test_a_process_that_slept_while_it_was_given_up_books_nothing(
 
 async def test_a_withdrawal_that_postgres_lost_is_given_back(deployment: Deployment) -> None:
     acme = await deployment.active(1_000)
-    asked = await deployment.withdrawals.ask(deployment.wanted(acme, 400))
-    await deployment.withdrawals.withhold(asked)
+    await withheld(deployment, acme, 400)
     await deployment.pool.execute("DELETE FROM withdrawal")
     assert await deployment.conclude(acme) == 1
     assert await money(deployment, acme) == (1_000, 1_000, 0)
@@ -286,8 +290,7 @@ async def test_neither_the_sweeper_nor_the_audit_minds_what_is_withheld(
     deployment: Deployment,
 ) -> None:
     acme = await deployment.active(1_000)
-    asked = await deployment.withdrawals.ask(deployment.wanted(acme, 400))
-    generation = await deployment.withdrawals.withhold(asked)
+    asked, generation = await withheld(deployment, acme, 400)
     partition = deployment.partition(acme)
     assert await partition.sweep(generation, 100) == 0
     assert await partition.open_holds(generation) == []
@@ -303,8 +306,7 @@ async def test_a_base_pushed_for_another_reason_takes_the_withdrawal_along(
     deployment: Deployment,
 ) -> None:
     acme = await deployment.active(1_000)
-    asked = await deployment.withdrawals.ask(deployment.wanted(acme, 800))
-    generation = await deployment.withdrawals.withhold(asked)
+    asked, generation = await withheld(deployment, acme, 800)
     await deployment.withdrawals.book(asked, generation)
     await deployment.withdrawals.withdraw(deployment.wanted(acme, 1))
     assert await money(deployment, acme) == (199, 199, 0)
