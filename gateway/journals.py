@@ -154,8 +154,10 @@ class Journals:
                 for journal in await asyncio.to_thread(lambda: list(adopt(self._directory))):
                     await self._take_over(journal)
             for name, journal in list(self._adopted.items()):
-                if await asyncio.to_thread(journal.retire):
+                if journal.is_proven:
+                    # First: a release meanwhile would give others a journal that is half gone.
                     del self._adopted[name]
+                    await asyncio.to_thread(journal.remove)
                     log.info("journal retired", extra={"journal": name})
             await asyncio.sleep(ADOPT_EVERY_S)
 

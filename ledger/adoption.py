@@ -79,12 +79,14 @@ class AdoptedJournal:
         """Ends that Postgres is not known to have, and calls that have none."""
         return len(self._proof.open) + len(self._proof.unsent) + self._proof.placed_count
 
-    def retire(self) -> bool:
-        """Delete it if everything in it is proven; else change nothing and say False."""
-        if self._proof.pending():
-            return False
+    @property
+    def is_proven(self) -> bool:
+        """Whether Postgres is known to have all of it."""
+        return not self._proof.pending()
+
+    def remove(self) -> None:
+        """Delete it. It is this caller's alone from here on: nobody may release it beside this."""
         self._folder.remove()
-        return True
 
     def release(self) -> None:
         """Let go of it unfinished: somebody adopts it later."""

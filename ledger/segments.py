@@ -92,9 +92,9 @@ class Folder:
 
     def release(self) -> None:
         """Leave the journal to whoever adopts it."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        lock, self._lock = self._lock, -1
+        if lock >= 0:
+            os.close(lock)
 
 
 def unproven(

@@ -69,13 +69,14 @@ def test_it_is_deleted_once_everything_in_it_is_proven_and_not_before(tmp_path: 
         adopted.appended([each.call_id], 7, generation=4, stream_id="10-0")
     assert found(adopted) == []
     adopted.proven(7, generation=4, stream_id="10-0")
-    assert adopted.retire() is False
+    assert not adopted.is_proven
     (lost,) = (each.lost(Nanos(5)) for each in adopted.open_calls())
     adopted.appended([lost.call_id], 7, generation=4, stream_id="11-0")
     adopted.proven(7, generation=4, stream_id="10-9")
-    assert adopted.retire() is False
+    assert not adopted.is_proven
     adopted.proven(7, generation=4, stream_id="11-0")
-    assert adopted.retire() is True
+    assert adopted.is_proven
+    adopted.remove()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -88,7 +89,7 @@ def test_after_a_recovery_its_ends_and_its_lost_calls_are_sent_again(tmp_path: P
     (ends,) = adopted.unproven({7: 5})
     assert [each.call_id for each in ends] == ids(0, 1)
     assert [each.call_id for each in adopted.open_calls()] == ids(2)
-    assert adopted.retire() is False
+    assert not adopted.is_proven
 
 
 def test_of_an_open_call_what_its_owner_told_last_is_found(tmp_path: Path) -> None:
@@ -163,7 +164,8 @@ def test_garbage_is_counted_and_nothing_is_raised(tmp_path: Path) -> None:
         assert (adopted.damaged > 0) == bool(garbage)
         adopted.release()
     adopted = adopt_one(tmp_path)
-    assert adopted.retire() is True
+    assert adopted.is_proven
+    adopted.remove()
 
 
 WRITER = """
