@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
+from ledger.clients import ask_all
 from ledger.fcall import execute, key_names, obeyed
 from ledger.outage import REDIS, outage
 
@@ -23,6 +24,7 @@ EVERY_S = 1.0
 _FEW = 1_000  # unflushed entries that are no backlog: a flush or two
 
 _META, _DUE = 0, 7  # where `key_names` has them
+_NO_STREAM = {"entries-added": 0, "length": 0}
 
 _log = logging.getLogger(__name__)
 
@@ -92,9 +94,11 @@ class Backlog:
         """Count and tell, until cancelled; Postgres is not asked, so it may be away."""
         while True:
             try:
-                await self.count()
+                missing = await self.count()
                 over = " ".join(map(str, self.over()))
                 await obeyed(self._redis.publish(BACKLOG_CHANNEL, over))
+                if missing is not None:
+                    raise missing
                 self._told = True
             except (RedisError, OSError) as error:
                 said = outage(error, of=REDIS)
@@ -102,19 +106,29 @@ class Backlog:
                 _log.warning("backlog not counted", extra=said)
             await asyncio.sleep(EVERY_S)
 
-    async def count(self) -> None:
-        """Bring `counts` up to date."""
+    async def count(self) -> RedisError | None:
+        """Bring `counts` up to date. Of a Cluster, what a node has that is away stays as it was
+        counted last; returned is what the first of those said.
+        """
         names = {number: key_names(number, 0) for number in self._partitions}
         found = await self._each(("HGET", names[number][_META], "gen") for number in names)
-        generations = {number: int(one or 0) for number, one in zip(names, found, strict=True)}
-        streams = await self._each(_info(number, generations[number]) for number in names)
-        held = await self._each(("ZCARD", names[number][_DUE]) for number in names)
-        (memory,) = await self._each([("INFO", "memory")])
-        self._memory_share = _share(memory)
-        for number, told, open_holds in zip(names, streams, held, strict=True):
-            stream = _Stream(0, 0) if isinstance(told, ResponseError) else _stream(told)
-            unflushed = self._unflushed(number, generations[number], stream)
-            self.counts[number] = Count(unflushed, int(open_holds))
+        generations = {
+            number: int(one or 0)
+            for number, one in zip(names, found, strict=True)
+            if not isinstance(one, RedisError)
+        }
+        streams = await self._each(_info(*one) for one in generations.items())
+        held = await self._each(("ZCARD", names[number][_DUE]) for number in generations)
+        memory = await ask_all(self._redis, "INFO", "memory")
+        self._memory_share = max(map(_share, memory), default=0.0)
+        for number, told, open_holds in zip(generations, streams, held, strict=True):
+            if isinstance(told, ResponseError):
+                told = _NO_STREAM  # noqa: PLW2901 - what it means
+            if not isinstance(told, RedisError) and not isinstance(open_holds, RedisError):
+                unflushed = self._unflushed(number, generations[number], _stream(told))
+                self.counts[number] = Count(unflushed, int(open_holds))
+        missing = (one for one in (*found, *streams, *held) if isinstance(one, RedisError))
+        return next((one for one in missing if not isinstance(one, ResponseError)), None)
 
     def take_news(self) -> str | None:
         """Since this was asked last: "" if it was counted, or why not; None: neither."""

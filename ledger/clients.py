@@ -7,7 +7,7 @@ more, is asked for once again and the command is sent a second time.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from redis.asyncio import Redis, Sentinel
@@ -23,10 +23,12 @@ from redis.exceptions import (
     ConnectionError,  # noqa: A004 - redis-py's, which is no OSError
     MovedError,
     RedisError,
+    ResponseError,
     TimeoutError,  # noqa: A004 - as above
     TryAgainError,
 )
 
+from ledger.fcall import execute
 from ledger.location import Kind, Location, host_and_port
 from ledger.topology import ASK_S, Topology
 from ledger.wire import WireError
@@ -36,6 +38,7 @@ HOME_KEY = "tg:gateways"  # whose node gets what names no key; the roll call's l
 _ELSEWHERE = (MovedError, AskError, TryAgainError, ClusterDownError)
 _GONE = (*_ELSEWHERE, ConnectionError, TimeoutError)
 Answer = TypeVar("Answer")
+Command = tuple[Sequence[Any], Mapping[str, Any]]  # its words, and redis-py's options
 
 
 class ClusterAway(ConnectionError):
@@ -91,6 +94,18 @@ async def primaries(client: Redis) -> Sequence[Redis]:
     return await client.primaries() if isinstance(client, ClusterClient) else [client]
 
 
+async def ask_all(client: Redis, *args: str) -> list[Any]:
+    """What each server that takes writes answers. A refusal is an answer, too; of a Cluster's,
+    that one of them is away, as well.
+    """
+    if isinstance(client, ClusterClient):
+        return await client.ask_all(*args)
+    try:
+        return [await execute(client, *args)]
+    except ResponseError as error:
+        return [error]
+
+
 def name_of(server: Redis) -> str:
     """Host and port of one server, for people."""
     options = server.connection_pool.connection_kwargs
@@ -129,9 +144,7 @@ class ClusterClient(Redis):
 
     async def _sent(self, send: Callable[[], Coroutine[Any, Any, Answer]]) -> Answer:
         """Send it, and if that comes to nothing, look at the Cluster and send it once more."""
-        if not self._looks:
-            await self._look(0)
-        looks = self._looks
+        looks = await self._looked()
         try:
             return await send()
         except _GONE:
@@ -140,6 +153,12 @@ class ClusterClient(Redis):
             return await send()
         except _ELSEWHERE as error:
             raise ClusterAway(str(error)) from error
+
+    async def _looked(self) -> int:
+        """How often the Cluster has been looked at by now: once at least."""
+        if not self._looks:
+            await self._look(0)
+        return self._looks
 
     async def _look(self, looks: int) -> None:
         """Look at the Cluster, unless somebody has since there had been so many looks."""
@@ -170,34 +189,48 @@ class ClusterClient(Redis):
         assert not transaction, "keys may be at several nodes"
         return _Spread(self, self.connection_pool, self.response_callbacks, shard_hint)
 
-    async def send_all(self, commands: Sequence[tuple[Sequence[Any], Mapping[str, Any]]]) -> Any:
-        """The answers to these commands, an error being one, too."""
-        return await self._sent(lambda: self._send_all(commands))
+    async def send_all(self, commands: Sequence[Command]) -> list[Any]:
+        """The answers to these commands, an error being one, too: what is at a node that is away
+        takes nothing from the others.
+        """
+        looks = await self._looked()
+        answers = await self._send_all(commands)
+        if any(isinstance(answer, _GONE) for answer in answers):
+            await self._look(looks)
+            answers = await self._send_all(commands)
+        return [ClusterAway(str(one)) if isinstance(one, _ELSEWHERE) else one for one in answers]
 
-    async def _send_all(
-        self, commands: Sequence[tuple[Sequence[Any], Mapping[str, Any]]]
-    ) -> list[Any]:
+    async def _send_all(self, commands: Sequence[Command]) -> list[Any]:
         at: dict[str, list[int]] = {}
         for place, (args, _) in enumerate(commands):
             at.setdefault(self._topology.owner(_slot(args)), []).append(place)
-        if "" in at:
-            raise ClusterAway("a slot is served by no node")
         answers: list[Any] = [None] * len(commands)
 
-        async def send(host: str, places: Iterable[int]) -> None:
-            async with self._node(host).pipeline(transaction=False) as pipeline:
-                for place in places:
-                    args, options = commands[place]
-                    _ = pipeline.execute_command(*args, **options)
-                told = await pipeline.execute(raise_on_error=False)
+        async def send(host: str, places: Sequence[int]) -> None:
+            told = await self._told(host, [commands[place] for place in places])
             for place, answer in zip(places, told, strict=True):
                 answers[place] = answer
 
         await asyncio.gather(*(send(host, places) for host, places in at.items()))
-        for answer in answers:
-            if isinstance(answer, _ELSEWHERE):
-                raise answer
         return answers
+
+    async def _told(self, host: str, commands: Sequence[Command]) -> list[Any]:
+        """What one node answers; if it is away: for each command, that it is."""
+        if not host:
+            return [ClusterAway("a slot is served by no node")] * len(commands)
+        async with self._node(host).pipeline(transaction=False) as pipeline:
+            for args, options in commands:
+                _ = pipeline.execute_command(*args, **options)
+            try:
+                return await pipeline.execute(raise_on_error=False)
+            except _GONE as error:
+                return [error] * len(commands)
+
+    async def ask_all(self, *args: str) -> list[Any]:
+        """What each node that has slots answers to one command; an error is an answer, too."""
+        await self._looked()
+        asked = [self._told(host, [(args, {})]) for host in self._topology.primaries]
+        return [answer for (answer,) in await asyncio.gather(*asked)]
 
     def pubsub(self, **options: Any) -> PubSub:
         """A subscription at one of the nodes, which hear of each other's messages; each another."""

@@ -91,8 +91,9 @@ class Location:
         return f"{self.scheme}://{self.login}{host}{self.query and f'?{self.query}'}"
 
     def sentinel_url(self, host: str) -> str:
-        """The URL of one Sentinel, at "host:port"."""
-        return f"{self.scheme}://{self.sentinel_login}{host}{self.query and f'?{self.query}'}"
+        """The URL of one Sentinel, at "host:port". It has no databases to choose from."""
+        query = urlencode([pair for pair in parse_qsl(self.query) if pair[0] != "db"])
+        return f"{self.scheme}://{self.sentinel_login}{host}{query and f'?{query}'}"
 
 
 def host_and_port(host: str) -> tuple[str, int]:

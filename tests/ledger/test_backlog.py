@@ -1,10 +1,15 @@
 """What Postgres has not got yet is counted, and too much of it closes partitions."""
 
 from redis.asyncio import Redis
+from redis.crc import key_slot
+from redis.exceptions import RedisError
 
 from ledger.admission import Held
 from ledger.backlog import Backlog, Count, Limits, read_over
+from ledger.clients import open_redis
+from ledger.fcall import key_names
 from ledger.functions import Partition
+from tests.ledger.cluster import Cluster
 from tests.ledger.partitions import NUMBER, end_of, hold
 
 
@@ -75,6 +80,33 @@ async def test_a_backlog_worries_before_it_closes_anything(client: Redis) -> Non
     for entries, is_worrying in ((5, False), (6, True)):
         backlog.counts = {0: Count(entries, 0)}
         assert (backlog.is_worrying, backlog.over()) == (is_worrying, [])
+
+
+async def test_of_a_cluster_a_node_that_is_away_hides_what_it_has_and_nothing_else(
+    cluster: Cluster,
+) -> None:
+    gone, whole = cluster.nodes[:2]
+    for node in (gone, whole):
+        await node.ask("CONFIG SET", "cluster-require-full-coverage", "no")
+    async with open_redis(cluster.url) as client:
+        owners = [await cluster.owner(key_slot(key_names(n, 1)[0].encode())) for n in range(20)]
+        at_gone, elsewhere = owners.index(gone), owners.index(whole)
+        backlog = Backlog(client, partitions=[at_gone, elsewhere], limits=Limits(10**6))
+        for number in (at_gone, elsewhere):
+            await client.hset(key_names(number, 1)[0], "gen", 1)
+            await client.xadd(key_names(number, 1)[-1], {"k": "settled"})
+        assert await backlog.count() is None
+        for node in (await cluster.replica_of(gone), gone):
+            node.kill()
+        await client.xadd(key_names(elsewhere, 1)[-1], {"k": "settled"})
+        await whole.ask("CONFIG SET", "maxmemory", "2mb")  # and it uses more
+
+        said = await backlog.count()
+
+        assert isinstance(said, RedisError)
+        assert backlog.counts == {at_gone: Count(1, 0), elsewhere: Count(2, 0)}
+        backlog.counts = {elsewhere: Count(2_000, 0)}
+        assert backlog.fill > 1, "the memory that counts is that of the fullest node"
 
 
 async def test_a_partition_without_a_stream_has_no_backlog(client: Redis) -> None:

@@ -4,10 +4,19 @@ import asyncio
 
 import pytest
 from redis.crc import key_slot
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
-from ledger.clients import HOME_KEY, ClusterAway, holder, is_cluster, open_redis, primaries
+from ledger.clients import (
+    HOME_KEY,
+    ClusterAway,
+    ask_all,
+    holder,
+    is_cluster,
+    open_redis,
+    primaries,
+)
 from ledger.fcall import execute, heard
+from ledger.topology import SLOTS
 from tests.ledger.cluster import Cluster, Watched, until
 
 SLOT = int(key_slot(b"tg:1"))
@@ -78,6 +87,30 @@ async def test_errors_of_a_pipeline_are_raised_or_answered(cluster: Cluster) -> 
         _ = pipeline.incr("tg:1")
         with pytest.raises(ResponseError):
             await pipeline.execute()
+
+
+async def test_a_node_that_is_away_takes_no_answer_from_the_others(cluster: Cluster) -> None:
+    async with open_redis(cluster.url) as client:
+        for node in cluster.nodes:
+            await node.ask("CONFIG SET", "cluster-require-full-coverage", "no")
+        here = next(f"k{n}" for n in range(99) if key_slot(f"k{n}".encode()) >= SLOTS // 2)
+        away = next(f"k{n}" for n in range(99) if key_slot(f"k{n}".encode()) < SLOTS // 2)
+        await client.set(here, "here")
+        gone = await cluster.owner(0)
+        replica = await cluster.replica_of(gone)
+        gone.kill()
+        replica.kill()
+
+        async with client.pipeline(transaction=False) as pipeline:
+            _ = pipeline.get(away)
+            _ = pipeline.get(here)
+            answers = await pipeline.execute(raise_on_error=False)
+
+        assert isinstance(answers[0], RedisError)
+        assert answers[1] == b"here"
+        told = await ask_all(client, "PING")
+        assert [one for one in told if not isinstance(one, RedisError)] == [True]
+        assert len(told) == 2
 
 
 async def test_what_is_said_at_one_node_is_heard_at_all(cluster: Cluster) -> None:

@@ -31,6 +31,13 @@ def test_sentinels_have_a_login_of_their_own() -> None:
     assert location.node_url("three:1") == "redis://app:s@three:1"
 
 
+def test_a_database_is_chosen_at_servers_and_not_at_sentinels() -> None:
+    location = Location.parse("redis+sentinel://one/main?db=2&ssl_ca_certs=/c")
+
+    assert location.node_url("three:1") == "redis://three:1?db=2&ssl_ca_certs=%2Fc"
+    assert location.sentinel_url("one:26379") == "redis://one:26379?ssl_ca_certs=%2Fc"
+
+
 @pytest.mark.parametrize(
     ("url", "wrong"),
     [
