@@ -43,7 +43,7 @@ async def measure(options: Options, folder: Path) -> Outcome:
     for call_id in call_ids:
         adopted.appended([call_id], 7, generation=1, stream_id="1-0")
     adopted.proven(7, generation=1, stream_id="1-0")
-    adopted.retire()
+    adopted.remove()
     return Outcome(
         details={
             "us_per_write": round((written_s - begun_s) / calls / 2 * 1e6, 2),

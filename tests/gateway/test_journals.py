@@ -1,7 +1,6 @@
 """What a worker does about journals: its own, and those that dead processes left."""
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,7 +10,6 @@ from redis.asyncio import Redis
 
 from gateway.journals import Journals, lost_end
 from ledger.admission import End, Held, Hold
-from ledger.adoption import AdoptedJournal, adopt
 from ledger.clients import open_redis
 from ledger.conveyor import Conveyor
 from ledger.drain import PROVEN_CHANNEL
@@ -20,6 +18,7 @@ from ledger.functions import Entry, Partition, WalletState, install
 from ledger.journal import Journal
 from ledger.money import Nanos
 from ledger.record import EndKind, Outcome, Record, decode, encode
+from ledger.segments import Folder
 from tests.gateway.proxy.gatehouse import CREDIT, WALLET, configured, sheet_of
 from tests.vendor import Vendor
 
@@ -143,33 +142,27 @@ async def test_an_adopted_journal_goes_once_postgres_has_all_of_it(
 
 
 async def test_a_journal_that_is_being_deleted_is_not_left_to_others(
-    redis: Redis, redis_url: str, tmp_path: Path, vendor: Vendor, monkeypatch: pytest.MonkeyPatch
+    redis: Redis, redis_url: str, tmp_path: Path, vendor: Vendor
 ) -> None:
     dead = Journal.create(tmp_path, worker="dead")
     dead.dispatched(opened(1))
     dead.close()
-    begun, go_on, remove = threading.Event(), threading.Event(), AdoptedJournal.remove
+    (folder,) = tmp_path.glob("dead*")
+    empty = [folder / f"{number:08d}.journal" for number in range(10, 12_000)]
+    for segment in empty:  # so many that deleting them takes a while
+        segment.touch()
 
-    def removed_later(journal: AdoptedJournal) -> None:
-        begun.set()
-        go_on.wait(10)
-        remove(journal)
-
-    monkeypatch.setattr(AdoptedJournal, "remove", removed_later)
     async with working(redis, redis_url, tmp_path, vendor):
         (end,) = await entries(redis, 1)
         async with asyncio.timeout(15):
-            while not begun.is_set():
+            while empty[0].exists():
                 await redis.publish(PROVEN_CHANNEL, f"0 1 {end.id}")
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.01)
 
-    claimed = [left.name for left in adopt(tmp_path) if left.name.startswith("dead")]
-    go_on.set()
-
-    assert claimed == [], "the worker's stop gave away a journal that its thread was deleting"
+    assert Folder.claim(folder) is None, "the worker's stop gave away what its thread deletes"
     async with asyncio.timeout(10):
-        while list(tmp_path.glob("dead*")):
-            await asyncio.sleep(0.02)
+        while folder.exists():
+            await asyncio.sleep(0.01)
 
 
 async def test_an_end_awaited_is_told_when_a_stream_has_it(
