@@ -18,6 +18,7 @@ from ledger.money import ZERO, Nanos
 
 # Clocks of all zones in use differ from UTC by a multiple of this, so no day begins inside one.
 _QUARTER_MS = 15 * 60 * 1000
+_AHEAD_MAX = timedelta(hours=1)  # a gateway's clock that is no further ahead names the right one
 
 
 class Period(StrEnum):
@@ -59,7 +60,7 @@ class Principal(NamedTuple):
     grace: Nanos = ZERO  # what it may use while Redis is away, over all gateways
 
     def caps(self, now_ms: int) -> tuple[Cap, ...]:
-        """The budgets as caps, each with its window of now and the next one."""
+        """The budgets as caps, each with its window of now and its neighbours."""
         if not self.budgets:
             return ()
         zone, quarter = self.time_zone, now_ms // _QUARTER_MS
@@ -156,7 +157,10 @@ def unpack(packed: bytes) -> Principal:
 
 
 def window_starts(period: Period, time_zone: str, now_ms: int) -> tuple[int, ...]:
-    """When the window of now began and when the next one begins, unix ms; (0,) if it never ends.
+    """When windows begin around now, ascending, unix ms; (0,) if there is one that never ends.
+
+    The last two are the window of now and the next one, and in its first hour the one before comes
+    first: Redis chooses by its own clock, whichever way the gateway's is wrong.
 
     A day begins at the first instant of its date in the zone: the later end of the gap where a
     change of the clock skips midnight, the earlier midnight where it repeats it.
@@ -169,9 +173,10 @@ def _starts(period: Period, time_zone: str, quarter: int) -> tuple[int, ...]:
     if period is Period.ONCE:
         return (0,)
     zone = ZoneInfo(time_zone)
-    today = datetime.fromtimestamp(quarter * _QUARTER_MS / 1000, tz=UTC).astimezone(zone).date()
-    first, following = _bounds(period, today)
-    return _midnight_ms(first, zone), _midnight_ms(following, zone)
+    now = datetime.fromtimestamp(quarter * _QUARTER_MS / 1000, tz=UTC)
+    days = [(now - ahead).astimezone(zone).date() for ahead in (_AHEAD_MAX, timedelta())]
+    starts = {start for day in days for start in _bounds(period, day)}
+    return tuple(_midnight_ms(start, zone) for start in sorted(starts))
 
 
 def _bounds(period: Period, today: date) -> tuple[date, date]:

@@ -14,7 +14,7 @@ class Cap(NamedTuple):
 
     id: str
     limit: Nanos  # per window
-    starts_ms: tuple[int, ...]  # ascending window starts, unix ms: the current one and the next
+    starts_ms: tuple[int, ...]  # ascending window starts, unix ms: Redis takes the last that began
 
 
 class Rate(NamedTuple):

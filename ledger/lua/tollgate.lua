@@ -92,8 +92,8 @@ local function is_open(text)
   return text and string.byte(text) == 111  -- "o"
 end
 
--- The window of a cap at `now`: the last that has started. Gateways send the current one and the
--- next, so a call that crosses the border is charged where this server's clock says.
+-- The window of a cap at `now`: the last that has started. Gateways send the current one and its
+-- neighbours, so a call that crosses the border is charged where this server's clock says.
 local function window_start(cap, now)
   local starts = cap[3]
   local start = starts[1]

@@ -22,6 +22,7 @@ WHO = PRINCIPAL._replace(
 )
 # Without the zones of the tz project's own bookkeeping, which are no places.
 ZONES = sorted(zone for zone in available_timezones() if "/" in zone and "posix" not in zone)
+HOUR_MS = 3_600_000
 YEARS_2020_TO_2037 = st.integers(1_577_836_800_000, 2_114_380_800_000)
 
 
@@ -50,7 +51,7 @@ def utc(instant_ms: int) -> str:
 def test_a_day_has_the_hours_the_zone_gives_it(
     zone: str, now: str, starts: str, hours: float
 ) -> None:
-    start, following = window_starts(Period.DAILY, zone, ms(now, zone))
+    start, following = window_starts(Period.DAILY, zone, ms(now, zone))[-2:]
     assert utc(start) == starts
     assert (following - start) / 3_600_000 == hours
 
@@ -83,11 +84,33 @@ def test_now_is_in_its_window_and_the_next_window_follows_without_a_gap(
     starts = window_starts(period, zone, now_ms)
     assert starts[0] <= now_ms
     if period is not Period.ONCE:
-        start, following = starts
+        start, following = starts[-2:]
         assert now_ms < following
-        assert window_starts(period, zone, following)[0] == following
-        assert window_starts(period, zone, following - 1)[0] == start
-        assert window_starts(period, zone, start)[0] == start
+        assert window_starts(period, zone, following)[-2] == following
+        assert window_starts(period, zone, following - 1)[-2] == start
+        assert window_starts(period, zone, start)[-2] == start
+
+
+@given(
+    st.sampled_from(ZONES),
+    st.sampled_from(Period),
+    YEARS_2020_TO_2037,
+    st.integers(-2 * HOUR_MS, 2 * HOUR_MS),
+    st.integers(-HOUR_MS, HOUR_MS),
+)
+def test_redis_finds_the_same_window_whatever_the_gateways_clock_says(
+    zone: str, period: Period, some_ms: int, since_border_ms: int, off_ms: int
+) -> None:
+    now_ms = window_starts(period, zone, some_ms)[-1] + since_border_ms
+
+    right, sent = (window_starts(period, zone, each) for each in (now_ms, now_ms + off_ms))
+
+    assert taken(sent, now_ms) == taken(right, now_ms)
+
+
+def taken(starts: tuple[int, ...], now_ms: int) -> int:
+    """As the functions in Redis choose."""
+    return max([start for start in starts if start <= now_ms], default=starts[0])
 
 
 def test_the_caps_of_a_principal_carry_limit_and_windows() -> None:
