@@ -326,6 +326,7 @@ def _conveyor(
         _url(config.redis.url),
         partitions=config.ledger.partitions,
         renew_s=config.ledger.hold_renew_s,
+        lease_s=config.ledger.hold_lease_s,
         gateway=gateway,
         needs_replica=config.ledger.durability is Durability.REPLICA,
         on_epoch=notices.put_nowait,

@@ -10,11 +10,8 @@ from collections import deque
 from collections.abc import Iterable
 
 from ledger.admission import Cap, End, Hold
-from ledger.fcall import KEY_COUNT, Word, key_names, late_arguments, owe_arguments
+from ledger.fcall import KEY_COUNT, Renewal, Word, key_names, late_arguments, owe_arguments
 from ledger.money import NANOS_MAX, Nanos
-
-LEASE_MS = 60_000
-"""A gateway that dies while it tells its ends pins what they owe for so long."""
 
 _ACQUIT_MAX = 500  # in one step of Redis
 
@@ -25,10 +22,13 @@ def call_ids(*queues: Iterable[End]) -> set[bytes]:
 
 
 class Arrears:
-    """The sums one gateway owes in one partition and generation. `gateway` makes their ids."""
+    """The sums one gateway owes in one partition and generation. `gateway` makes their ids.
 
-    def __init__(self, partition: int, gateway: str) -> None:
-        self._partition, self._gateway = partition, gateway
+    A gateway that dies while it tells its ends pins what they owe for `lease_ms`, as a call does.
+    """
+
+    def __init__(self, partition: int, gateway: str, lease_ms: int) -> None:
+        self._partition, self._gateway, self._lease_ms = partition, gateway, lease_ms
         self._generation = 0
         self._held_again: frozenset[bytes] = frozenset()
         self._keepers: dict[bytes, bytes] = {}  # call id of an end not told yet -> id of its sum
@@ -59,9 +59,14 @@ class Arrears:
             sums[group] = sums.get(group, 0) + end.charge
         for group, amount in sums.items():
             (wallet, caps), most = group, Nanos(min(amount, NANOS_MAX))
-            hold = Hold(keepers[group], self._partition, wallet, most, caps, lease_ms=LEASE_MS)
+            lease_ms = self._lease_ms
+            hold = Hold(keepers[group], self._partition, wallet, most, caps, lease_ms=lease_ms)
             self.sums.append(hold)
         return [*keepers.values()]
+
+    def renewals(self) -> list[Renewal]:
+        """New leases of the sums: however long it takes to tell the ends, what they owe is held."""
+        return [Renewal(one, self._lease_ms) for one in self.held]
 
     def told(self, ends: Iterable[End]) -> None:
         """These ends are in the generation's stream, or need not be told."""

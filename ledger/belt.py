@@ -150,6 +150,8 @@ class Belt:
     async def _renew_all(self) -> None:
         """A slice at a time: the loop serves calls in between."""
         for lane in [*self.lanes]:
+            lane.renew_owed()
+            self.busy.add(lane)
             holds = [*lane.open.values()]
             for start in range(0, len(holds), RENEW_SLICE):
                 if lane not in self.lanes:

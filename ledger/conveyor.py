@@ -13,7 +13,7 @@ from ledger.admission import End, Held, Hold, Refused
 from ledger.belt import HOLD_S, RENEW_S, Manner
 from ledger.fcall import Renewal
 from ledger.junction import Junction
-from ledger.lane import Lane
+from ledger.lane import LEASE_MS, Lane
 from ledger.money import ZERO, Nanos
 from ledger.outage import REDIS
 from ledger.step import Asked, Settled, Tell, pause_before
@@ -32,17 +32,19 @@ class Conveyor:
     `on_generation(partition, generation)`: the partition is in a new one, so ends that only an
     older one had are to be `told`. `on_batch(steps, wait_us)`: a batch goes out, and how
     long the oldest of its holds has waited. All are called from the event loop.
-    Every `renew_s` the leases of all open calls are renewed. `gateway`, unique to the process, is
+    Every `renew_s` the leases of all open calls are renewed, and of what ended ones owe (`lease_s`
+    long; a call's hold says its own). `gateway`, unique to the process, is
     signed with at roll calls (`ledger.rollcall`) once all that is here was told; "": never.
     `needs_replica`: an end is told as settled once a replica has it on its disk, too.
     """
 
-    def __init__(  # noqa: PLR0913 - who listens, and three ways in which processes differ
+    def __init__(  # noqa: PLR0913 - who listens, and some ways in which processes differ
         self,
         url: str,
         *,
         partitions: int,
         renew_s: float = RENEW_S,
+        lease_s: float = LEASE_MS / 1_000,
         gateway: str = "",
         needs_replica: bool = False,
         on_epoch: Callable[[int], None] = _nothing,
@@ -56,7 +58,10 @@ class Conveyor:
         tell = Tell(
             _later(on_epoch), _later(on_generation), _later(on_settled), self._say, self._moved
         )
-        self._lanes = tuple(Lane(number, tell, gateway) for number in range(partitions))
+        lease_ms = int(lease_s * 1_000)
+        self._lanes = tuple(
+            Lane(number, tell, gateway, lease_ms=lease_ms) for number in range(partitions)
+        )
         self._junction = Junction(url, self._lanes, self._manner)
         self._belts = self._junction.belt_of  # by partition
 

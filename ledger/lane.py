@@ -13,7 +13,7 @@ from typing import Any
 from hiredis import ReplyError
 
 from ledger.admission import End, Held, Hold, released
-from ledger.arrears import LEASE_MS, Arrears, call_ids
+from ledger.arrears import Arrears, call_ids
 from ledger.fcall import (
     ELSEWHERE,
     KEY_COUNT,
@@ -39,6 +39,7 @@ from ledger.waiting import Waiting
 from ledger.wire import packed
 
 ITEMS_MAX = 128  # per step: a function runs about 15 us an item, and Redis does nothing else then
+LEASE_MS = 60_000
 RENEWALS_MAX = 65_536  # in an outage; the oldest go first, the next round renews again
 ASK_EVERY_S = 0.02  # while work waits for a generation
 TELL_EVERY_S = 1.0  # that a partition needs a recovery, should the first word of it be lost
@@ -46,9 +47,13 @@ PAUSE_S = 0.1  # after a refusal that has nothing to do with us: out of memory, 
 
 
 class Lane(Waiting):
-    """The queues of one partition. `gateway` signs at roll calls; "" does not."""
+    """The queues of one partition. `gateway` signs at roll calls; "" does not. `lease_ms`: how long
+    what it owes stays held without it.
+    """
 
-    def __init__(self, number: int, tell: Tell, gateway: str = "") -> None:
+    def __init__(
+        self, number: int, tell: Tell, gateway: str = "", *, lease_ms: int = LEASE_MS
+    ) -> None:
         super().__init__()
         self.number, self.generation = number, 0
         self.open: dict[bytes, Hold] = {}  # admitted and not ended
@@ -59,7 +64,7 @@ class Lane(Waiting):
         self.wants_state = False  # ask with the next batch how the partition is
         self._tell = tell
         self._signature = Signature(number, gateway)
-        self._arrears = Arrears(number, gateway)
+        self._arrears = Arrears(number, gateway, lease_ms)
         self._ends: deque[End] = deque()
         self._lates: deque[End] = deque()
         self._reholds: deque[Hold] = deque()
@@ -89,6 +94,10 @@ class Lane(Waiting):
     def renew(self, renewals: Iterable[Renewal]) -> None:
         """Queue new leases."""
         self._renewals.extend(renewals)
+
+    def renew_owed(self) -> None:
+        """Queue new leases of what ended calls owe."""
+        self.renew(self._arrears.renewals())
 
     def look(self) -> None:
         """Something is new: ask at once how the partition is."""
@@ -320,8 +329,7 @@ class Lane(Waiting):
             self._signature.begin(state.generation, self.open)
             self._tell.generation(self.number, state.generation)
         if state.is_active() and self.phase is not Phase.ACTIVE:
-            # However long the recovery took, what is owed stays held until it is told.
-            self._renewals.extend(Renewal(one, LEASE_MS) for one in self._arrears.held)
+            self.renew_owed()  # the recovery may have taken most of their leases
         self.phase = Phase.ACTIVE if state.is_active() else Phase.RECOVERING
 
     def _needs_recovery(self, now_s: float) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from ledger.conveyor import Conveyor
 from ledger.functions import Partition
@@ -11,11 +12,11 @@ from tests.ledger.partitions import NUMBER, images
 
 
 class Line:
-    """A conveyor, and what it told."""
+    """A conveyor, and what it told; `manner` as `Conveyor` takes it."""
 
     partitions = NUMBER + 1
 
-    def __init__(self, url: str, *, needs_replica: bool = False) -> None:
+    def __init__(self, url: str, **manner: Any) -> None:
         self.epochs: list[int] = []
         self.generations: list[tuple[int, int]] = []
         self.settled: list[Settled] = []
@@ -23,11 +24,11 @@ class Line:
         self.conveyor = Conveyor(
             url,
             partitions=self.partitions,
-            needs_replica=needs_replica,
             on_epoch=self.epochs.append,
             on_settled=self.settled.append,
             on_generation=self._told,
             on_batch=lambda steps, _: self.batches.append(steps),
+            **manner,
         )
 
     def _told(self, partition: int, generation: int) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 from ledger.admission import End
 from ledger.arrears import Arrears
+from ledger.fcall import Renewal
 from ledger.money import Nanos
 from tests.ledger.partitions import NUMBER, cap, end_of, hold
 
@@ -15,7 +16,7 @@ def ended(charge: int, **given: Any) -> End:
 
 
 def begun(*held_again: bytes) -> Arrears:
-    arrears = Arrears(NUMBER, "gateway")
+    arrears = Arrears(NUMBER, "gateway", lease_ms=4_000)
     arrears.begin(4, held_again)
     return arrears
 
@@ -53,6 +54,18 @@ def test_what_is_left_is_given_back_when_the_last_end_is_told_and_not_before() -
     assert arrears.acquittal()[-2:] == (4, owed)
     arrears.acquitted()
     assert arrears.acquittal() == ()
+
+
+def test_while_anything_is_untold_the_sums_are_renewed() -> None:
+    arrears, end = begun(), ended(5)
+    (owed,) = arrears.owe([end])
+    assert arrears.renewals() == [Renewal(owed, 4_000)]
+
+    arrears.sums.clear()  # held
+    arrears.told([end])
+    arrears.acquitted()
+
+    assert arrears.renewals() == []
 
 
 def test_a_new_generation_owes_anew_under_other_ids() -> None:

@@ -21,6 +21,26 @@ from tests.ledger.own_valkey import OwnValkey
 from tests.ledger.partitions import NUMBER, WALLET, cap, end_of, hold, images, recovered
 
 
+async def test_what_ended_calls_owe_is_held_while_they_are_told_and_a_lease_longer(
+    redis_url: str, partition: Partition
+) -> None:
+    line = Line(redis_url, needs_replica=True, gateway="g", renew_s=0.1, lease_s=0.4)
+    async with line.running() as conveyor:
+        await until(lambda: (NUMBER, 1) in line.generations)
+        conveyor.told(NUMBER, 1, [end_of(hold(300), 300)])  # for ever: there is no replica
+        async with asyncio.timeout(5.0):
+            while not (found := await partition.open_holds(1)):
+                await asyncio.sleep(0.002)
+            while (await partition.open_holds(1))[0].deadline_ms < found[0].deadline_ms + 1_000:
+                await partition.sweep(1, 9)
+                await asyncio.sleep(0.02)
+
+    async with asyncio.timeout(5.0):
+        while not await partition.sweep(1, 9):
+            await asyncio.sleep(0.01)
+    assert await partition.open_holds(1) == []
+
+
 class TestRedisAway:
     async def test_a_silent_one_is_told_in_time_and_holds_nothing_in_the_end(
         self, server: OwnValkey, apart: Partition

@@ -126,7 +126,8 @@ async def _disagreement(connection: asyncpg.Connection, redis: Redis) -> str:
         keys = key_names(part["number"], state.generation)
         held, slots = await redis.zcard(keys[7]), await redis.hgetall(keys[9])
         if held or slots:
-            return f"{held} holds are open in partition {part['number']}, slots are {slots}"
+            holds = await partition.open_holds(state.generation)
+            return f"{held} open in partition {part['number']}: {holds}; slots {slots}"
         image = await partition.scan(state.generation, count=10_000)
         position = part["watermark_generation"], _at(part["watermark_id"])
         if position < (state.generation, _at(image.last_id)):
