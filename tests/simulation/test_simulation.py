@@ -56,10 +56,10 @@ def history(world: World) -> tuple[object, ...]:
 
 
 @pytest.fixture(autouse=True)
-def _quiet() -> None:
+def _quiet(caplog: pytest.LogCaptureFixture) -> None:
     """What the parts have to say of a thousand outages is not read by anybody."""
-    logging.getLogger("ledger").setLevel(logging.CRITICAL)
-    logging.getLogger("gateway").setLevel(logging.CRITICAL)
+    for part in ("ledger", "gateway"):
+        caplog.set_level(logging.CRITICAL, part)
 
 
 def test_whatever_the_seed_every_call_is_recorded_once_and_the_wallet_is_its_records() -> None:
