@@ -148,7 +148,7 @@ async def test_a_journal_that_is_being_deleted_is_not_left_to_others(
     dead.dispatched(opened(1))
     dead.close()
     (folder,) = tmp_path.glob("dead*")
-    empty = [folder / f"{number:08d}.journal" for number in range(10, 12_000)]
+    empty = [folder / f"{number:08d}.journal" for number in range(10, 20_000)]
     for segment in empty:  # so many that deleting them takes a while
         segment.touch()
 
