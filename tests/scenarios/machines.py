@@ -12,21 +12,18 @@ from uuid import UUID
 from gateway.embedded import Embedded
 from ledger.money import nanos
 from ledger.stream import admitted_ms
-from tests.scenarios.deployment import Deployment, Key
+from tests.scenarios.deployment import Deployment, Key, shared
 from tests.scenarios.storm import books
 from tests.scenarios.storm.load import Answered, Load
 from tests.vendor import Vendor
 
 CREDIT_USD = "100000"
 CALLERS = 12  # of each deployment
-_SETTINGS: dict[str, Any] = {
-    "auth": {"pepper": "a pepper of the test's, long enough"},
-    "ledger": {
-        "partitions": 6,
-        "hold_lease_s": 4,  # so that what nobody ends is swept within the time to drain
-        "hold_renew_s": 1,
-        "audit_interval_s": 2,
-    },
+_LEDGER: dict[str, Any] = {
+    "partitions": 6,
+    "hold_lease_s": 4,  # so that what nobody ends is swept within the time to drain
+    "hold_renew_s": 1,
+    "audit_interval_s": 2,
 }
 
 
@@ -47,18 +44,17 @@ class Machines:
         *,
         redis_url: str,
         count: int = 2,
-        changes: Mapping[str, Any] | None = None,
+        ledger: Mapping[str, Any] | None = None,
     ) -> AsyncIterator["Machines"]:
-        """So many of one worker each, with keys of organizations in every partition."""
+        """So many of one worker each, with keys of organizations in every partition. `ledger`:
+        changes of its settings.
+        """
         await vendor.forget()
         async with AsyncExitStack() as stack:
             stores = await stack.enter_async_context(Embedded(folder / "stores"))
             settings = {
-                **_SETTINGS,
-                **(changes or {}),
-                "ledger": {**_SETTINGS["ledger"], **(changes or {}).get("ledger", {})},
-                "postgres": {"url": stores.urls.postgres},
-                "redis": {"url": redis_url},
+                **shared(stores.urls, redis={"url": redis_url}),
+                "ledger": {**_LEDGER, **(ledger or {})},
             }
             started = [
                 Deployment.started(

@@ -30,15 +30,15 @@ async def test_two_gateways_on_a_cluster_are_exact_while_slots_move_and_stale_re
     chance = random.Random(SEED)  # noqa: S311 - a test that can be repeated
     async with (
         Cluster.started() as cluster,
-        Machines.started(folder, vendor_apart, redis_url=cluster.url) as fleet,
+        Machines.started(folder, vendor_apart, redis_url=cluster.url) as machines,
     ):
-        storm = Storm(cluster, fleet, chance)
-        async with fleet.loaded():
+        storm = Storm(cluster, machines, chance)
+        async with machines.loaded():
             for _ in range(MOVES):
                 await storm.move_a_slot()
             for _ in range(FAILOVERS):
                 await storm.promote_a_stale_replica()
-        told = await fleet.assert_exact()
+        told = await machines.assert_exact()
     moved, failed = sorted(storm.moved_s), sorted(storm.failed_s)
     print(
         f"T4 cluster, seed {SEED}: {MOVES} slots moved, everybody answered again after"
@@ -52,8 +52,8 @@ async def test_two_gateways_on_a_cluster_are_exact_while_slots_move_and_stale_re
 class Storm:
     """What is done to the Cluster while callers go on."""
 
-    def __init__(self, cluster: Cluster, fleet: Machines, chance: random.Random) -> None:
-        self._cluster, self._fleet, self._chance = cluster, fleet, chance
+    def __init__(self, cluster: Cluster, machines: Machines, chance: random.Random) -> None:
+        self._cluster, self._machines, self._chance = cluster, machines, chance
         self.moved_s: list[float] = []
         self.failed_s: list[float] = []
         self.fenced = 0  # partitions that refused what their old data would have admitted
@@ -70,7 +70,7 @@ class Storm:
         ]
         began_s = time.monotonic()
         await self._cluster.move(slot, self._chance.choice(others))
-        await self._fleet.everybody_answers()
+        await self._machines.everybody_answers()
         self.moved_s.append(time.monotonic() - began_s)
 
     async def promote_a_stale_replica(self) -> None:
@@ -81,7 +81,7 @@ class Storm:
             number for number in PARTITIONS if await self._cluster.owner(slot_of(number)) is primary
         ]
         await replica.stop_replicating()
-        await self._fleet.answers(20)
+        await self._machines.answers(20)
         generations = {number: await _generation(primary, number) for number in at}
         self.behind_bytes += await primary.offset() - await replica.offset()
         began_s = time.monotonic()
@@ -92,7 +92,7 @@ class Storm:
                 await Partition(replica.client, number).hold(generation, hold(1))
             self.fenced += 1
         await replica.replicate_again()
-        await self._fleet.everybody_answers()
+        await self._machines.everybody_answers()
         self.failed_s.append(time.monotonic() - began_s)
         for number, generation in generations.items():
             assert await _generation(replica, number) > generation, "admitted without a recovery"

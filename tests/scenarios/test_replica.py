@@ -29,19 +29,19 @@ async def test_what_was_answered_survives_the_death_of_master_gateway_and_its_di
 ) -> None:
     chance = random.Random(SEED)  # noqa: S311 - a test that can be repeated
     # Flushed seldom, or the books would have what Redis loses.
-    changes = {"ledger": {"durability": "replica", "flush_interval_s": 3}}
+    ledger = {"durability": "replica", "flush_interval_s": 3}
     async with (
         Watched.started(*STRICT) as watched,
-        Machines.started(folder, vendor_apart, redis_url=watched.url, changes=changes) as fleet,
+        Machines.started(folder, vendor_apart, redis_url=watched.url, ledger=ledger) as machines,
     ):
-        victim = fleet.deployments[0]
-        async with fleet.loaded():
+        victim = machines.deployments[0]
+        async with machines.loaded():
             master = await watched.master()
             for number in range(DEATHS):
                 if number:
                     await master.start()
                     await until(watched.is_whole)
-                await fleet.answers(100)
+                await machines.answers(100)
                 master = await watched.master()
                 # Or it would refuse by itself, and not show what the gateway does.
                 await master.ask("CONFIG SET", "min-replicas-to-write", 0)
@@ -56,8 +56,8 @@ async def test_what_was_answered_survives_the_death_of_master_gateway_and_its_di
                 await asyncio.gather(*(replica.replicate_again() for replica in replicas))
                 shutil.rmtree(victim.data / "journal")
                 await victim.start()
-                await fleet.everybody_answers()
-        told = await fleet.assert_exact(is_disk_lost=True)
+                await machines.everybody_answers()
+        told = await machines.assert_exact(is_disk_lost=True)
     print(
         f"\nT4 replica, seed {SEED}: {DEATHS} times master and gateway killed at once, its"
         f" journal deleted: {told}"

@@ -22,9 +22,9 @@ async def test_calls_are_answered_again_within_seconds_of_the_death_of_a_watched
     back_s: list[float] = []
     async with (
         Watched.started() as watched,
-        Machines.started(folder, vendor_apart, redis_url=watched.url) as fleet,
+        Machines.started(folder, vendor_apart, redis_url=watched.url) as machines,
     ):
-        async with fleet.loaded():
+        async with machines.loaded():
             master = await watched.master()
             for number in range(FAILOVERS):
                 if number:
@@ -33,10 +33,10 @@ async def test_calls_are_answered_again_within_seconds_of_the_death_of_a_watched
                 master = await watched.master()
                 began_s = time.monotonic()
                 master.kill()
-                await fleet.everybody_answers(within_s=BACK_S_MAX)
+                await machines.everybody_answers(within_s=BACK_S_MAX)
                 back_s.append(time.monotonic() - began_s)
                 assert await watched.master() is not master
-        told = await fleet.assert_exact()
+        told = await machines.assert_exact()
     print(
         f"\nT4 sentinel: {FAILOVERS} masters killed, everybody answered again after"
         f" {max(back_s):.1f} s at most, of which {NODE_TIMEOUT_MS / 1_000:.0f} s until they are"

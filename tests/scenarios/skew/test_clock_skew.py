@@ -16,7 +16,7 @@ import pytest
 from gateway.embedded import urls
 from gateway.principal import Period
 from tests.scenarios.caller import CHAT, asks, caller, post, request
-from tests.scenarios.deployment import Deployment
+from tests.scenarios.deployment import PEPPER, Deployment, shared
 from tests.scenarios.invariants import assert_books, open_holds, owed
 from tests.vendor import Vendor
 
@@ -53,19 +53,16 @@ async def gateways(folder: Path, vendor_apart: Vendor) -> AsyncIterator[list[Dep
     await vendor_apart.forget()
     for name in ("ahead", "behind"):
         (folder / name).mkdir()
-    port, common = vendor_apart.port, {"auth": {"pepper": "a pepper of the test's, long enough"}}
+    port = vendor_apart.port
     async with AsyncExitStack() as stack:
-        changes: dict[str, Any] = {**common, "ledger": LEDGER}
+        changes: dict[str, Any] = {"auth": {"pepper": PEPPER}, "ledger": LEDGER}
         ahead = await stack.enter_async_context(
             Ahead.started(folder / "ahead", vendor_port=port, changes=changes)
         )
-        at = urls(ahead.data)
-        servers = {
-            "postgres": {"url": at.postgres},
-            "redis": {"url": at.redis, "admin_url": at.redis_admin},
-        }
         behind = await stack.enter_async_context(
-            Behind.started(folder / "behind", vendor_port=port, changes={**changes, **servers})
+            Behind.started(
+                folder / "behind", vendor_port=port, changes={**changes, **shared(urls(ahead.data))}
+            )
         )
         yield [ahead, behind]
 

@@ -11,7 +11,7 @@ import pytest
 from gateway.embedded import Embedded, Urls
 from ledger.money import nanos
 from tests.ledger.cutter import Cutter
-from tests.scenarios.deployment import Deployment
+from tests.scenarios.deployment import Deployment, shared
 from tests.scenarios.scale import LONG, SEED
 from tests.scenarios.storm import books
 from tests.scenarios.storm.load import Load
@@ -50,13 +50,13 @@ class Between:
         valkey = str(folder / "data" / "valkey" / "valkey.sock")
         postgres = quote(str(folder / "data" / "postgres"), safe="")
         through = quote(str(folder / "redis.sock"))
+        at = self._urls._replace(
+            postgres=self._urls.postgres.replace(postgres, quote(str(folder), safe="")),
+            redis=self._urls.redis.replace(valkey, through),
+            redis_admin=self._urls.redis_admin.replace(valkey, through),
+        )
         return {
-            "postgres": {"url": self._urls.postgres.replace(postgres, quote(str(folder), safe=""))},
-            "redis": {
-                "url": self._urls.redis.replace(valkey, through),
-                "admin_url": self._urls.redis_admin.replace(valkey, through),
-            },
-            "auth": {"pepper": "a pepper of the test's, long enough"},
+            **shared(at),
             "ledger": {"partitions": 4, "hold_lease_s": 4, "hold_renew_s": 1},
         }
 
