@@ -85,12 +85,17 @@ class Doomed(Deployment):
         path = os.pathsep.join([str(site), found["PYTHONPATH"]])
         return {**found, "PYTHONPATH": path, FOLDER: str(self.folder)}
 
+    @property
+    def is_struck(self) -> bool:
+        """Whether a process has taken the order."""
+        return (self.folder / STRUCK).exists()
+
     async def struck(self, death: Death) -> None:
         """Wait until the process is dead that took the order."""
         told = self.folder / STRUCK
         try:
             async with asyncio.timeout(STRUCK_S_MAX):
-                while not told.exists():
+                while not self.is_struck:
                     await asyncio.sleep(0.005)
                 pid = int(told.read_text())
                 while Path(f"/proc/{pid}").exists():
@@ -137,9 +142,11 @@ class Deaths:
             return
         await load.until(CALLERS, within_s=BACK_S_MAX)
         match cause:
-            case Cause.CREDIT:
-                for key in self._keys:
-                    await self._grant(key)
+            case Cause.CREDIT:  # again and again: grants that come together are one push
+                until_s = time.monotonic() + STRUCK_S_MAX
+                while not self._tollgate.is_struck and time.monotonic() < until_s:
+                    for key in self._keys:
+                        await self._grant(key)
             case Cause.ORPHAN:
                 await self._tollgate.kill_process(self._tollgate.pids("worker")[0])
             case Cause.LOSS:
