@@ -136,6 +136,7 @@ class Machines:
             since_s=self._began_s,
             granted={key.organization_id: nanos(CREDIT_USD) for key in self._keys},
             is_disk_lost=is_disk_lost,
+            beside=self.deployments[1:],
         )
         connection = await self.deployments[0].postgres()
         try:
