@@ -5,6 +5,7 @@ of itself is believed.
 """
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -49,6 +50,11 @@ _RECOVERIES = """
     FROM (SELECT extract(epoch FROM ended_at - started_at) * 1000 AS took
           FROM recovery_log WHERE ended_at IS NOT NULL) AS ended
 """
+
+
+def now_s() -> float:
+    """The time, unix s, as ids of calls have it that begin from now on: in whole milliseconds."""
+    return time.time_ns() // 1_000_000 / 1_000
 
 
 class Sums(NamedTuple):
