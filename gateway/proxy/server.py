@@ -29,6 +29,7 @@ from gateway.proxy.wall import (
     Turnstile,
     Wall,
     answer_of,
+    reset,
 )
 
 _log = logging.getLogger(__name__)
@@ -181,7 +182,7 @@ class Guard(RequestHandler):
         """Cut a client that leaves untaken what it was sent; `before`: how much it was."""
         size = transport.get_write_buffer_size()
         if size and before - size < _TAKEN_BYTES_MIN:
-            transport.abort()
+            reset(transport)
         elif size:
             self._watch(transport, size)
 
@@ -200,7 +201,7 @@ class Guard(RequestHandler):
     def _see_closed(self, transport: asyncio.Transport) -> None:
         # A transport closes when all is sent. A client that takes nothing would keep it for ever.
         if self._stall is None and transport.get_write_buffer_size():
-            self._stall = self._loop.call_later(self._wall.stall_s_max, transport.abort)
+            self._stall = self._loop.call_later(self._wall.stall_s_max, reset, transport)
 
     async def drained(self) -> None:
         """Wait until most of what was written is taken; `ConnectionError` if nobody is there."""

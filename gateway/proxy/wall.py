@@ -6,10 +6,12 @@ lets pass is named here. `tests/smuggled.py` is the list of both.
 
 import asyncio
 import re
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from ipaddress import IPv6Address
+from socket import SO_LINGER, SOL_SOCKET
 from typing import NamedTuple
 
 from aiohttp.http_parser import RawRequestMessage
@@ -24,6 +26,7 @@ _HOST = re.compile(
 _QUOTED = re.compile(r"""[:\s]*b?['"]""")  # where the parser begins to repeat what it was sent
 _TURNED_AWAY_S = 1.0  # how long a connection that is one too many may take to say its request
 _TURNED_AWAY_MAX = 1_000  # of them at once; more are closed unheard
+_AT_ONCE = struct.pack("ii", 1, 0)  # linger, for no time: close with a reset
 _NEIGHBOURS = 64  # bits: who has one IPv6 address has all that begin with the same half
 
 OVERHEAD_FREE = 64 * 1024
@@ -184,6 +187,15 @@ class Turnstile:
 
     def _one_less(self) -> None:
         self._waiting -= 1
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """Cut a client that does not take what it was sent, and drop that in the system's buffers, too.
+
+    Closed otherwise, the system would keep megabytes for it while it takes a byte now and then.
+    """
+    transport.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, _AT_ONCE)
+    transport.abort()
 
 
 def _rendered(error: errors.GatewayError) -> bytes:

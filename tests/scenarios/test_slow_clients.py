@@ -97,6 +97,8 @@ class Siege:
         await loop.sock_sendall(sock, first)
         while await loop.sock_recv(sock, 100):
             await asyncio.sleep(DRIP_S)
+            if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                break  # what came before the reset could be read for minutes yet
         raise ConnectionResetError
 
     async def _is_told(self, reader: asyncio.StreamReader) -> bool:

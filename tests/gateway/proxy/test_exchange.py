@@ -111,6 +111,8 @@ async def test_a_client_that_takes_nothing_counts_as_gone() -> None:
 
         async with asyncio.timeout(10):
             assert await ended
+            with pytest.raises(ConnectionResetError):  # so nothing waits for it in any buffer
+                await line.rest()
 
 
 async def test_a_header_is_found_however_it_is_written() -> None:
