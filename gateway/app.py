@@ -35,10 +35,10 @@ from gateway.proxy.calls import Calls, Parts
 from gateway.proxy.clients import Clients
 from gateway.proxy.grace import Grace
 from gateway.proxy.live import Terms
-from gateway.proxy.server import DataServer, bind
+from gateway.proxy.server import DataServer
 from gateway.proxy.table import Table
 from gateway.proxy.tell import Teller
-from gateway.proxy.wall import Wall
+from gateway.proxy.wall import Wall, bind
 from gateway.readiness import Readiness
 from gateway.reload import ConfigFile
 from gateway.settings import Config, Durability

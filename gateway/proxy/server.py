@@ -9,7 +9,6 @@ compares the methods of aiohttp that this leans on with those it was written for
 
 import asyncio
 import logging
-import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, cast
@@ -386,14 +385,3 @@ class DataServer(web.Server):
             max_field_size=self._wall.header_bytes_max,
             auto_decompress=False,
         )
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket that several workers can share a port with."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    listener.setblocking(False)
-    listener.bind((host, port))
-    return listener

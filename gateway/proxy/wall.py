@@ -6,12 +6,12 @@ lets pass is named here. `tests/smuggled.py` is the list of both.
 
 import asyncio
 import re
+import socket
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from ipaddress import IPv6Address
-from socket import SO_LINGER, SOL_SOCKET
 from typing import NamedTuple
 
 from aiohttp.http_parser import RawRequestMessage
@@ -27,6 +27,7 @@ _QUOTED = re.compile(r"""[:\s]*b?['"]""")  # where the parser begins to repeat w
 _TURNED_AWAY_S = 1.0  # how long a connection that is one too many may take to say its request
 _TURNED_AWAY_MAX = 1_000  # of them at once; more are closed unheard
 _AT_ONCE = struct.pack("ii", 1, 0)  # linger, for no time: close with a reset
+_UNSENT_BYTES_MAX = 128 * 1024  # of a connection, in the system's buffer; accepted ones inherit it
 _NEIGHBOURS = 64  # bits: who has one IPv6 address has all that begin with the same half
 
 OVERHEAD_FREE = 64 * 1024
@@ -189,12 +190,28 @@ class Turnstile:
         self._waiting -= 1
 
 
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket that several workers can share a port with.
+
+    Of what a client has not been sent the system keeps little, or it would take megabytes for each
+    that reads slowly, and nobody would see that it does.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES_MAX)
+    listener.setblocking(False)
+    listener.bind((host, port))
+    return listener
+
+
 def reset(transport: asyncio.Transport) -> None:
     """Cut a client that does not take what it was sent, and drop that in the system's buffers, too.
 
     Closed otherwise, the system would keep megabytes for it while it takes a byte now and then.
     """
-    transport.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, _AT_ONCE)
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
     transport.abort()
 
 

@@ -7,8 +7,8 @@ from typing import NamedTuple, Self
 
 from gateway.proxy.exchange import Exchange
 from gateway.proxy.intake import body_at_hand, read_rest
-from gateway.proxy.server import DataServer, Handler, bind
-from gateway.proxy.wall import Wall
+from gateway.proxy.server import DataServer, Handler
+from gateway.proxy.wall import Wall, bind
 from gateway.settings import Limits
 
 WALL = Wall(

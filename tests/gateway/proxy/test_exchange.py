@@ -1,6 +1,7 @@
 """One request and its answer, as bytes on a socket."""
 
 import asyncio
+import socket
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
 
@@ -113,6 +114,23 @@ async def test_a_client_that_takes_nothing_counts_as_gone() -> None:
             assert await ended
             with pytest.raises(ConnectionResetError):  # so nothing waits for it in any buffer
                 await line.rest()
+
+
+async def test_what_a_client_does_not_take_waits_here_and_not_in_the_system() -> None:
+    async def large(exchange: Exchange) -> Answered:
+        return exchange.answer(200, JSON, b"x" * 2_000_000)
+
+    loop = asyncio.get_running_loop()
+    async with Door.opened(large) as door:
+        with socket.socket() as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            slow.setblocking(False)
+            await loop.sock_connect(slow, ("127.0.0.1", door.port))
+            await loop.sock_sendall(slow, post(b"{}"))
+
+            async with asyncio.timeout(5):
+                while not any(guard.writing_paused for guard in door.server.connections):
+                    await asyncio.sleep(0.01)
 
 
 async def test_a_header_is_found_however_it_is_written() -> None:
