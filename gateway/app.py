@@ -226,8 +226,9 @@ class Worker:
         table = Table(self.calls, self.parts.authenticator, probe=self._probe)
         server = DataServer(table.handle, wall)
         address = config.listeners.data
+        sock = bind(address.host, address.port, stall_s_max=_STALL_S_MAX)
         listening = await asyncio.get_running_loop().create_server(
-            server, sock=bind(address.host, address.port), backlog=_BACKLOG
+            server, sock=sock, backlog=_BACKLOG
         )
         _calm_the_collector()
         readiness.good("serving")

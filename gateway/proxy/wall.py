@@ -27,7 +27,6 @@ _QUOTED = re.compile(r"""[:\s]*b?['"]""")  # where the parser begins to repeat w
 _TURNED_AWAY_S = 1.0  # how long a connection that is one too many may take to say its request
 _TURNED_AWAY_MAX = 1_000  # of them at once; more are closed unheard
 _AT_ONCE = struct.pack("ii", 1, 0)  # linger, for no time: close with a reset
-_UNSENT_BYTES_MAX = 128 * 1024  # of a connection, in the system's buffer; accepted ones inherit it
 _NEIGHBOURS = 64  # bits: who has one IPv6 address has all that begin with the same half
 
 OVERHEAD_FREE = 64 * 1024
@@ -190,17 +189,17 @@ class Turnstile:
         self._waiting -= 1
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int, *, stall_s_max: float) -> socket.socket:
     """A listening socket that several workers can share a port with.
 
-    Of what a client has not been sent the system keeps little, or it would take megabytes for each
-    that reads slowly, and nobody would see that it does.
+    Answers of some megabytes are in the system's buffers whole, where we see no client that takes
+    nothing of them: the system itself cuts one after `stall_s_max`. Accepted sockets inherit that.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES_MAX)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(stall_s_max * 1_000))
     listener.setblocking(False)
     listener.bind((host, port))
     return listener

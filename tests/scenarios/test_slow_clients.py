@@ -29,6 +29,7 @@ DRIP_S = 4.0
 CUT_S_MAX = 15.0  # the promise: head and grace 10 s, and what refusing takes
 READER_CUT_S_MAX = 75.0  # it has 60 s to take 64 KiB
 RSS_MIB_MAX = 200
+_ESTABLISHED = "01"  # as /proc/net/tcp has it
 
 
 class Siege:
@@ -47,6 +48,7 @@ class Siege:
         }
         self.cut_s: dict[str, list[float]] = {kind: [] for kind in self._kinds}
         self.made = Counter[str]()
+        self._served: set[int] = set()  # the clients' ports
 
     @asynccontextmanager
     async def laid(self, of_each: int) -> AsyncIterator[None]:
@@ -57,8 +59,9 @@ class Siege:
                 for kind in self._kinds
                 for number in range(of_each)
             ]
+            tasks.append(group.create_task(self._look(), name="look"))
             async with asyncio.timeout(60):
-                while sum(self.made.values()) < len(tasks):
+                while sum(self.made.values()) < of_each * len(self._kinds):
                     await asyncio.sleep(0.05)
             yield
             for task in tasks:
@@ -95,11 +98,21 @@ class Siege:
         loop = asyncio.get_running_loop()
         sock.setblocking(False)
         await loop.sock_sendall(sock, first)
+        port = sock.getsockname()[1]
         while await loop.sock_recv(sock, 100):
             await asyncio.sleep(DRIP_S)
-            if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-                break  # what came before the reset could be read for minutes yet
+            if port not in self._served:
+                break  # what came before could be read for minutes yet
         raise ConnectionResetError
+
+    async def _look(self) -> None:
+        """Whom the other side still serves."""
+        local = f":{self._port:04X}"
+        while True:
+            rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines())
+            ours = [row[2] for row in rows if row[1].endswith(local) and row[3] == _ESTABLISHED]
+            self._served = {int(address.rpartition(":")[2], 16) for address in ours}
+            await asyncio.sleep(1.0)
 
     async def _is_told(self, reader: asyncio.StreamReader) -> bool:
         try:

@@ -68,7 +68,7 @@ class Door:
     async def opened(cls, handler: Handler, *, wall: Wall = WALL) -> AsyncIterator[Self]:
         """Listen on a free port of the loopback."""
         server = DataServer(handler, wall)
-        listener = bind("127.0.0.1", 0)
+        listener = bind("127.0.0.1", 0, stall_s_max=wall.stall_s_max)
         listening = await asyncio.get_running_loop().create_server(server, sock=listener)
         door = cls(listener.getsockname()[1], server)
         try:
