@@ -97,7 +97,8 @@ async def test_a_journal_left_behind_with_calls_that_postgres_lacks_is_told(
     found = await doctor_files.journals(config, connection)
     assert (found.grade, "3 calls that are not in Postgres" in found.said) == (Grade.PROBLEM, True)
     segment = next(config.journal_dir.glob("*/*.journal"))
-    data = segment.read_bytes()
-    segment.write_bytes(data[: len(data) // 2] + b"\0" + data[len(data) // 2 + 1 :])
+    data = bytearray(segment.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    segment.write_bytes(data)
     found = await doctor_files.journals(config, connection)
     assert "stretches that cannot be read" in found.said
