@@ -24,7 +24,6 @@ EVERY_S = 1.0
 _FEW = 1_000  # unflushed entries that are no backlog: a flush or two
 
 _META, _DUE = 0, 7  # where `key_names` has them
-_NO_STREAM = {"entries-added": 0, "length": 0}
 
 _log = logging.getLogger(__name__)
 
@@ -72,8 +71,8 @@ class Backlog:
         """How many entries the stream ever got; ask before it is read."""
         try:
             return _stream(await execute(self._redis, *_info(partition, generation))).added
-        except ResponseError:
-            return 0  # it is made with its first entry
+        except ResponseError as error:
+            return _stream(error).added
 
     def took(
         self, partition: int, generation: int, *, read: int, wrote: int, added: int | None
@@ -107,8 +106,8 @@ class Backlog:
             await asyncio.sleep(EVERY_S)
 
     async def count(self) -> RedisError | None:
-        """Bring `counts` up to date. Of a Cluster, what a node has that is away stays as it was
-        counted last; returned is what the first of those said.
+        """Bring `counts` up to date. What a node of a Cluster has that is away, or what Redis
+        refuses to say, stays as it was counted last; returned is the first such error.
         """
         names = {number: key_names(number, 0) for number in self._partitions}
         found = await self._each(("HGET", names[number][_META], "gen") for number in names)
@@ -121,14 +120,18 @@ class Backlog:
         held = await self._each(("ZCARD", names[number][_DUE]) for number in generations)
         memory = await ask_all(self._redis, "INFO", "memory")
         self._memory_share = max(map(_share, memory), default=0.0)
+        missing = [one for one in found if isinstance(one, RedisError)]
         for number, told, open_holds in zip(generations, streams, held, strict=True):
-            if isinstance(told, ResponseError):
-                told = _NO_STREAM  # noqa: PLW2901 - what it means
-            if not isinstance(told, RedisError) and not isinstance(open_holds, RedisError):
-                unflushed = self._unflushed(number, generations[number], _stream(told))
+            try:
+                stream = _stream(told)
+                if isinstance(open_holds, RedisError):
+                    raise open_holds
+            except RedisError as error:
+                missing.append(error)
+            else:
+                unflushed = self._unflushed(number, generations[number], stream)
                 self.counts[number] = Count(unflushed, int(open_holds))
-        missing = (one for one in (*found, *streams, *held) if isinstance(one, RedisError))
-        return next((one for one in missing if not isinstance(one, ResponseError)), None)
+        return next(iter(missing), None)
 
     def take_news(self) -> str | None:
         """Since this was asked last: "" if it was counted, or why not; None: neither."""
@@ -192,7 +195,14 @@ def _share(told: Any) -> float:
 
 
 def _stream(told: Any) -> _Stream:
-    """What XINFO STREAM says: pairs, or a dict where the client has made one of them."""
+    """What XINFO STREAM says: pairs, or a dict where the client has made one of them.
+
+    Raises what it was refused with, unless there is no stream: its first entry makes it.
+    """
+    if isinstance(told, ResponseError) and "no such key" in str(told):
+        return _Stream(added=0, length=0)
+    if isinstance(told, RedisError):
+        raise told
     pairs = told.items() if isinstance(told, dict) else zip(told[::2], told[1::2], strict=True)
     named = {key if isinstance(key, str) else key.decode(): value for key, value in pairs}
     return _Stream(int(named["entries-added"]), int(named["length"]))

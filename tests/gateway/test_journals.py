@@ -1,7 +1,7 @@
 """What a worker does about journals: its own, and those that dead processes left."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -69,6 +69,24 @@ def ended(number: int, charge: int = 5) -> End:
     return End(call_id(number), 0, WALLET, EndKind.SETTLED, Nanos(charge), record)
 
 
+def left_behind(folder: Path) -> Path:
+    """The journal of a worker that died with one call open."""
+    dead = Journal.create(folder, worker="dead")
+    dead.dispatched(opened(1))
+    dead.close()
+    (left,) = folder.glob("dead*")
+    return left
+
+
+async def prove(redis: Redis, *, until: Callable[[], bool]) -> None:
+    """Say again and again that Postgres has that call's end."""
+    (end,) = await entries(redis, 1)
+    async with asyncio.timeout(15):
+        while not until():
+            await redis.publish(PROVEN_CHANNEL, f"0 1 {end.id}")
+            await asyncio.sleep(0.01)
+
+
 @asynccontextmanager
 async def working(
     redis: Redis, redis_url: str, folder: Path, vendor: Vendor
@@ -129,39 +147,25 @@ async def test_what_a_dead_process_left_is_sent_and_its_open_calls_end_as_lost(
 async def test_an_adopted_journal_goes_once_postgres_has_all_of_it(
     redis: Redis, redis_url: str, tmp_path: Path, vendor: Vendor
 ) -> None:
-    dead = Journal.create(tmp_path, worker="dead")
-    dead.dispatched(opened(1))
-    dead.close()
-
+    left = left_behind(tmp_path)
     async with working(redis, redis_url, tmp_path, vendor) as (journals, _, _):
-        (end,) = await entries(redis, 1)
-        async with asyncio.timeout(15):
-            while journals.unproven_count or list(tmp_path.glob("dead*")):
-                await redis.publish(PROVEN_CHANNEL, f"0 1 {end.id}")
-                await asyncio.sleep(0.05)
+        await prove(redis, until=lambda: not journals.unproven_count and not left.exists())
 
 
 async def test_a_journal_that_is_being_deleted_is_not_left_to_others(
     redis: Redis, redis_url: str, tmp_path: Path, vendor: Vendor
 ) -> None:
-    dead = Journal.create(tmp_path, worker="dead")
-    dead.dispatched(opened(1))
-    dead.close()
-    (folder,) = tmp_path.glob("dead*")
-    empty = [folder / f"{number:08d}.journal" for number in range(10, 20_000)]
+    left = left_behind(tmp_path)
+    empty = [left / f"{number:08d}.journal" for number in range(10, 20_000)]
     for segment in empty:  # so many that deleting them takes a while
         segment.touch()
 
     async with working(redis, redis_url, tmp_path, vendor):
-        (end,) = await entries(redis, 1)
-        async with asyncio.timeout(15):
-            while empty[0].exists():
-                await redis.publish(PROVEN_CHANNEL, f"0 1 {end.id}")
-                await asyncio.sleep(0.01)
+        await prove(redis, until=lambda: not empty[0].exists())
 
-    assert Folder.claim(folder) is None, "the worker's stop gave away what its thread deletes"
+    assert Folder.claim(left) is None, "the worker's stop gave away what its thread deletes"
     async with asyncio.timeout(10):
-        while folder.exists():
+        while left.exists():
             await asyncio.sleep(0.01)
 
 

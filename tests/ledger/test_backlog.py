@@ -1,11 +1,12 @@
 """What Postgres has not got yet is counted, and too much of it closes partitions."""
 
+import pytest
 from redis.asyncio import Redis
 from redis.crc import key_slot
 from redis.exceptions import RedisError
 
 from ledger.admission import Held
-from ledger.backlog import Backlog, Count, Limits, read_over
+from ledger.backlog import _DUE, _META, Backlog, Count, Limits, read_over
 from ledger.clients import open_redis
 from ledger.fcall import key_names
 from ledger.functions import Partition
@@ -115,6 +116,20 @@ async def test_a_partition_without_a_stream_has_no_backlog(client: Redis) -> Non
     await backlog.count()
 
     assert backlog.counts == {0: Count(0, 0)}
+
+
+@pytest.mark.parametrize("key", [_META, _DUE, -1])
+async def test_what_redis_refuses_to_say_is_told_and_hides_nothing_else(
+    client: Redis, partition: Partition, key: int
+) -> None:
+    await end_calls(partition, 1)
+    await client.set(key_names(0, 0)[key], "not what it should be")
+    backlog = Backlog(client, partitions=[0, NUMBER], limits=Limits(10))
+
+    said = await backlog.count()
+
+    assert isinstance(said, RedisError)
+    assert backlog.counts == {NUMBER: Count(1, 0)}
 
 
 def test_what_is_told_is_understood() -> None:

@@ -7,6 +7,7 @@ from is this machine. Each stage has a folder of its own, the last one is what `
 import json
 import re
 import shlex
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -47,15 +48,23 @@ class Image:
 def image(dockerfile: Path, root: Path) -> Image:
     """The image of this Dockerfile, to be built below `root`."""
     made = Image(root, ["set -eu", f"ROOT={root}", f"mkdir {root}.bin"])
-    # The stage's interpreter: what the base image calls so.
-    base = getattr(sys, "_base_executable", sys.executable)
-    made.script += [f"ln -s {base} {root}.bin/python", f"PATH={root}.bin:$PATH"]
+    made.script += [f"ln -s {_interpreter()} {root}.bin/python", f"PATH={root}.bin:$PATH"]
     for instruction, rest in _instructions(dockerfile.read_text()):
         if instruction in _STEPS:
             _STEPS[instruction](made, rest)
         else:
             _say(made, instruction, rest)
     return made
+
+
+def _interpreter() -> Path:
+    """What the base image calls python: one that its unprivileged user can reach, too.
+
+    Root's own is not where it lies in root's home.
+    """
+    ours = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
+    is_open = all(folder.stat().st_mode & stat.S_IXOTH for folder in ours.parents)
+    return ours if is_open else Path("/usr/bin/python3")
 
 
 def _from(made: Image, rest: str) -> None:
