@@ -1,4 +1,4 @@
-"""What stands before a handler: limits of connections, heads and bodies, and what no head may say.
+"""What stands before a handler: its sockets, who may connect, and what no head may say.
 
 aiohttp's parser (llhttp, strict) refuses most of what two servers could read in two ways; what it
 lets pass is named here. `tests/smuggled.py` is the list of both.
