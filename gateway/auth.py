@@ -95,7 +95,7 @@ class Authenticator:
         self._for_redis: list[bytes] = []
         self._for_postgres: list[bytes] = []
         self._redis_wanted, self._postgres_wanted = asyncio.Event(), asyncio.Event()
-        self._postgres_away_until = 0.0
+        self._redis_away_until = self._postgres_away_until = 0.0
         self._asked: asyncio.Task[Mapping[bytes, KnownKey] | None] | None = None
         self._tokens, self._tokens_at = float(self._limits.queries_burst), clock.monotonic_s()
         # For the metrics: the queries of Postgres, and where keys were found.
@@ -179,12 +179,21 @@ class Authenticator:
         while True:
             await self._redis_wanted.wait()
             digests = self._take(self._for_redis, self._redis_wanted)
-            try:
-                async with asyncio.timeout(self._limits.redis_s):
-                    found = await self._cache.read(digests)
-            except (CacheAway, TimeoutError):
-                found = {}
+            found: Mapping[bytes, CachedKey] = {}
+            if not self._is_redis_away():
+                try:
+                    async with asyncio.timeout(self._limits.redis_s):
+                        found = await self._cache.read(digests)
+                except (CacheAway, TimeoutError):
+                    self._redis_did_not_answer()
             self._sort(digests, found)
+
+    def _is_redis_away(self) -> bool:
+        return self._monotonic() < self._redis_away_until
+
+    def _redis_did_not_answer(self) -> None:
+        """For a while nobody waits for it, twice in one lookup least of all."""
+        self._redis_away_until = self._monotonic() + self._limits.refused_s
 
     def _sort(self, digests: Sequence[bytes], found: Mapping[bytes, CachedKey]) -> None:
         """Answer what Redis knows well enough; ask Postgres for the rest."""
@@ -251,12 +260,14 @@ class Authenticator:
             and (cached := self._flights[digest].cached) is not None
             and cached.principal is not None
         }
-        try:
-            async with asyncio.timeout(self._limits.redis_s):
-                refused = await self._cache.put({**found, **gone})
-                newer = await self._cache.read(list(refused)) if refused else {}
-        except (CacheAway, TimeoutError) as error:
-            log.warning("keys cannot be written to Redis", extra=outage(error, of=REDIS))
+        if not self._is_redis_away():
+            try:
+                async with asyncio.timeout(self._limits.redis_s):
+                    refused = await self._cache.put({**found, **gone})
+                    newer = await self._cache.read(list(refused)) if refused else {}
+            except (CacheAway, TimeoutError) as error:
+                log.warning("keys cannot be written to Redis", extra=outage(error, of=REDIS))
+                self._redis_did_not_answer()
         for digest in digests:
             key = newer.get(digest) or found.get(digest)
             self.found["unknown" if key is None else "postgres"] += 1
@@ -356,6 +367,7 @@ class Authenticator:
         for flight in self._flights.values():
             flight.is_stale = True
         if change.organization_id is None:
+            self._redis_away_until = 0.0  # it was just subscribed to
             self._known.clear()
             self._refused.clear()
             return

@@ -21,6 +21,7 @@ from tests.gateway.tenancy import (
     Lookups,
     Tenancy,
     authenticating,
+    clock,
     digest_of,
     new_key,
     running,
@@ -222,6 +223,35 @@ async def test_a_connection_that_has_gone_silent_is_given_up(town: Town) -> None
             return await outcome(authenticator, text) == 401
 
         assert await until(is_refused) < 9.0
+
+
+@pytest.mark.parametrize("again", ["when it is heard", "a second later"])
+async def test_a_silent_redis_is_not_waited_for_again_and_again(town: Town, again: str) -> None:
+    texts, find = [new_key() for _ in range(3)], Lookups(town.outside.pool)
+    for text in texts:
+        await town.stage.make_key(text)
+    now_s, limits = 0.0, AuthLimits()
+    clocks = Clock(clock().unix_s, lambda: now_s)
+    async with authenticating(town.outside, find, clocks=clocks, limits=limits) as authenticator:
+        await town.cut("redis", "silent")
+        assert await outcome(authenticator, texts[0]) == 200
+        assert find.asked == [1], "Postgres is asked in its stead"
+        await town.mend()
+        assert await outcome(authenticator, texts[1]) == 200
+        assert find.asked == [1, 1], "and at once from then on"
+
+        if again == "a second later":
+            now_s = limits.refused_s
+        else:
+            await town.cut("redis", "dead")
+            await town.mend()
+
+            async def has_subscribed() -> bool:
+                return authenticator.cached(f"Bearer {texts[0]}") is None
+
+            await until(has_subscribed)
+        assert await outcome(authenticator, texts[2]) == 200
+        assert find.asked == [1, 1], "Redis has it"
 
 
 async def test_while_a_query_hangs_no_other_is_sent(town: Town) -> None:
