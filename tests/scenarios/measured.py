@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.scenarios.caller import CHAT, asks, caller
 from tests.scenarios.deployment import Deployment, Key
 
-CALLS = 400  # of which a percentile is taken
+CALLS = 2_000  # of which a percentile is taken
 AT_ONCE = 4
 
 
