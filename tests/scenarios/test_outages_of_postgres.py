@@ -68,6 +68,8 @@ async def read_only(tollgate: Deployment) -> AsyncIterator[None]:
 async def locked(tollgate: Deployment) -> AsyncIterator[None]:
     """Whoever writes a record waits."""
     async with administered(tollgate) as admin, admin.transaction():
+        # An embedded server ends a transaction in which nothing happens.
+        await admin.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
         await admin.execute("LOCK TABLE usage_record IN ACCESS EXCLUSIVE MODE")
         yield
 
