@@ -20,7 +20,7 @@ from tests.scenarios.scale import LONG
 from tests.scenarios.vendors import many_names
 from tests.vendor import Entry, Vendor
 
-pytestmark = [pytest.mark.scenario, pytest.mark.timeout(1_200 if LONG else 180)]
+pytestmark = pytest.mark.scenario
 JUNK = 100_000 if LONG else 5_000
 SERIES_MAX, PAGE_BYTES_MAX = 2_000, 300 * 1024
 GROWTH_MAX = 200  # series that calls like these bring about, however many they are
