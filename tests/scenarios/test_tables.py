@@ -110,7 +110,7 @@ async def test_years_of_records_cost_neither_calls_nor_reports_anything(
                 await admin.execute("SELECT pg_stat_statements_reset()")
                 async with Waits.seen(urls(fleet.bank.servers).postgres) as waits:
                     dropped_s, freed = await dropped(admin)
-                    await calls.until(CALLS)
+                    await calls.until(CALLS, within_s=600)
                 asked = await admin.fetch(_ASKED)
                 batches = await admin.fetchval("SELECT sum(transaction_number) FROM part")
             assert not calls.failed, calls.failed[:5]
