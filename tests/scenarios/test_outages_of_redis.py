@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.scenarios.caller import CHAT, Answer, asks, post
-from tests.scenarios.deployment import Deployment
+from tests.scenarios.deployment import Deployment, Key
 from tests.scenarios.outages import (
     Pulse,
     Server,
@@ -89,6 +89,9 @@ async def test_calls_are_refused_in_time_and_open_streams_end_well(
     loop = asyncio.get_running_loop()
     async with Deployment.started(folder, vendor_port=vendor_apart.port, workers=2) as tollgate:
         keys = [await tollgate.new_key(credit_usd="1000") for _ in range(2)]
+        unknown = {
+            name: [await tollgate.new_key() for _ in range(tollgate.workers)] for name in OUTAGES
+        }
         model = await vendor_apart.script("g2", input_tokens=INPUT, output_tokens=OUTPUT)
         stream = await vendor_apart.script(
             "g2s", input_tokens=INPUT, output_tokens=OUTPUT, interval_s=0.15
@@ -98,7 +101,10 @@ async def test_calls_are_refused_in_time_and_open_streams_end_well(
         pulse = Pulse(tollgate, keys, model)
         async with pulse.running(per_s=PER_S, callers=40):
             await pulse.until_answered(loop.time(), within_s=10)
-            figures = [await _endured(tollgate, vendor_apart, name, pulse, ask) for name in OUTAGES]
+            figures = [
+                await _endured(tollgate, vendor_apart, name, pulse, unknown[name], ask)
+                for name in OUTAGES
+            ]
             async with slow(tollgate):
                 since_s = loop.time()
                 await asyncio.sleep(OUTAGE_S)
@@ -116,11 +122,11 @@ async def _endured(
     vendor: Vendor,
     name: str,
     pulse: Pulse,
+    unknown: list[Key],
     ask: Callable[[], Coroutine[None, None, Answer]],
 ) -> str:
     """One outage, with a stream open when it begins; its figure."""
     loop = asyncio.get_running_loop()
-    unknown = [await tollgate.new_key() for _ in range(tollgate.workers)]
     async with asyncio.TaskGroup() as group:
         stream = group.create_task(ask())
         await until_streaming(vendor, "g2s")
