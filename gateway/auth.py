@@ -180,7 +180,7 @@ class Authenticator:
             await self._redis_wanted.wait()
             digests = self._take(self._for_redis, self._redis_wanted)
             found: Mapping[bytes, CachedKey] = {}
-            if not self._is_redis_away():
+            if not self.is_redis_away:
                 try:
                     async with asyncio.timeout(self._limits.redis_s):
                         found = await self._cache.read(digests)
@@ -188,7 +188,9 @@ class Authenticator:
                     self._redis_did_not_answer()
             self._sort(digests, found)
 
-    def _is_redis_away(self) -> bool:
+    @property
+    def is_redis_away(self) -> bool:
+        """Whether a lookup waited for it in vain, no longer ago than a refusal is repeated."""
         return self._monotonic() < self._redis_away_until
 
     def _redis_did_not_answer(self) -> None:
@@ -260,7 +262,7 @@ class Authenticator:
             and (cached := self._flights[digest].cached) is not None
             and cached.principal is not None
         }
-        if not self._is_redis_away():
+        if not self.is_redis_away:
             try:
                 async with asyncio.timeout(self._limits.redis_s):
                     refused = await self._cache.put({**found, **gone})

@@ -154,7 +154,7 @@ class Calls:
         if principal is None:
             asked_s = live.clock()
             principal = await parts.authenticator.lookup(key)
-            waited_s = live.clock() - asked_s
+            waited_s = live.clock() - asked_s if parts.authenticator.is_redis_away else 0.0
         live.principal = principal
         now_s = parts.wall_s()
         now_ms = int(now_s * 1000)
@@ -182,7 +182,7 @@ class Calls:
         live.record.client = parts.clients.id_of(live)
 
     async def _held(self, live: LiveCall, waited_s: float) -> Held:
-        """`waited_s`: for its key. Who hears that Redis is silent waited for both together."""
+        """`waited_s`: for its key, of a silent Redis, which is waited for but once in all."""
         conveyor, hold = self._parts.conveyor, live.hold
         if hold.partition in self._parts.closed.partitions:
             raise admit.behind()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.gateway.proxy.gatehouse import Gatehouse, OpenGate
+from tests.ledger.own_valkey import OwnValkey
 from tests.vendor import Vendor
 
 
@@ -21,3 +22,12 @@ async def gate(open_gate: OpenGate) -> AsyncIterator[Gatehouse]:
     """One worker's data plane with a wallet of $10."""
     async with open_gate() as opened:
         yield opened
+
+
+@pytest.fixture
+async def valkey(tmp_path: Path) -> AsyncIterator[OwnValkey]:
+    """A server that may be harmed."""
+    server = OwnValkey(tmp_path / "own")
+    await server.start()
+    yield server
+    server.kill()

@@ -19,7 +19,7 @@ import orjson
 import yaml
 from redis.asyncio import Redis
 
-from gateway.auth import Authenticator, AuthLimits, Clock
+from gateway.auth import Authenticator, AuthLimits, Clock, Find
 from gateway.closed import Closed
 from gateway.config import read
 from gateway.journals import Journals
@@ -55,6 +55,7 @@ API_KEY = "sk-platform-0123456789"
 CREDIT = 10_000_000_000
 WALLET = PRINCIPAL.wallet
 KEY = issue(bytes(range(32))).secret.reveal()
+_digest = key_digester(PEPPER)
 P1 = {"input": 3, "output": 15, "cache_read": "0.30"}
 
 
@@ -89,6 +90,17 @@ def sheet_of(config: Config) -> PriceSheet:
     return PriceSheet.load(compile_sheet({}, config.prices))
 
 
+def knows(principal: Principal, *, after_s: float = 0.0) -> Find:
+    """What finds the one known key, in so many seconds."""
+
+    async def find(digests: Sequence[bytes]) -> Mapping[bytes, KnownKey]:
+        await asyncio.sleep(after_s)
+        known = {_digest(KEY): KnownKey(principal, is_revoked=False)}
+        return {one: known[one] for one in digests if one in known}
+
+    return find
+
+
 class Gatehouse:
     """The data plane of one worker, and what to look at it with."""
 
@@ -106,7 +118,7 @@ class Gatehouse:
         folder: Path,
         *,
         changes: Mapping[str, Any] | None = None,
-        principal: Principal = PRINCIPAL,
+        find: Find | None = None,
         credit: int = CREDIT,
         adapter: Adapter | None = None,
         postgres: asyncpg.Pool | None = None,
@@ -127,7 +139,9 @@ class Gatehouse:
             await _activate(redis, credit)
             sheet = sheet_of(config)
             teller, renew_s = Teller(metrics, log), config.ledger.hold_renew_s
-            parts = _parts(redis_url, redis, folder, principal, sheet, teller, renew_s=renew_s)
+            parts = _parts(
+                redis_url, redis, folder, find or knows(PRINCIPAL), sheet, teller, renew_s=renew_s
+            )
             parts = replace(parts, adapter=adapter or parts.adapter)
             if postgres is not None:
                 ours = parts.conveyor
@@ -213,7 +227,7 @@ def _parts(
     redis_url: str,
     redis: Redis,
     folder: Path,
-    principal: Principal,
+    find: Find,
     sheet: PriceSheet,
     teller: Teller,
     *,
@@ -231,7 +245,7 @@ def _parts(
     journals.attach(conveyor)
     pool = asyncpg.create_pool("postgresql://nobody@127.0.0.1:1/none", min_size=0)
     return Parts(
-        authenticator=_authenticator(redis, principal),
+        authenticator=_authenticator(redis, find),
         conveyor=conveyor,
         wallets=Wallets(pool, redis, on_lost=lambda _: None),
         closed=Closed(redis),
@@ -247,17 +261,11 @@ def _parts(
     )
 
 
-def _authenticator(redis: Redis, principal: Principal) -> Authenticator:
-    digest = key_digester(PEPPER)
-
-    async def find(digests: Sequence[bytes]) -> Mapping[bytes, KnownKey]:
-        known = {digest(KEY): KnownKey(principal, is_revoked=False)}
-        return {one: known[one] for one in digests if one in known}
-
+def _authenticator(redis: Redis, find: Find) -> Authenticator:
     return Authenticator(
-        digest=digest,
+        digest=_digest,
         cache=KeyCache(redis, time.time),  # noqa: TID251 - a root
         find=find,
         clock=Clock(time.time, time.monotonic),  # noqa: TID251 - a root
-        limits=AuthLimits(),
+        limits=AuthLimits(postgres_s=5.0),
     )

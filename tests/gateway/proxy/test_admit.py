@@ -13,7 +13,7 @@ from gateway.proxy.calls import CLAMPED
 from ledger.admission import Refused
 from ledger.money import Nanos
 from tests.gateway.principals import PRINCIPAL
-from tests.gateway.proxy.gatehouse import Gatehouse, OpenGate, request
+from tests.gateway.proxy.gatehouse import Gatehouse, OpenGate, knows, request
 from tests.gateway.proxy.small_holds import ASK, INPUT_NANOS, OUTPUT_NANOS, changed
 from tests.vendor import Vendor
 
@@ -186,7 +186,7 @@ class TestClamping:
         model = await vendor.script("c", input_tokens=10, output_tokens=900, text=" t")
         budget = Budget("key:k", Nanos(self.CREDIT), Period.DAILY)
         async with open_gate(
-            changes=changed(reasoning=True), principal=PRINCIPAL._replace(budgets=(budget,))
+            changes=changed(reasoning=True), find=knows(PRINCIPAL._replace(budgets=(budget,)))
         ) as gate:
             _, first, _ = await gate.post({**ASK, "model": model})
             await gate.settled()

@@ -5,7 +5,7 @@ from gateway.proxy.answer import refuse
 from gateway.proxy.exchange import Answered, Exchange
 from tests.gateway.principals import PRINCIPAL
 from tests.gateway.proxy.door import Door, post
-from tests.gateway.proxy.gatehouse import Gatehouse, OpenGate
+from tests.gateway.proxy.gatehouse import Gatehouse, OpenGate, knows
 from tests.vendor import Vendor
 
 ASK = {"model": "m", "messages": [], "max_tokens": 5}
@@ -13,7 +13,7 @@ ASK = {"model": "m", "messages": [], "max_tokens": 5}
 
 async def test_a_limited_key_is_told_what_is_left(open_gate: OpenGate) -> None:
     principal = PRINCIPAL._replace(rpm=2, tpm=1_000_000)
-    async with open_gate(principal=principal) as gate:
+    async with open_gate(find=knows(principal)) as gate:
         _, first, _ = await gate.post(ASK)
         await gate.post(ASK)
         status, headers, _ = await gate.post(ASK)

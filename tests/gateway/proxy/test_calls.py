@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+from pathlib import Path
 from uuid import UUID
 
 import orjson
@@ -13,11 +14,14 @@ from providers.adapter import Call, Meter, Target
 from providers.custom import QUIRKS
 from providers.openai.body_meter import BodyMeter
 from providers.openai.dialect import OpenAI
-from tests.gateway.proxy.gatehouse import CREDIT, Gatehouse, OpenGate, events, request
+from tests.gateway.principals import PRINCIPAL
+from tests.gateway.proxy.gatehouse import CREDIT, Gatehouse, OpenGate, events, knows, request
+from tests.ledger.own_valkey import OwnValkey
 from tests.vendor import Vendor
 
 ASK = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 600}
 EXACT = 100 * 3000 + 500 * 15000
+FIND_S = 1.0
 
 
 async def test_an_answer_passes_unchanged_and_is_charged_exactly(
@@ -228,6 +232,27 @@ async def test_credit_that_only_other_calls_hold_is_worth_another_try(
 
         assert (status, orjson.loads(body)["error"]["code"]) == (429, "credit_held")
         assert int(headers["retry-after"]) >= 1
+
+
+async def test_redis_has_its_whole_time_for_a_hold_however_long_postgres_took_for_the_key(
+    valkey: OwnValkey, vendor: Vendor, tmp_path: Path
+) -> None:
+    find = knows(PRINCIPAL, after_s=FIND_S)
+    changes = {"ledger": {"admission_timeout_s": FIND_S}}
+    opened = Gatehouse.opened(valkey.url, vendor, tmp_path, find=find, changes=changes)
+    async with opened as gate, asyncio.timeout(10):
+        line = await gate.line()
+        head, end, body = request({**ASK, "model": "m"}).partition(b"\r\n\r\n")
+        line.writer.write(head + end)
+        while not gate.parts.authenticator.found["postgres"]:
+            await asyncio.sleep(0.01)
+
+        valkey.pause()
+        line.writer.write(body)
+        await asyncio.sleep(FIND_S / 10)  # much longer than a hold may take at the least
+        valkey.resume()
+
+        assert (await line.ask(b""))[0] == 200
 
 
 async def test_a_gateway_that_is_pointed_at_itself_says_so(gate: Gatehouse) -> None:

@@ -13,7 +13,7 @@ from gateway.proxy.grace import FLAG
 from ledger.money import Nanos
 from ledger.record import Record
 from tests.gateway.principals import PRINCIPAL
-from tests.gateway.proxy.gatehouse import WALLET, Gatehouse
+from tests.gateway.proxy.gatehouse import WALLET, Gatehouse, knows
 from tests.gateway.tenancy import until
 from tests.ledger.own_valkey import OwnValkey
 from tests.vendor import Vendor
@@ -23,14 +23,6 @@ EXACT = 100 * 3000 + 500 * 15000
 GRACE = Nanos(60_000_000)  # of which each of two workers has a half: three of these calls
 CREDIT = 10_000_000_000
 CALLS_MAX = 3
-
-
-@pytest.fixture
-async def valkey(tmp_path: Path) -> AsyncIterator[OwnValkey]:
-    server = OwnValkey(tmp_path / "own")
-    await server.start()
-    yield server
-    server.kill()
 
 
 @pytest.fixture
@@ -59,7 +51,7 @@ def opened(valkey: OwnValkey, books: asyncpg.Pool, vendor: Vendor, tmp_path: Pat
     async def gate(grace: int = GRACE) -> AsyncIterator[Gatehouse]:
         principal = PRINCIPAL._replace(grace=Nanos(grace))
         async with Gatehouse.opened(
-            valkey.url, vendor, tmp_path, principal=principal, credit=CREDIT, postgres=books
+            valkey.url, vendor, tmp_path, find=knows(principal), credit=CREDIT, postgres=books
         ) as gatehouse:
             await until(lambda: _true(not gatehouse.parts.conveyor.inactive))
             yield gatehouse

@@ -18,7 +18,7 @@ from ledger.functions import Partition
 from ledger.money import Nanos
 from ledger.record import Outcome
 from tests.gateway.principals import PRINCIPAL
-from tests.gateway.proxy.gatehouse import CREDIT, Gatehouse, OpenGate, events, request
+from tests.gateway.proxy.gatehouse import CREDIT, Gatehouse, OpenGate, events, knows, request
 from tests.gateway.proxy.small_holds import (
     ASK,
     FIRST,
@@ -244,7 +244,7 @@ class TestEnding:
         model = await vendor.script("c", output_tokens=900, text=" t")
         budget = Budget("key:k", Nanos(self.CREDIT), Period.DAILY)
         async with open_gate(
-            changes=changed(), principal=PRINCIPAL._replace(budgets=(budget,))
+            changes=changed(), find=knows(PRINCIPAL._replace(budgets=(budget,)))
         ) as gate:
             await gate.post({**ASK, "model": model})
             (record,) = await gate.records()
@@ -270,29 +270,24 @@ class TestEnding:
 
 class TestUnanswered:
     async def test_a_stream_goes_on_without_redis_and_is_charged_exactly_afterwards(
-        self, vendor: Vendor, tmp_path: Path
+        self, valkey: OwnValkey, vendor: Vendor, tmp_path: Path
     ) -> None:
         model = await vendor.script(
             "g", input_tokens=10, output_tokens=900, text=" t", hold_at=FIRST // 2
         )
-        server = OwnValkey(tmp_path / "v")
-        await server.start()
-        try:
-            opened = Gatehouse.opened(server.url, vendor, tmp_path, changes=changed())
-            async with opened as gate:
-                line = await gate.line()
-                line.writer.write(request({**ASK, "model": model}))
-                await vendor.held(1)
-                server.pause()
-                await vendor.release()
-                body = b""
-                while b"data: [DONE]\n\n" not in body:
-                    body += await line.reader.read(65_536)
-                server.resume()
-                wallet = await gate.settled()
-                (record,) = await gate.records()
-        finally:
-            server.kill()
+        opened = Gatehouse.opened(valkey.url, vendor, tmp_path, changes=changed())
+        async with opened as gate:
+            line = await gate.line()
+            line.writer.write(request({**ASK, "model": model}))
+            await vendor.held(1)
+            valkey.pause()
+            await vendor.release()
+            body = b""
+            while b"data: [DONE]\n\n" not in body:
+                body += await line.reader.read(65_536)
+            valkey.resume()
+            wallet = await gate.settled()
+            (record,) = await gate.records()
 
         assert body.count(b'" t"') == 900
         assert (record.outcome, record.flags) == (Outcome.SUCCESS, [UNANSWERED])
@@ -300,37 +295,30 @@ class TestUnanswered:
         assert (wallet["held"], wallet["spent"]) == (0, record.charge)
 
     async def test_what_was_never_held_is_not_counted_as_held_when_less_is_left(
-        self, vendor: Vendor, tmp_path: Path
+        self, valkey: OwnValkey, vendor: Vendor, tmp_path: Path
     ) -> None:
         credit = 100 * INPUT_NANOS + 250 * OUTPUT_NANOS
         model = await vendor.script(
             "g", output_tokens=900, text=" t", interval_s=0.01, hold_at=FIRST // 2
         )
-        server = OwnValkey(tmp_path / "v")
-        await server.start()
-        try:
-            opened = Gatehouse.opened(
-                server.url, vendor, tmp_path, changes=changed(), credit=credit
-            )
-            async with opened as gate, asyncio.timeout(30):
-                line = await gate.line()
-                line.writer.write(request({**ASK, "model": model}))
-                await vendor.held(1)
-                server.pause()
-                # What it sends waits at the server, and what the stream asks for waits behind it.
-                assert (await gate.post({**ASK, "model": model}))[0] == 503
-                (live,) = gate.calls.live.values()
-                await vendor.release()
-                while UNANSWERED not in live.record.flags:
-                    await asyncio.sleep(0.01)
-                server.resume()
-                body = b""
-                while b"data: [DONE]\n\n" not in body:
-                    body += await line.reader.read(65_536)
-                wallet = await gate.settled()
-                records = {record.call_id: record for record in await gate.records()}
-        finally:
-            server.kill()
+        opened = Gatehouse.opened(valkey.url, vendor, tmp_path, changes=changed(), credit=credit)
+        async with opened as gate, asyncio.timeout(30):
+            line = await gate.line()
+            line.writer.write(request({**ASK, "model": model}))
+            await vendor.held(1)
+            valkey.pause()
+            # What it sends waits at the server, and what the stream asks for waits behind it.
+            assert (await gate.post({**ASK, "model": model}))[0] == 503
+            (live,) = gate.calls.live.values()
+            await vendor.release()
+            while UNANSWERED not in live.record.flags:
+                await asyncio.sleep(0.01)
+            valkey.resume()
+            body = b""
+            while b"data: [DONE]\n\n" not in body:
+                body += await line.reader.read(65_536)
+            wallet = await gate.settled()
+            records = {record.call_id: record for record in await gate.records()}
 
         record = records[live.call_id]
         assert record.outcome == Outcome.LIMITED

@@ -6,7 +6,7 @@ import pytest
 from gateway.proxy.table import OPERATIONS
 from providers.adapter import Operation
 from tests.gateway.principals import PRINCIPAL
-from tests.gateway.proxy.gatehouse import KEY, Gatehouse, OpenGate, request
+from tests.gateway.proxy.gatehouse import KEY, Gatehouse, OpenGate, knows, request
 from tests.vendor import Vendor
 
 AUTH = f"Authorization: Bearer {KEY}\r\n"
@@ -80,7 +80,7 @@ async def test_a_key_in_the_url_is_refused(gate: Gatehouse) -> None:
 
 async def test_models_are_listed_as_the_key_may_use_them(open_gate: OpenGate) -> None:
     principal = PRINCIPAL._replace(models=frozenset({"free"}))
-    async with open_gate(principal=principal) as gate:
+    async with open_gate(find=knows(principal)) as gate:
         line = await gate.line()
 
         _, _, listed = await line.ask(asked("GET", "/v1/models", AUTH.strip()))
