@@ -10,6 +10,7 @@ GatewayError                status  code                      raised when
   MethodNotAllowed          405     method_not_allowed
   Conflict                  409     (by thing)                it contradicts what was done before
   ClientTooSlow             408     request_timeout           the request did not arrive in time
+  ChangedMeanwhile          412     changed_meanwhile         If-Match names an older version
   TooLarge                  413     request_too_large
   UnsupportedMedia          415     unsupported_media_type
   TooMany                   429     (by limit)                a rate, a slot or money held by others
@@ -31,7 +32,7 @@ import orjson
 
 from ledger.money import usd_text
 
-_KEY = re.compile(r"tg_(?:live|test)_\w+")
+_KEY = re.compile(r"tg_[a-z]+_\w+")
 
 
 class GatewayError(Exception):
@@ -141,6 +142,19 @@ class ClientTooSlow(GatewayError):
     status, type = 408, "invalid_request_error"
 
 
+class ChangedMeanwhile(GatewayError):
+    """412."""
+
+    status, type = 412, "invalid_request_error"
+
+    def __init__(self, version: int) -> None:
+        super().__init__(
+            f"It was changed meanwhile and is at version {version} now. Read it again, and send"
+            " your change with the ETag of that answer.",
+            code="changed_meanwhile",
+        )
+
+
 class TooLarge(GatewayError):
     """413."""
 
@@ -230,6 +244,11 @@ class LoopDetected(GatewayError):
         )
 
 
+def redacted(text: str) -> str:
+    """The text without keys and tokens of ours in it."""
+    return _KEY.sub("[secret]", text)
+
+
 def body(error: GatewayError) -> bytes:
     """The error as OpenAI's clients expect it, our details beside the four usual fields."""
     kind = error.kind if isinstance(error, UpstreamRefused) else error.type
@@ -237,7 +256,7 @@ def body(error: GatewayError) -> bytes:
         {
             "error": {
                 # A path or a model's name may be a key that somebody put in the wrong place.
-                "message": _KEY.sub("[secret]", error.message),
+                "message": redacted(error.message),
                 "type": kind,
                 "param": error.param,
                 "code": error.code,

@@ -34,15 +34,21 @@ class NewKey(NamedTuple):
 
 def issue(random_bytes: bytes) -> NewKey:
     """The key of these 32 random bytes."""
+    characters = base62(random_bytes)
+    body = PREFIX + characters
+    text = f"{body}_{_checksum(body)}"
+    assert is_well_formed(text)
+    return NewKey(Secret(text), characters[-4:])
+
+
+def base62(random_bytes: bytes) -> str:
+    """These 32 bytes as 43 characters."""
     assert len(random_bytes) == RANDOM_BYTES, "a key carries 256 bits"
     number, characters = int.from_bytes(random_bytes, "big"), ""
     for _ in range(43):
         number, digit = divmod(number, 62)
         characters = _ALPHABET[digit] + characters
-    body = PREFIX + characters
-    text = f"{body}_{_checksum(body)}"
-    assert is_well_formed(text)
-    return NewKey(Secret(text), characters[-4:])
+    return characters
 
 
 def is_well_formed(text: str) -> bool:

@@ -66,6 +66,7 @@ class Listener:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listeners:
     data: Listener = Listener(host="0.0.0.0", port=8080)  # noqa: S104 - apps on other machines call it
+    control: Listener = Listener(port=8081)
     metrics: Listener = Listener(port=9090)
     workers: Annotated[int, Between(1, 256)] = 1
 
@@ -288,6 +289,30 @@ class Auth:
     key_cache_entries: Count = 100_000
 
 
+class SignUp(StrEnum):
+    OPEN = "open"  # anybody with an e-mail address
+    INVITED = "invited"  # who was invited to an organization
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Management:
+    """The management API and what it says about itself."""
+
+    public_url: Name = "http://127.0.0.1:8081"
+    sign_up: SignUp = SignUp.OPEN
+    organizations_max: Count = 3
+    members_max: Count = 10
+    projects_max: Count = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MailSettings:
+    """Without `smtp_url` mails land in `<data_dir>/outbox`."""
+
+    smtp_url: Secret | None = None
+    sender: Name = "Tollgate <tollgate@localhost>"
+
+
 class Route(NamedTuple):
     """Where calls for one public name go."""
 
@@ -312,6 +337,8 @@ class Config:
     credits: Credits = Credits()
     logging: Logging = Logging()
     auth: Auth = Auth()
+    management: Management = Management()
+    mail: MailSettings = MailSettings()
     exact: Mapping[str, Route] = field(default_factory=dict, metadata=DERIVED)
     wildcards: tuple[tuple[str, Route], ...] = field(default=(), metadata=DERIVED)
     _matched: dict[str, Route] = field(

@@ -53,7 +53,13 @@ CREATE TABLE organization (
     audit_hash       bytea NOT NULL DEFAULT '\x',    -- end of its hash chain
     -- What it may use while Redis is away, over all gateways, nano-USD; 0: nothing.
     grace_nanos      bigint NOT NULL DEFAULT 0
-                     CHECK (grace_nanos BETWEEN 0 AND 9007199254740991)
+                     CHECK (grace_nanos BETWEEN 0 AND 9007199254740991),
+    description      text NOT NULL DEFAULT '',
+    billing_email    text,                           -- where invoices and warnings go, too
+    preset           text NOT NULL DEFAULT 'platform',  -- gateway.policy says what they are
+    switches         jsonb NOT NULL DEFAULT '{}',    -- what differs from the preset
+    limits           jsonb NOT NULL DEFAULT '{}',    -- what the operator set above the plan
+    deleted_at       timestamptz                     -- its keys are dead; its records stay
 );
 
 -- One row per project. A key belongs to a project.
@@ -64,9 +70,82 @@ CREATE TABLE project (
     is_default      boolean NOT NULL DEFAULT false,
     archived_at     timestamptz,
     created_at      timestamptz NOT NULL DEFAULT now(),
+    description     text NOT NULL DEFAULT '',
+    version         bigint NOT NULL DEFAULT 1,
     UNIQUE (organization_id, name)
 );
 CREATE UNIQUE INDEX project_default ON project (organization_id) WHERE is_default;
+
+-- One row per human being who can sign in.
+CREATE TABLE person (
+    id           uuid PRIMARY KEY,
+    email        text NOT NULL,                  -- in lower case
+    name         text NOT NULL DEFAULT '',
+    password     text,                           -- argon2id with its parameters; null: none is set
+    verified_at  timestamptz,                    -- mail to the address reached them
+    is_operator  boolean NOT NULL DEFAULT false, -- runs the installation
+    disabled_at  timestamptz,
+    created_at   timestamptz NOT NULL DEFAULT now(),
+    version      bigint NOT NULL DEFAULT 1,
+    account_id   uuid REFERENCES organization (id),  -- their own account; made once verified
+    otp_secret   bytea,                          -- sealed; see gateway/sealing.py
+    otp_since    timestamptz,                    -- null: not asked for yet, the secret is on trial
+    otp_step     bigint NOT NULL DEFAULT 0       -- of the newest code that was taken: each works once
+);
+CREATE UNIQUE INDEX person_email ON person (lower(email));
+
+-- One row per code that stands in for a lost authenticator. Each works once.
+CREATE TABLE recovery_code (
+    person_id uuid NOT NULL REFERENCES person (id) ON DELETE CASCADE,
+    digest    bytea NOT NULL,
+    used_at   timestamptz,
+    PRIMARY KEY (person_id, digest)
+);
+
+-- One row per sign-in. The cookie itself is nowhere: `digest` is its HMAC.
+CREATE TABLE session (
+    id         uuid PRIMARY KEY,
+    person_id  uuid NOT NULL REFERENCES person (id) ON DELETE CASCADE,
+    digest     bytea NOT NULL UNIQUE,
+    is_strong  boolean NOT NULL,                 -- a second factor was shown
+    address    text NOT NULL,
+    agent      text NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    seen_at    timestamptz NOT NULL DEFAULT now(),
+    expires_at timestamptz NOT NULL,
+    ended_at   timestamptz
+);
+CREATE INDEX session_person ON session (person_id) WHERE ended_at IS NULL;
+
+-- One row per link that was mailed or printed. Each works once.
+CREATE TABLE link (
+    digest     bytea PRIMARY KEY,
+    purpose    text NOT NULL CHECK (purpose IN ('verify', 'reset', 'sign-in')),
+    person_id  uuid NOT NULL REFERENCES person (id) ON DELETE CASCADE,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    expires_at timestamptz NOT NULL,
+    used_at    timestamptz
+);
+
+-- One row per token of the management API: a person's own, or an organization's, with a role.
+CREATE TABLE token (
+    id              uuid PRIMARY KEY,
+    person_id       uuid REFERENCES person (id) ON DELETE CASCADE,
+    organization_id uuid REFERENCES organization (id),
+    name            text NOT NULL,
+    role            text CHECK (role IN ('owner', 'admin', 'member')),
+    scopes          text[] NOT NULL,
+    digest          bytea NOT NULL UNIQUE,
+    last4           text NOT NULL,
+    created_by      text NOT NULL,
+    created_at      timestamptz NOT NULL DEFAULT now(),
+    expires_at      timestamptz,
+    revoked_at      timestamptz,
+    CHECK ((person_id IS NULL) <> (organization_id IS NULL)),
+    CHECK ((organization_id IS NULL) = (role IS NULL))
+);
+CREATE INDEX token_person ON token (person_id) WHERE revoked_at IS NULL;
+CREATE INDEX token_organization ON token (organization_id) WHERE revoked_at IS NULL;
 
 -- One row per person in an organization.
 CREATE TABLE member (
@@ -77,8 +156,64 @@ CREATE TABLE member (
     role            text NOT NULL DEFAULT 'member' CHECK (role IN ('owner', 'admin', 'member')),
     created_at      timestamptz NOT NULL DEFAULT now(),
     removed_at      timestamptz,
+    version         bigint NOT NULL DEFAULT 1,
     UNIQUE (organization_id, email)
 );
+
+-- One row per member who can sign in: which person it is. It stays when they go, for a return.
+CREATE TABLE seat (
+    person_id       uuid NOT NULL REFERENCES person (id),
+    organization_id uuid NOT NULL REFERENCES organization (id),
+    member_id       uuid NOT NULL UNIQUE REFERENCES member (id),
+    PRIMARY KEY (person_id, organization_id)
+);
+
+-- One row per invitation. The secret of its link is nowhere: `digest` is its HMAC.
+CREATE TABLE invitation (
+    id              uuid PRIMARY KEY,
+    organization_id uuid NOT NULL REFERENCES organization (id),
+    email           text NOT NULL,               -- in lower case
+    role            text NOT NULL CHECK (role IN ('owner', 'admin', 'member')),
+    digest          bytea NOT NULL UNIQUE,
+    invited_by      text NOT NULL,
+    created_at      timestamptz NOT NULL DEFAULT now(),
+    sent_at         timestamptz NOT NULL DEFAULT now(),
+    expires_at      timestamptz NOT NULL,
+    ended_at        timestamptz,
+    outcome         text CHECK (outcome IN ('accepted', 'declined', 'revoked')),
+    CHECK ((ended_at IS NULL) = (outcome IS NULL))
+);
+CREATE UNIQUE INDEX invitation_open ON invitation (organization_id, lower(email))
+    WHERE ended_at IS NULL;
+CREATE INDEX invitation_email ON invitation (lower(email)) WHERE ended_at IS NULL;
+
+-- One row per Idempotency-Key somebody used, with what was answered; null: not answered yet.
+CREATE TABLE answered (
+    caller      text NOT NULL,
+    key         text NOT NULL,
+    fingerprint bytea NOT NULL,                  -- of what was asked
+    asked_at    timestamptz NOT NULL DEFAULT now(),
+    status      integer,
+    body        bytea,
+    version     bigint,
+    PRIMARY KEY (caller, key)
+);
+CREATE INDEX answered_at ON answered (asked_at);
+
+-- One row per mail, written in the transaction of what it tells of and sent afterwards.
+CREATE TABLE mail (
+    id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    recipient  text NOT NULL,
+    subject    text NOT NULL,
+    text       text NOT NULL,
+    html       text NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    next_at    timestamptz NOT NULL DEFAULT now(),  -- when it is tried
+    tries      integer NOT NULL DEFAULT 0,
+    sent_at    timestamptz,
+    error      text                                 -- of the latest try
+);
+CREATE INDEX mail_waiting ON mail (next_at) WHERE sent_at IS NULL;
 
 -- One row per API key. The secret itself is nowhere: `digest` is its HMAC.
 CREATE TABLE api_key (

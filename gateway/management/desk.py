@@ -1,0 +1,32 @@
+"""What the handlers of the management API work on."""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import NamedTuple
+
+import asyncpg
+from redis.asyncio import Redis
+
+from gateway.key_cache import KeyCache
+from gateway.management.passwords import Passwords
+from gateway.sealing import Sealer
+from gateway.settings import Config
+
+
+class Desk(NamedTuple):
+    """Stores, clock, chance and secrets."""
+
+    config: Config
+    pool: asyncpg.Pool
+    redis: Redis
+    cache: KeyCache
+    now: Callable[[], datetime]  # UTC
+    random_bytes: Callable[[int], bytes]
+    digest: Callable[[str], bytes]  # of keys, tokens and cookies
+    sealer: Sealer
+    passwords: Passwords
+
+    @property
+    def site(self) -> str:
+        """How browsers reach this installation, without a slash at its end."""
+        return self.config.management.public_url.rstrip("/")

@@ -1,0 +1,11 @@
+"""Every route of the management API. A route that is not here does not exist."""
+
+from gateway.management import people, policies, sessions, tenants
+from gateway.rest.route import Route
+
+ROUTES: tuple[Route, ...] = (
+    *people.ROUTES,
+    *sessions.ROUTES,
+    *tenants.ROUTES,
+    *policies.ROUTES,
+)
