@@ -46,8 +46,8 @@ _TAKE = """
 _SENT = "UPDATE mail SET sent_at = $2, error = NULL WHERE id = $1"
 _FAILED = "UPDATE mail SET error = $2, next_at = $3 WHERE id = $1"
 
-_templates = Environment(
-    loader=PackageLoader("gateway.management", "letters"),
+TEMPLATES = Environment(
+    loader=PackageLoader("gateway.management", "templates"),
     autoescape=select_autoescape(["html"]),
     undefined=StrictUndefined,
     trim_blocks=True,
@@ -59,7 +59,7 @@ class Mail(NamedTuple):
     """A mail to one recipient."""
 
     recipient: str
-    template: str  # letters/<template>.txt and .html
+    template: str  # templates/<template>.txt and .html
     facts: dict[str, Any]
 
 
@@ -149,4 +149,4 @@ class Postman:
 
 
 def _rendered(name: str, facts: dict[str, Any]) -> str:
-    return _templates.get_template(name).render(facts).strip() + "\n"
+    return TEMPLATES.get_template(name).render(facts).strip() + "\n"
