@@ -14,17 +14,20 @@ PAGE_MAX = 200
 _CURSOR_CHARACTERS_MAX = 400
 
 
+_Cursor = Annotated[
+    str,
+    msgspec.Meta(
+        max_length=_CURSOR_CHARACTERS_MAX,
+        description="`next_cursor` of the answer before; left out: from the beginning.",
+    ),
+]
+
+
 class Paged(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How much of a list is wanted."""
 
     limit: Annotated[int, msgspec.Meta(ge=1, le=PAGE_MAX, description="Rows in one answer.")] = 50
-    cursor: Annotated[
-        str | None,
-        msgspec.Meta(
-            max_length=_CURSOR_CHARACTERS_MAX,
-            description="`next_cursor` of the answer before; left out: from the beginning.",
-        ),
-    ] = None
+    cursor: _Cursor | None = None
 
 
 class Page(msgspec.Struct, Generic[Row], frozen=True):
