@@ -1,34 +1,189 @@
 """Signing up, in and out, over HTTP."""
 
-from collections.abc import AsyncIterator
-from pathlib import Path
+from datetime import timedelta
 
-import pytest
-
-from tests.gateway.management.office import Office, open_office
-
-
-@pytest.fixture
-async def office(postgres_url: str, redis_url: str, tmp_path: Path) -> AsyncIterator[Office]:
-    async with open_office(postgres_url, redis_url, tmp_path) as opened:
-        yield opened
+from tests.gateway.management.office import PASSWORD, Office
 
 
 async def test_somebody_signs_up_proves_their_address_and_has_an_account(office: Office) -> None:
     ada = await office.signed_up("Ada@Example.com")
+
     me = (await ada.get("/me")).body
-    assert (me["email"], me["name"]) == ("ada@example.com", "Ada")
-    assert me["account_id"] is not None
+    assert (me["email"], me["name"], me["is_operator"]) == ("ada@example.com", "Ada", False)
+    (own,) = (await ada.get("/organizations")).body["data"]
+    assert (own["id"], own["kind"], own["role"]) == (me["account_id"], "personal", "owner")
 
 
-async def test_x(office: Office) -> None:
-    ada = await office.signed_up("Ada@Example.com")
-    got = await ada.post("/organizations", {"name": "Acme", "preset": "studio"})
-    assert got.status == 201, got
-    acme = ada.at(got.body["id"])
-    print((await acme.get("/policy")).body)
-    print(await acme.patch("/organization", {"name": "Acme 2"}))
-    print(await acme.patch("/policy", {"switches": {"permissions": {"key.create": "members"}}}))
-    print(await acme.post("/organization/deletion", {"confirmation": "Acme 2"}))
-    print(await acme.get("/organization"))
-    print((await acme.get("/organizations")).body)
+async def test_who_has_not_proved_their_address_cannot_sign_in(office: Office) -> None:
+    eve = office.stranger()
+    await eve.post("/people", {"email": "eve@example.com", "password": PASSWORD})
+
+    got = await eve.signs_in("eve@example.com")
+
+    assert (got.status, got.code) == (403, "email_not_verified")
+
+
+async def test_whether_an_address_is_known_is_told_by_mail_alone(office: Office) -> None:
+    await office.signed_up("ada@example.com")
+    eve = office.stranger()
+
+    said = [
+        await eve.post(path, {"email": email, **more})
+        for path, more in (
+            ("/people", {"password": PASSWORD}),
+            ("/verifications", {}),
+            ("/password-resets", {}),
+        )
+        for email in ("ada@example.com", "nobody@example.com")
+    ]
+
+    assert {got.status for got in said} == {202}
+    for known, unknown in zip(said[::2], said[1::2], strict=True):
+        assert known.body["detail"].replace("ada", "nobody") == unknown.body["detail"]
+    subjects = [mail["subject"] for mail in await office.mails_to("ada@example.com")]
+    assert subjects[1:] == ["You have an account already", "Choose a new password"]
+
+
+async def test_a_wrong_password_and_an_unknown_address_are_answered_alike(office: Office) -> None:
+    await office.signed_up("ada@example.com")
+    eve = office.stranger()
+
+    wrong = await eve.signs_in("ada@example.com", "not her password at all")
+    unknown = await eve.signs_in("nobody@example.com")
+
+    assert (wrong.status, wrong.body) == (401, unknown.body)
+
+
+async def test_passwords_cannot_be_tried_out(office: Office) -> None:
+    await office.signed_up("ada@example.com")
+    eve = office.stranger()
+
+    said = [(await eve.signs_in("ada@example.com", f"guess {n}")).status for n in range(11)]
+
+    assert said[-1] == 429
+    office.clock.ahead += timedelta(minutes=2)
+    assert (await eve.signs_in("ada@example.com")).status == 201
+
+
+async def test_a_password_that_is_easily_guessed_is_refused(office: Office) -> None:
+    eve = office.stranger()
+    for password in ("short", "password1234", "ada.lovelace@example.com", "1234567890"):
+        asked = {"email": "ada.lovelace@example.com", "password": password}
+        got = await eve.post("/people", asked)
+        assert (got.status, got.code, got.body["param"]) == (400, "weak_password", "password")
+
+
+async def test_a_link_works_once_and_for_a_day(office: Office) -> None:
+    eve = office.stranger()
+    await eve.post("/people", {"email": "eve@example.com", "password": PASSWORD})
+    first = await office.secret_mailed_to("eve@example.com")
+    office.clock.ahead += timedelta(hours=25)
+    late = await eve.post("/verifications/confirm", {"secret": first})
+    await eve.post("/verifications", {"email": "eve@example.com"})
+    second = await office.secret_mailed_to("eve@example.com")
+
+    assert (late.status, late.code) == (400, "invalid_link")
+    assert (await eve.post("/verifications/confirm", {"secret": second})).status == 200
+    assert (await eve.post("/verifications/confirm", {"secret": second})).code == "invalid_link"
+
+
+async def test_a_link_for_one_thing_is_none_for_another(office: Office) -> None:
+    eve = office.stranger()
+    await eve.post("/people", {"email": "eve@example.com", "password": PASSWORD})
+    secret = await office.secret_mailed_to("eve@example.com")
+
+    assert (await eve.post("/session/link", {"secret": secret})).code == "invalid_link"
+
+
+async def test_links_are_not_sent_again_and_again(office: Office) -> None:
+    eve = office.stranger()
+    await eve.post("/people", {"email": "eve@example.com", "password": PASSWORD})
+    for _ in range(3):
+        await eve.post("/verifications", {"email": "eve@example.com"})
+
+    assert len(await office.mails_to("eve@example.com")) == 1
+
+
+async def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites(office: Office) -> None:
+    await office.signed_up("ada@example.com")
+
+    got = await office.stranger().signs_in("ada@example.com")
+
+    cookie = got.headers["Set-Cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=Lax" in cookie
+    assert "tg_session_" not in str(got.body)
+
+
+async def test_a_change_without_the_token_of_the_session_is_refused(office: Office) -> None:
+    ada = await office.signed_up("ada@example.com")
+
+    token = ada.headers.pop("X-CSRF-Token")
+    assert (await ada.patch("/me", {"name": "Eve"})).code == "csrf_token"
+    assert (await ada.get("/me")).status == 200
+    assert (
+        await ada.patch("/me", {"name": "Ada L."}, headers={"X-CSRF-Token": token})
+    ).status == 200
+
+
+async def test_a_session_ends_when_its_person_says_so(office: Office) -> None:
+    ada = await office.signed_up("ada@example.com")
+    elsewhere = office.stranger()
+    await elsewhere.signs_in("ada@example.com")
+    sessions = (await ada.get("/sessions")).body["data"]
+    (other,) = [one for one in sessions if not one["is_this_one"]]
+
+    assert (await ada.delete(f"/sessions/{other['id']}")).status == 204
+    assert (await elsewhere.get("/me")).status == 401
+    assert (await ada.delete(f"/sessions/{other['id']}")).code == "session_not_found"
+    assert (await ada.delete("/session")).status == 204
+    assert (await ada.get("/me")).code == "not_signed_in"
+
+
+async def test_nobody_ends_somebody_elses_session(office: Office) -> None:
+    ada, eve = await office.signed_up("ada@example.com"), await office.signed_up("eve@example.com")
+    (session,) = (await ada.get("/sessions")).body["data"]
+
+    assert (await eve.delete(f"/sessions/{session['id']}")).status == 404
+    assert (await ada.get("/me")).status == 200
+
+
+async def test_a_session_ends_unused_after_two_weeks_and_anyhow_after_thirty_days(
+    office: Office,
+) -> None:
+    ada, bob = await office.signed_up("ada@example.com"), await office.signed_up("bob@example.com")
+    for _ in range(2):
+        office.clock.ahead += timedelta(days=13)
+        assert (await ada.get("/me")).status == 200
+    assert (await bob.get("/me")).status == 401
+    office.clock.ahead += timedelta(days=5)
+    assert (await ada.get("/me")).status == 401
+
+
+async def test_a_new_password_ends_the_sessions_elsewhere(office: Office) -> None:
+    ada = await office.signed_up("ada@example.com")
+    elsewhere = office.stranger()
+    await elsewhere.signs_in("ada@example.com")
+    new = "harbour velvet eleven moths"
+
+    assert (await ada.put("/me/password", {"old": "wrong", "new": new})).status == 403
+    assert (await ada.put("/me/password", {"old": PASSWORD, "new": new})).status == 204
+
+    assert (await ada.get("/me")).status == 200
+    assert (await elsewhere.get("/me")).status == 401
+    assert (await elsewhere.signs_in("ada@example.com")).status == 401
+    assert (await elsewhere.signs_in("ada@example.com", new)).status == 201
+
+
+async def test_a_forgotten_password_is_replaced_by_a_link(office: Office) -> None:
+    ada = await office.signed_up("ada@example.com")
+    lost = office.stranger()
+    await lost.post("/password-resets", {"email": "ada@example.com"})
+    secret = await office.secret_mailed_to("ada@example.com")
+    weak = await lost.post("/password-resets/confirm", {"secret": secret, "password": "password"})
+    new = {"secret": secret, "password": "harbour velvet eleven moths"}
+
+    assert weak.code == "weak_password"
+    assert (await lost.post("/password-resets/confirm", new)).status == 204, "the link still works"
+    assert (await ada.get("/me")).status == 401, "whoever was signed in is not any more"
+    assert (await lost.signs_in("ada@example.com", new["password"])).status == 201
