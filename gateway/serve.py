@@ -98,6 +98,8 @@ class Child:
                 env=self._environ,
                 start_new_session=True,  # a Ctrl-C at the terminal is ours to pass on
             )
+            if self._is_stopping:  # `stop` came while it was made, and saw nothing to stop
+                self._process.terminate()
             code = await self._process.wait()
             if self._is_stopping:
                 return

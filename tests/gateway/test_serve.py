@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.serve import Child, Role
 from tests.scenarios.deployment import Deployment
 from tests.vendor import Vendor
 
@@ -38,6 +39,18 @@ async def test_a_child_that_dies_is_started_again_and_serves(tollgate: Deploymen
     key = await tollgate.new_key()
     async with tollgate.openai(key) as client:
         assert [model async for model in client.models.list()] == []
+
+
+async def test_a_child_that_is_stopped_while_it_is_started_ends() -> None:
+    role = Role(name="idle", arguments=("--bind", "127.0.0.1", "0"), module="http.server")
+    child = Child(role, os.environ, output=asyncio.subprocess.DEVNULL)  # noqa: TID251 - a root
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(child.run())
+        await asyncio.sleep(0)
+        await child.stop(10)
+        done, _ = await asyncio.wait({running}, timeout=20)
+        child.signal(signal.SIGKILL)  # or a failure would leave it
+    assert done, "it was never told"
 
 
 async def test_sigterm_ends_everything_in_good_order(tollgate: Deployment) -> None:
