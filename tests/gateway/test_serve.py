@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -78,6 +79,18 @@ async def test_children_do_not_outlive_a_killed_supervisor_and_the_next_start_re
         )
     assert answer.usage is not None
     assert "No difference." in tollgate.run("verify")
+
+
+async def test_a_deployment_that_does_not_stop_is_killed_with_all_that_it_started(
+    tollgate: Deployment,
+) -> None:
+    pids = [tollgate.pid, *tollgate.pids("worker"), *tollgate.pids("control")]
+    tollgate.tell(signal.SIGSTOP)
+
+    with pytest.raises(subprocess.TimeoutExpired):
+        await tollgate.gone(within_s=0.1)
+
+    await until(lambda: not any(map(is_alive, pids)))
 
 
 async def test_a_second_start_on_the_same_folder_is_refused_in_one_line(
