@@ -194,16 +194,16 @@ class Control:
                 await self._store(sheet)
                 await install(self.redis)
                 self.readiness.good("redis")
-            except (MigrationFailed, *AWAY) as error:
+            except (MigrationFailed, asyncpg.PostgresError, *AWAY) as error:
                 self.readiness.bad("postgres", str(error))
                 log.warning("postgres is not ready", extra=outage(error))
             except RedisError as error:
                 self.readiness.bad("redis", str(error))
                 log.warning("redis is not ready", extra=outage(error))
             else:
-                # Last: the workers begin when they see it.
-                write_sheet(self.config.run_dir, sheet, of=fingerprint(self.config))
-                self.readiness.good("prices")
+                # Last: the workers begin when they see it. A full disk keeps no job from its work.
+                if not self._hand_out(sheet, self.config):
+                    self.changed.put_nowait(self.config)
                 # From now on calls go on without Postgres, and each server is heard all the time.
                 self.readiness.expect("postgres", within_s=_SILENT_S, is_required=False, said=OK)
                 self.readiness.expect("redis", within_s=_SILENT_S, said=OK)
@@ -243,12 +243,24 @@ class Control:
             while True:
                 try:
                     await self._store(sheet)
-                except AWAY as error:
+                except (asyncpg.PostgresError, *AWAY) as error:
                     log.warning("prices are not stored", extra=outage(error))
-                    await asyncio.sleep(_RETRY_S)
                 else:
-                    break
+                    if self._hand_out(sheet, config):
+                        break
+                await asyncio.sleep(_RETRY_S)
+
+    def _hand_out(self, sheet: bytes, config: Config) -> bool:
+        """Give the workers their prices; False: the disk does not take them."""
+        try:
             write_sheet(config.run_dir, sheet, of=fingerprint(config))
+        except OSError as error:
+            self.readiness.bad("prices", str(error))
+            said = {"reason": str(error), "cause": "prices not written"}
+            log.error("prices are not handed to the workers", extra=said)  # noqa: TRY400 - the reason says it all
+            return False
+        self.readiness.good("prices")
+        return True
 
     async def _keep_functions(self) -> None:
         """A server that was replaced, or a node that was added, comes without them."""

@@ -6,15 +6,17 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from gateway.embedded import Embedded, Urls
 from gateway.keys import issue
+from gateway.sheets import sheet_path
 from tests.scenarios.caller import CHAT, Answer, Caller, asks, post
 from tests.scenarios.deployment import Deployment, configured, shared
 from tests.scenarios.fleet import HOST, status
 from tests.scenarios.invariants import assert_books
-from tests.scenarios.outages import data_plane_is_ready, silenced, until
+from tests.scenarios.outages import checks, data_plane_is_ready, silenced, until
 from tests.vendor import Vendor
 
 pytestmark = [pytest.mark.scenario, pytest.mark.timeout(180)]
@@ -56,6 +58,22 @@ async def silent(folder: Path) -> AsyncIterator[tuple[Urls, Back]]:
 
 
 @asynccontextmanager
+async def without_a_database(folder: Path) -> AsyncIterator[tuple[Urls, Back]]:
+    """A Postgres that refuses everybody, until the database that they want is made."""
+    async with Embedded(folder) as servers:
+
+        @asynccontextmanager
+        async def back() -> AsyncIterator[None]:
+            administrator = await asyncpg.connect(servers.urls.postgres_admin)
+            await administrator.execute("CREATE DATABASE elsewhere OWNER tollgate")
+            await administrator.close()
+            yield
+
+        elsewhere = servers.urls.postgres.replace("/tollgate?", "/elsewhere?")
+        yield servers.urls._replace(postgres=elsewhere), back
+
+
+@asynccontextmanager
 async def launched(folder: Path, vendor: Vendor, urls: Urls) -> AsyncIterator[Deployment]:
     """A gateway that has just been started, with nothing of an earlier run."""
     settings = configured(folder, vendor.port, shared(urls))
@@ -86,7 +104,7 @@ async def called(line: Caller) -> Answer:
     return await line.post(CHAT, issue(os.urandom(32)).secret.reveal(), asks(CHAT, "m"))
 
 
-@pytest.mark.parametrize("away", [refusing, silent])
+@pytest.mark.parametrize("away", [refusing, silent, without_a_database])
 async def test_it_lives_unready_and_serves_once_its_servers_are_there(
     folder: Path,
     vendor_apart: Vendor,
@@ -122,6 +140,34 @@ async def test_it_lives_unready_and_serves_once_its_servers_are_there(
         f"G3, E3: a cold start with servers {away.__name__}: listens after {listens_s:.1f} s,"
         f" ready {ready_s:.1f} s after they are there"
     )
+
+
+async def test_a_disk_that_takes_no_prices_stops_nobody_but_who_wants_them(
+    folder: Path, vendor_apart: Vendor
+) -> None:
+    await vendor_apart.forget()
+    sheet = sheet_path(folder / "data" / "run")
+    in_the_way = sheet.with_suffix(".new")
+    async with (
+        Embedded(folder / "servers") as servers,
+        launched(folder, vendor_apart, servers.urls) as it,
+    ):
+        await it.until_ready()
+        assert await it.stop() == 0
+        sheet.unlink()
+        in_the_way.mkdir()
+        it.launch()
+        await until_it_listens(it)
+        (control,) = it.pids("control")
+
+        async def flushes() -> bool:
+            said = await checks(it, "control")
+            return said["flusher"] == "ok" and "Is a directory" in said["prices"]
+
+        await until(flushes, within_s=LISTENS_S_MAX)
+        in_the_way.rmdir()
+        await it.until_ready(READY_S_MAX)
+        assert it.pids("control") == [control]
 
 
 async def test_one_that_ran_before_serves_without_postgres(
