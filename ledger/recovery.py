@@ -34,8 +34,9 @@ _LOAD_MAX = 500  # wallets in one step of Redis
 _WINDOW_MS_MAX = 40 * 86_400_000  # no cap has windows longer than a month
 
 _LOCK = """
-    SELECT generation, state, owner, lease_until < now() AS lapsed, version FROM part
-    WHERE number = $1 FOR UPDATE
+    SELECT generation, state, owner, lease_until < now() AS lapsed, version,
+           (SELECT id::text FROM installation) AS install
+    FROM part WHERE number = $1 FOR UPDATE
 """
 _CLAIM = """
     UPDATE part SET state = 'recovering', owner = $2, generation = $3,
@@ -43,7 +44,7 @@ _CLAIM = """
         claimed_version = CASE WHEN state = 'recovering' THEN claimed_version ELSE version END,
         lease_until = now() + interval '5 seconds'
     WHERE number = $1
-    RETURNING watermark_generation, watermark_id, (SELECT id::text FROM installation) AS install
+    RETURNING watermark_generation, watermark_id
 """
 _LOG = """
     INSERT INTO recovery_log (partition, generation, cause, owner, started_at)
@@ -290,12 +291,11 @@ class Recovery:
                 cause = ailment(state, generation=part["generation"], version=part["version"])
                 if not cause:
                     return None
+            if state.install not in {"", part["install"]}:
+                raise ValueError(f"the data belongs to deployment {state.install}")
             generation = max(part["generation"], state.generation, above) + 1
             row = await one_row(connection, _CLAIM, number, self._owner, generation, state.version)
             await connection.execute(_LOG, number, generation, cause, self._owner)
-        if state.install not in {"", row["install"]}:
-            raise ValueError(f"the data belongs to deployment {state.install}")
-        watermark = Position(row["watermark_generation"], row["watermark_id"])
         is_first = part["state"] == "new"
         # One that matches was written by this very server, which has every heartbeat since; after
         # a recovery left half-way it may be that recovery that it remembers.
@@ -305,7 +305,7 @@ class Recovery:
         now_s = asyncio.get_running_loop().time()
         known_s = now_s if is_first or is_intact else now_s + ROSTER_S
         fence = Fence(number, generation, self._owner)
-        return _Claim(fence, row["install"], cause, known_s), watermark
+        return _Claim(fence, part["install"], cause, known_s), Position(*row)
 
 
 async def _load(connection: Connection, partition: Partition, fence: Fence) -> tuple[int, int]:
