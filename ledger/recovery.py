@@ -50,6 +50,10 @@ _LOG = """
     INSERT INTO recovery_log (partition, generation, cause, owner, started_at)
     VALUES ($1, $2, $3, $4, now())
 """
+_LOG_AGAIN = """
+    UPDATE recovery_log SET started_at = now() WHERE partition = $1 AND generation = $2
+    RETURNING cause
+"""
 _LOG_END = """
     UPDATE recovery_log SET ended_at = now(), drained = $3, wallets = $4, open_holds = $5
     WHERE partition = $1 AND generation = $2
@@ -138,6 +142,7 @@ class Recovery:
         self._requested: set[int] = set()
         self._underway: set[int] = set()
         self._has_requests = asyncio.Event()
+        self._unsent: dict[int, int] = {}  # partition -> our claim's generation; Redis was not told
         self._pool: asyncpg.Pool | None = None
         self._stack = AsyncExitStack()  # closes it
         self.recoveries = 0
@@ -188,6 +193,10 @@ class Recovery:
             # Before the gateways see the new generation, so that they need not send this again.
             ahead = await drain_stream(connection, partition, fence, position, acks=False)
             await self._prove(number, ahead.position)
+            await partition.check_freeze()
+            if self._unsent.get(number) != fence.generation:
+                raise fence.superseded()
+            del self._unsent[number]  # from here on some Redis may have it
             # Renewed by freezing: whatever moved money before this line is in an older stream.
             await partition.freeze(fence.generation, install=claim.install, proven=ahead.position)
             await acknowledge(partition, fence.generation, ahead.committed)
@@ -276,7 +285,14 @@ class Recovery:
     async def _claim(
         self, connection: Connection, partition: Partition, above: int
     ) -> tuple[_Claim, Position] | None:
-        """Take the partition over, in a new generation; None if there is no need or no right."""
+        """Take the partition over, in a new generation; None if there is no need or no right.
+
+        A generation that a claim of ours took, and that was never sent to any Redis, is as good as
+        new: no stream, hold, sum or signature can be of it, and no gateway has heard of it. It is
+        taken again, or an outage would leave one behind with every attempt, each to be walked over.
+        One that was sent is not, whatever came back: it may have been frozen by a server that was
+        lost since, and gateways that met it there would not hold again in it.
+        """
         number = partition.number
         async with connection.transaction():
             part = await one_row(connection, _LOCK, number)
@@ -293,9 +309,16 @@ class Recovery:
                     return None
             if state.install not in {"", part["install"]}:
                 raise ValueError(f"the data belongs to deployment {state.install}")
-            generation = max(part["generation"], state.generation, above) + 1
+            generation, seen = part["generation"], max(state.generation, above)
+            # Ours still, and nobody else's since: the row says so.
+            is_ours = part["state"] == "recovering" and part["owner"] == self._owner
+            if is_ours and self._unsent.get(number) == generation > seen:
+                cause = await connection.fetchval(_LOG_AGAIN, number, generation)
+            else:
+                generation = max(generation, seen) + 1
+                await connection.execute(_LOG, number, generation, cause, self._owner)
             row = await one_row(connection, _CLAIM, number, self._owner, generation, state.version)
-            await connection.execute(_LOG, number, generation, cause, self._owner)
+        self._unsent[number] = generation
         is_first = part["state"] == "new"
         # One that matches was written by this very server, which has every heartbeat since; after
         # a recovery left half-way it may be that recovery that it remembers.

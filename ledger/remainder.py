@@ -48,8 +48,10 @@ async def drain_older(
     drained = 0
     while position.generation < fence.generation:
         drained += (await drain_stream(connection, partition, fence, position)).entries
-        position = Position(position.generation + 1, "0-0")
-        moved = await connection.execute(_NEXT_STREAM, *fence, position.generation)
+        # Frozen, an older generation gets no stream any more; attempts that failed left none.
+        following = await partition.next_log(position.generation + 1, fence.generation)
+        position = Position(following, "0-0")
+        moved = await connection.execute(_NEXT_STREAM, *fence, following)
         if moved != "UPDATE 1":
             raise fence.superseded()
     return drained

@@ -10,9 +10,19 @@ from ledger.commit import Position
 from ledger.money import Nanos
 from ledger.record import EndKind, encode
 from ledger.remainder import Fence, drain_older
-from tests.ledger.deployment import Deployment, record_of
+from tests.ledger.deployment import Deployment, Line, new_call_id, record_of
 
 LOCK = "SELECT FROM part WHERE number = $1 FOR UPDATE"
+
+
+class Counted(asyncpg.Connection):
+    """It counts how often it moves the watermark to another stream."""
+
+    moves = 0
+
+    async def execute(self, query: str, *args: Any, **options: Any) -> str:
+        self.moves += "watermark_generation = $4" in query
+        return str(await super().execute(query, *args, **options))
 
 
 class Contended(asyncpg.Connection):
@@ -86,3 +96,21 @@ async def test_what_was_read_and_could_not_be_committed_is_read_again(
     assert await deployment.count("usage_record") == 4
     assert await deployment.balance(acme) == 1_000_000 - (1 + 2 + 4 + 8)
     assert await deployment.differences() == []
+
+
+async def test_generations_without_a_stream_are_passed_over_in_one_statement(
+    deployment: Deployment,
+) -> None:
+    acme = await deployment.active()
+    await deployment.call(acme, 3)
+    tag = f"tg:{{p{acme.partition:02d}}}:"
+    entry: dict[Any, Any] = Line(new_call_id(), acme, EndKind.SETTLED, 4).fields()
+    await deployment.redis.xadd(f"{tag}log:1700", entry)
+    fence = await recovering(deployment, acme, 2_000)
+    connection = await asyncpg.connect(deployment.url, connection_class=Counted)
+    drained = await drain_older(connection, deployment.partition(acme), fence, Position(1, "0-0"))
+    await connection.close()
+
+    assert (drained, connection.moves) == (2, 2)
+    assert await deployment.watermark(acme) == Position(2_000, "0-0")
+    assert await deployment.balance(acme) == 1_000_000 - (3 + 4)
