@@ -25,6 +25,7 @@ from gateway.auth import Authenticator, AuthLimits, Clock
 from gateway.channel import hear
 from gateway.closed import Closed
 from gateway.config import load, pepper, secrets_in
+from gateway.front import Front
 from gateway.journals import Journals
 from gateway.key_cache import KeyCache
 from gateway.keys import key_digester
@@ -35,10 +36,8 @@ from gateway.proxy.calls import Calls, Parts
 from gateway.proxy.clients import Clients
 from gateway.proxy.grace import Grace
 from gateway.proxy.live import Terms
-from gateway.proxy.server import DataServer
 from gateway.proxy.table import Table
 from gateway.proxy.tell import Teller
-from gateway.proxy.wall import Wall, bind
 from gateway.readiness import Readiness
 from gateway.reload import ConfigFile
 from gateway.settings import Config, Durability
@@ -61,12 +60,13 @@ from providers.openai.dialect import OpenAI
 
 log = logging.getLogger(__name__)
 
-_BACKLOG = 4_096  # connections the kernel may hold for us while we are busy
 _POOL_MAX = 2  # Postgres connections of a worker: unknown keys and unknown wallets only
 _KEY_QUERIES_PER_S = 8.0  # for unknown keys, of all workers together
 _COLLECT_EVERY = 20_000  # allocations; the default, 700, costs a tenth of the worker's CPU
 _LAST_ENDS_S = 5.0  # for the ends of the last calls to reach Redis
-_STALL_S_MAX = 60.0  # how long a client may take nothing of what it was sent
+# Prices that come within it are waited for in silence: until then our port may be another worker's,
+# or that of the deployment before this one, and calls are better off there.
+_PRICES_S = 2.0
 
 
 async def run_worker(
@@ -82,9 +82,16 @@ async def run_worker(
     """Serve calls until `stop`; then drain. `dropped`: how many lines of the log nobody took."""
     config = load(config_path)
     sheets = SheetFile(config.run_dir)
-    if await sheets.until_there(config, stop) is None:
-        return
     async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
+        front = Front(config.listeners.data, config.limits)
+        stack.push_async_callback(front.shut)
+        prices = group.create_task(sheets.until_there(config, stop), name="first prices")
+        await asyncio.wait((prices,), timeout=_PRICES_S)
+        if not prices.done():
+            log.warning("calls are refused until there are prices")
+            await front.open()
+        if await prices is None:
+            return
         worker = await Worker.built(
             config,
             sheets,
@@ -107,7 +114,7 @@ async def run_worker(
             )
         ]
         tasks.append(group.create_task(_ask(file, reload), name="reload by signal"))
-        await worker.serve(stop)
+        await worker.serve(front, stop)
         for task in tasks:
             task.cancel()
 
@@ -210,46 +217,32 @@ class Worker:
         yield "vitals", self.vitals.publisher.run(time.time, look=self.vitals.look)
         yield "notices", self._pass_notices()
 
-    async def serve(self, stop: asyncio.Event) -> None:
-        """Listen until `stop`, then drain: no call that was let in is cut before its time."""
+    async def serve(self, front: Front, stop: asyncio.Event) -> None:
+        """Serve until `stop`, then drain: no call that was let in is cut before its time."""
         config, readiness = self.calls.terms.config, self.vitals.publisher.readiness
-        limits = config.limits
-        wall = Wall(
-            header_timeout_s=limits.header_timeout_s,
-            headers_max=limits.headers_max,
-            header_bytes_max=limits.header_bytes_max,
-            keep_alive_s=limits.keep_alive_s,
-            connections_max=limits.connections_max,
-            connections_per_address_max=limits.connections_per_address_max,
-            stall_s_max=_STALL_S_MAX,
-        )
         table = Table(self.calls, self.parts.authenticator, probe=self._probe)
-        server = DataServer(table.handle, wall)
-        address = config.listeners.data
-        sock = bind(address.host, address.port, stall_s_max=_STALL_S_MAX)
-        listening = await asyncio.get_running_loop().create_server(
-            server, sock=sock, backlog=_BACKLOG
-        )
+        await front.open(table.handle)
         _calm_the_collector()
         readiness.good("serving")
+        address = config.listeners.data
         log.info("serving", extra={"host": address.host, "port": address.port})
         await stop.wait()
         readiness.bad("serving", "stopping")
         self.vitals.publisher.publish(time.time())
-        server.leave()
+        front.server.leave()
         await asyncio.sleep(config.shutdown.drain_delay_s)
-        listening.close()
+        front.close()
         try:
             async with asyncio.timeout(config.shutdown.streams_s_max):
                 await self.calls.all_ended()
                 # Only now: on its connection, a client whose stream has just ended calls again.
-                server.pre_shutdown()
+                front.server.pre_shutdown()
                 await self.calls.all_ended()
         except TimeoutError:
             log.warning("calls are cut", extra={"calls": len(self.calls.live)})
             self.calls.cut()
             await self.calls.all_ended()
-        await server.shutdown(1.0)
+        await front.shut()
         left = await self.parts.conveyor.drain(_LAST_ENDS_S)
         log.info("stopped", extra={"ends_left_to_the_journal": left})
 

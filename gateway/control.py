@@ -30,9 +30,8 @@ from gateway.snapshots import Collector, Publisher
 from ledger.audit import Audit, Drift
 from ledger.backlog import Backlog, Limits
 from ledger.clients import open_redis
-from ledger.drain import NewerRelease
 from ledger.flusher import Flusher, FlusherTallies, Pace
-from ledger.functions import Epoch, install
+from ledger.functions import install
 from ledger.migrate import MigrationFailed, make_days, migrate
 from ledger.outage import POSTGRES, outage
 from ledger.postgres import AWAY, connect
@@ -48,6 +47,7 @@ _DAYS_EVERY_S = 3_600.0
 _SILENT_S = 5.0  # of what is heard several times a second
 _FUNCTIONS_EVERY_S = 10.0
 _ANSWER_S = 5.0  # the largest steps are the jobs'
+FLUSH_REST_S_MAX = 5.0  # of a stop; thousands of ends take less, and the streams keep the others
 _STORE_SHEET = """
     INSERT INTO price_sheet (version, sheet) VALUES ($1, $2) ON CONFLICT (version) DO NOTHING
 """
@@ -76,7 +76,7 @@ async def run_control(
                 wall_s=time.time,
             )
         )
-        if not await control.prepare(stop):
+        if not await _ended_before(stop, control.prepare(stop)):
             return
         file = ConfigFile(config_path, None, config=config, metrics=control.metrics)
         file.subscribe(control.configure)
@@ -86,7 +86,20 @@ async def run_control(
         await stop.wait()
         for task in tasks:
             task.cancel()
-        await control.flush_rest()
+        await control.flusher.flush_rest(within_s=FLUSH_REST_S_MAX)
+
+
+async def _ended_before(stop: asyncio.Event, work: Coroutine[None, None, None]) -> bool:
+    """Whether `work` came to its end before `stop`, which cuts it off: it may be repeated."""
+    async with asyncio.TaskGroup() as group:
+        tasks = (
+            group.create_task(work, name="preparation"),
+            group.create_task(stop.wait(), name="stop"),
+        )
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+    return not stop.is_set()
 
 
 async def _ask(file: ConfigFile, reload: asyncio.Event) -> None:
@@ -171,8 +184,8 @@ class Control:
             changed=asyncio.Queue(),
         )
 
-    async def prepare(self, stop: asyncio.Event) -> bool:
-        """Schema, functions and prices, tried until they are there; False if `stop` came first."""
+    async def prepare(self, stop: asyncio.Event) -> None:
+        """Schema, functions and prices, tried until they are there, or until `stop`."""
         sheet = await asyncio.to_thread(_compiled, self.config)
         while not stop.is_set():
             try:
@@ -181,23 +194,22 @@ class Control:
                 await self._store(sheet)
                 await install(self.redis)
                 self.readiness.good("redis")
-            except (MigrationFailed, *AWAY) as error:
+            except (MigrationFailed, asyncpg.PostgresError, *AWAY) as error:
                 self.readiness.bad("postgres", str(error))
                 log.warning("postgres is not ready", extra=outage(error))
             except RedisError as error:
                 self.readiness.bad("redis", str(error))
                 log.warning("redis is not ready", extra=outage(error))
             else:
-                # Last: the workers begin when they see it.
-                write_sheet(self.config.run_dir, sheet, of=fingerprint(self.config))
-                self.readiness.good("prices")
+                # Last: the workers begin when they see it. A full disk keeps no job from its work.
+                if not self._hand_out(sheet, self.config):
+                    self.changed.put_nowait(self.config)
                 # From now on calls go on without Postgres, and each server is heard all the time.
                 self.readiness.expect("postgres", within_s=_SILENT_S, is_required=False, said=OK)
                 self.readiness.expect("redis", within_s=_SILENT_S, said=OK)
                 self.publisher.publish(time.time())
-                return True
+                return
             await asyncio.sleep(_RETRY_S)
-        return False
 
     def configure(self, config: Config) -> None:
         """Take a new configuration: compile its prices for the workers."""
@@ -216,16 +228,6 @@ class Control:
         yield "prices", self._reprice()
         yield "vitals", self.publisher.run(time.time, look=self._look)
 
-    async def flush_rest(self) -> None:
-        """Flush what the workers' last calls left in the streams; the next start does the rest."""
-        for partition in range(self.config.ledger.partitions):
-            try:
-                while await self.flusher.flush_once(partition):
-                    pass
-            except (*AWAY, RedisError, Epoch, NewerRelease) as error:
-                said = {"partition": partition, **outage(error)}
-                log.warning("a stream is left for the next start", extra=said)
-
     async def _store(self, sheet: bytes) -> None:
         """Keep the sheet with the records that name it."""
         connection = await connect(self.postgres_url, name="prices")
@@ -241,12 +243,24 @@ class Control:
             while True:
                 try:
                     await self._store(sheet)
-                except AWAY as error:
+                except (asyncpg.PostgresError, *AWAY) as error:
                     log.warning("prices are not stored", extra=outage(error))
-                    await asyncio.sleep(_RETRY_S)
                 else:
-                    break
+                    if self._hand_out(sheet, config):
+                        break
+                await asyncio.sleep(_RETRY_S)
+
+    def _hand_out(self, sheet: bytes, config: Config) -> bool:
+        """Give the workers their prices; False: the disk does not take them."""
+        try:
             write_sheet(config.run_dir, sheet, of=fingerprint(config))
+        except OSError as error:
+            self.readiness.bad("prices", str(error))
+            said = {"reason": str(error), "cause": "prices not written"}
+            log.error("prices are not handed to the workers", extra=said)  # noqa: TRY400 - the reason says it all
+            return False
+        self.readiness.good("prices")
+        return True
 
     async def _keep_functions(self) -> None:
         """A server that was replaced, or a node that was added, comes without them."""

@@ -49,7 +49,9 @@ class ConfigFile:
         self.config = config
         self._subscribers: list[Callable[[Config], None]] = []
         self._asked = asyncio.Event()
-        self._seen = self._pending = _state_of(path)
+        # Not the file's state now: it may have been changed since `config` was read from it.
+        self._seen: tuple[int, int, int] | None = None
+        self._pending: tuple[int, int, int] | None = None
 
     def subscribe(self, apply: Callable[[Config], None]) -> None:
         """Has `apply` called with every new configuration; it must not wait and should not fail."""

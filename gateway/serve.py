@@ -26,7 +26,7 @@ from gateway.config import ConfigErrors, load, pepper
 from gateway.document import Mistake
 from gateway.embedded import Embedded
 from gateway.preflight import unsafe_runtime
-from gateway.settings import Config, Durability, Listener
+from gateway.settings import Config, Durability, Listener, Shutdown
 from ledger.clients import open_redis
 from ledger.replicas import contradictions
 
@@ -36,7 +36,8 @@ RESTART_S_MIN, RESTART_S_MAX = 0.1, 5.0
 STEADY_S = 10.0  # a child that ran this long starts again without a pause
 # A Valkey of our own is as strict with the disk as the journals are.
 _VALKEY = {Durability.JOURNAL_GROUP: {"appendfsync": "always"}}
-_LATE_S = 5.0  # beyond its own limits, what a child may take to stop
+_LATE_S = 5.0  # beyond its own limits, what a worker may take to stop
+_CONTROL_S_MAX = 10.0  # the same of the control process: half of it to flush, half for its jobs
 
 # The C library learns to keep freed blocks as large as it has seen; a worker that has met a few
 # bodies of 20 MiB would stay three times as large as they were.
@@ -98,6 +99,8 @@ class Child:
                 env=self._environ,
                 start_new_session=True,  # a Ctrl-C at the terminal is ours to pass on
             )
+            if self._is_stopping:  # `stop` came while it was made, and saw nothing to stop
+                self._process.terminate()
             code = await self._process.wait()
             if self._is_stopping:
                 return
@@ -181,7 +184,7 @@ async def serve(
             if on_ready is not None:
                 on_ready(config, ports)
             await stop.wait()
-            await _stop_all(children, config)
+            await _stop_all(children, config.shutdown)
             for task in background:
                 task.cancel()
 
@@ -212,13 +215,23 @@ def _roles(config_path: Path, workers: int) -> list[Role]:
     ]
 
 
-async def _stop_all(children: list[Child], config: Config) -> None:
-    limits = config.shutdown
-    within_s = limits.drain_delay_s + limits.streams_s_max + _LATE_S
+def stop_s_max(limits: Shutdown) -> float:
+    """The longest that the processes take to stop, seconds: who kills them must wait longer.
+
+    Servers of our own stop after them, within `gateway.server_process.STOP_S_MAX`.
+    """
+    return _workers_s_max(limits) + _CONTROL_S_MAX
+
+
+def _workers_s_max(limits: Shutdown) -> float:
+    return limits.drain_delay_s + limits.streams_s_max + _LATE_S
+
+
+async def _stop_all(children: list[Child], limits: Shutdown) -> None:
     control, *workers = children
     # The workers first: their last ends are flushed by the control process.
-    await asyncio.gather(*(worker.stop(within_s) for worker in workers))
-    await control.stop(within_s)
+    await asyncio.gather(*(worker.stop(_workers_s_max(limits)) for worker in workers))
+    await control.stop(_CONTROL_S_MAX)
 
 
 async def _obey(children: list[Child], stop: asyncio.Event) -> None:

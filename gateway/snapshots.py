@@ -220,7 +220,11 @@ class Collector:
             # One that is named there was added just before a crash kept us from removing it.
             if snapshot is not None and path.name not in folded:
                 total.add(snapshot, is_alive=False)
-        _write(self._directory / _DEAD, total.counted([path.name for path in gone]))
+        try:
+            _write(self._directory / _DEAD, total.counted([path.name for path in gone]))
+        except OSError as error:  # no reason to show nothing at all; a full disk is told by others
+            log.warning("figures of the dead not kept", extra={"reason": str(error)})
+            return
         for path in gone:
             path.unlink(missing_ok=True)
             path.with_suffix(_LOCK).unlink(missing_ok=True)

@@ -141,10 +141,10 @@ class Backlog:
 
     def over(self) -> list[int]:
         """The partitions that are to admit nothing."""
-        total = self.unflushed
         if self.fill <= 1:
             return []
-        share = min(total, self._limits.entries_max) // len(self._partitions)
+        # What would just be allowed, in equal parts: some partition is always above its own.
+        share = int(self.unflushed / self.fill) // len(self._partitions)
         return [number for number, count in self.counts.items() if count.unflushed > share]
 
     @property

@@ -4,6 +4,10 @@ A base travels with its version and the newer one wins, so pushing may be repeat
 lost: whatever has a version above what Redis has is pushed again. A base never travels without the
 withdrawals that are part of it: what is withheld for them must go back in the same step, or the
 same money would be missing twice for a moment.
+
+A base goes only where Postgres says, in the statement that reads it, that the partition is active
+in that generation. Redis is active a moment before: a recovery killed in between is followed by one
+that would find, in the stream, a base newer than the first one's claim, as if Postgres had lost it.
 """
 
 import asyncio
@@ -19,8 +23,9 @@ from ledger.postgres import AWAY, Connection
 
 _TELL_S = 2.0
 _PUSH_MAX = 500  # wallets in one step of Redis
+# One row without a wallet if nothing is above; none if the partition is not active.
 _CHANGED = """
-    SELECT wallet, base, spent, version, ended FROM (
+    SELECT wallet, base, spent, changed.version, ended FROM part LEFT JOIN (
         SELECT id::text AS wallet, base, spent, version, array(
             SELECT d.id::text FROM withdrawal AS d WHERE d.partition = $1 AND d.wallet_id = w.id
               AND d.released_at IS NULL AND d.state <> 'pending'
@@ -34,8 +39,9 @@ _CHANGED = """
               WHERE later.cap_id = w.cap_id AND later.starts_ms > w.starts_ms
                 AND later.starts_ms <= extract(epoch FROM now()) * 1000
           )
-    ) AS changed
-    ORDER BY version, wallet
+    ) AS changed ON true
+    WHERE part.number = $1 AND part.generation = $3 AND part.state = 'active'
+    ORDER BY changed.version, wallet
 """
 _LOADED = """
     UPDATE wallet SET loaded_generation = $2
@@ -45,7 +51,7 @@ _LOADED = """
 """
 _WALLET = """
     SELECT w.base, w.spent, w.version, w.loaded_generation, w.created_version, p.number,
-           p.generation, p.activated_version
+           p.generation, p.activated_version, p.state = 'active' AS is_active
     FROM wallet AS w JOIN part AS p ON p.number = w.partition
     WHERE w.id = $1::uuid AND w.partition = $2
 """
@@ -84,10 +90,13 @@ async def push_bases(
 ) -> int:
     """Push every base whose version is above `above`; the highest version there was.
 
-    Raises `Epoch` when Redis is not active in this generation: the recovery then loads them all.
-    Cap windows that are over are left out.
+    Raises `Epoch` when Redis is not active in this generation, or Postgres does not say so yet: the
+    recovery then loads them all. Cap windows that are over are left out.
     """
-    rows = await connection.fetch(_CHANGED, partition.number, above)
+    rows = await connection.fetch(_CHANGED, partition.number, above, generation)
+    if not rows:
+        raise Epoch(partition.number, generation)
+    rows = [row for row in rows if row["wallet"] is not None]
     for start in range(0, len(rows), _PUSH_MAX):
         chunk = rows[start : start + _PUSH_MAX]
         bases = [
@@ -110,7 +119,7 @@ async def push_bases(
 async def ensure_loaded(connection: Connection, partition: Partition, wallet: str) -> Loading:
     """For a hold refused with `no_wallet`: load the wallet if it is new, or say that it was lost.
 
-    Raises `Epoch` when the partition is not active.
+    Raises `Epoch` when the partition is not active, in Redis or in Postgres.
     """
     row = await connection.fetchrow(_WALLET, wallet, partition.number)
     if row is None:
@@ -119,6 +128,8 @@ async def ensure_loaded(connection: Connection, partition: Partition, wallet: st
     image = await partition.snap(generation, [wallet])
     if image.wallets:
         return Loading.LOADED
+    if not row["is_active"]:
+        raise Epoch(partition.number, generation)
     was_loaded = row["created_version"] <= row["activated_version"]
     if was_loaded or row["loaded_generation"] == generation:
         await connection.execute(_DAMAGED, partition.number, generation)

@@ -23,7 +23,7 @@ TICK_S = 0.02  # how exactly deadlines are kept
 OPEN_S = 1.0  # for connecting and being let in
 SILENT_S = 2.0  # a batch that takes longer is lost; the longest function takes a tenth of it
 LOOK_EVERY_S = 0.5  # at every partition's generation: a call without traffic must be held again too
-RENEW_S = 20.0  # a third of the usual lease, so two renewals may be lost
+RENEW_S = 20.0  # a third of the usual lease, so two renewals may be lost or late
 RENEW_SLICE = 100  # calls whose progress is worked out in one turn of the loop: some 2 ms
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.01, 0.5
 # Holds of the same batch wait for it as well, and HOLD_S is all they have.
@@ -77,11 +77,14 @@ class Belt:
         self._is_scheduled = self._is_ticking = False
         self.is_awake = False  # a flush is scheduled or a batch under way, and deadlines are kept
         self._tick_at_s = 0.0
+        # Of the belt and not of its connection: one that breaks often must not put renewals off.
+        self._renew_at_s = 0.0
         self.is_connected = self._was_useful = False
 
     def take(self, lane: Lane) -> None:
         """Serve this lane from now on; nobody else does."""
         self.lanes.add(lane)
+        self._renew_at_s = 0.0  # who served it before may have been about to
         lane.doubt()
         self.busy.add(lane)
         self.wake()
@@ -124,17 +127,16 @@ class Belt:
         self._flush()
         loop = asyncio.get_running_loop()
         renew_s = self._manner.renew_s
-        renew_at_s = loop.time() + renew_s
         try:
             while not wire.closed.done():
+                if loop.time() >= self._renew_at_s:
+                    self._renew_at_s = loop.time() + renew_s
+                    await self._renew_all()
+                self.wake()
                 await asyncio.wait({wire.closed}, timeout=min(LOOK_EVERY_S, renew_s))
                 for lane in self.lanes:
                     lane.wants_state = True
                 self.busy.update(self.lanes)
-                if loop.time() >= renew_at_s:
-                    renew_at_s += renew_s
-                    await self._renew_all()
-                self.wake()
         finally:
             self._wire, self.is_connected = None, False
             wire.close()
@@ -212,12 +214,15 @@ class Belt:
         flight, self._flight, self.is_awake = self._flight, [], False
         now_s = asyncio.get_running_loop().time()
         must_break = False
-        is_safe = len(answers) == len(flight) or self._is_on_disks(answers.pop())
+        on_disks = answers.pop() if len(answers) > len(flight) else None
+        is_safe = on_disks is None or self._is_on_disks(on_disks)
         for (lane, step), answer in zip(flight, answers, strict=True):
             if is_safe or step.function not in OF_ENDS or isinstance(answer, ReplyError):
                 lane.answered(step, answer, now_s)
             else:
                 lane.lost(step)  # sent again, until a replica has it
+                if isinstance(on_disks, ReplyError):
+                    lane.rest(now_s)  # which is said at once, where a missing replica takes a while
             self.busy.add(lane)
             must_break = must_break or lane.must_break
         self._was_useful = not must_break

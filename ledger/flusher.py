@@ -163,6 +163,35 @@ class Flusher:
         (part,) = await _read_parts(connection, [number])
         return await self._flush(Drain(connection), part)
 
+    async def flush_rest(self, *, within_s: float) -> None:
+        """Flush all that the streams have now, and leave to the next start what takes longer.
+
+        It ends in time whatever the servers do, and at once when Postgres is away.
+        """
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + within_s
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                connection = await connect(self._url, name="last flush")
+                # Or a transaction that is given up would wait for its server to roll it back.
+                cutting = loop.call_at(deadline_s, connection.terminate)
+                try:
+                    for number in self._partitions:
+                        await self._flush_whole(number, connection)
+                finally:
+                    cutting.cancel()
+                    connection.terminate()
+        except (*AWAY, asyncpg.PostgresError) as error:
+            _log.warning("streams are left for the next start", extra=outage(error))
+
+    async def _flush_whole(self, number: int, connection: asyncpg.Connection) -> None:
+        try:
+            while await self.flush_once(number, connection):
+                pass
+        except (RedisError, Epoch, NewerRelease) as error:
+            said = {"partition": number, **outage(error)}
+            _log.warning("a stream is left for the next start", extra=said)
+
     async def _rounds(self, connection: asyncpg.Connection) -> None:
         drain = Drain(connection)
         while True:

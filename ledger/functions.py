@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import msgspec
@@ -48,6 +49,7 @@ __all__ = [
     "install",
 ]
 
+_LOGS_MAX = 500  # streams looked for in one step of Redis
 _encode = msgspec.msgpack.Encoder().encode
 _decode_windows = msgspec.msgpack.Decoder(tuple[tuple[str, int, int], ...]).decode
 
@@ -239,6 +241,11 @@ class Partition:
         """Drop cap windows that are over and hold nothing; how many it dropped."""
         return int(await self._call("tg_forget", generation, *wallets))
 
+    async def check_freeze(self) -> None:
+        """Raise what the server would refuse a freeze with, as having no replicas; no change."""
+        with suppress(ValueError):  # it ran, and there is no generation 0
+            await self._call("tg_freeze", 0, "")
+
     async def freeze(
         self, generation: int, *, install: str = "", proven: tuple[int, str] | None = None
     ) -> None:
@@ -300,6 +307,16 @@ class Partition:
     async def drop_log(self, generation: int) -> None:
         """Drop the stream of an older generation, once it is drained and its day is over."""
         await execute(self._client, "UNLINK", self._log(generation))
+
+    async def next_log(self, first: int, before: int) -> int:
+        """The first generation from `first` on that has a stream; `before` if none below it has."""
+        for start in range(first, before, _LOGS_MAX):
+            generations = range(start, min(start + _LOGS_MAX, before))
+            if await execute(self._client, "EXISTS", *map(self._log, generations)):
+                for generation in generations:
+                    if await execute(self._client, "EXISTS", self._log(generation)):
+                        return generation
+        return before
 
     async def log_length(self, generation: int) -> int:
         """How many entries a generation's stream holds; 0 if there is none."""

@@ -118,6 +118,10 @@ class Lane(Waiting):
         self.phase, self._resume_at_s = Phase.UNKNOWN, 0.0
         self.look()
 
+    def rest(self, now_s: float) -> None:
+        """Send nothing for a moment."""
+        self._resume_at_s = now_s + PAUSE_S
+
     @property
     def is_active(self) -> bool:
         """Whether calls are admitted."""
@@ -357,7 +361,7 @@ class Lane(Waiting):
             self.phase, self.wants_state = Phase.UNKNOWN, True
             self._tell.moved(self.number)
             return
-        self._resume_at_s = now_s + PAUSE_S
+        self.rest(now_s)
         self.must_break = code in NOT_SERVING
         self._tell.trouble("ledger step refused", f"{step.function}: {message}")
         if step.function not in {"tg_hold", "tg_extend"}:

@@ -75,8 +75,8 @@ def migrations() -> tuple[Migration, ...]:
 async def migrate(url: str, *, partitions: int = PARTITIONS_DEFAULT) -> int:
     """Apply what is missing and say how many files that were.
 
-    `partitions` counts only for an empty database: how many there are is never changed later.
-    Raises `MigrationFailed`; tables of a newer release are left alone, which a rollback needs.
+    `partitions`: how many there are, which is never changed once the database is made. Raises
+    `MigrationFailed`; tables of a newer release are left alone, which a rollback needs.
     """
     connection = await asyncpg.connect(url, timeout=10, command_timeout=None)
     try:
@@ -85,6 +85,12 @@ async def migrate(url: str, *, partitions: int = PARTITIONS_DEFAULT) -> int:
         await connection.execute(f"SET lock_timeout = {LOCK_WAIT_S * 1000:.0f}")
         applied = await _apply_missing(connection, migrations())
         await connection.execute(_PARTS, partitions)
+        made = await connection.fetchval("SELECT count(*) FROM part")
+        if made != partitions:
+            raise MigrationFailed(
+                f"the database was made with {made} partitions, and ledger.partitions is"
+                f" {partitions}: set it to {made}, it cannot be changed later"
+            )
         await _in_gaps(lambda: make_days(connection), "the days' partitions")
     except (asyncpg.PostgresError, OSError) as error:
         raise MigrationFailed(f"migrating: {error}") from error

@@ -16,19 +16,13 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from ledger.clients import holder, is_cluster
-from ledger.commit import Committed, Position, Superseded
-from ledger.drain import (
-    BATCH_MAX,
-    PROVEN_CHANNEL,
-    Drain,
-    NewerRelease,
-    acknowledge,
-    proof_lines,
-)
+from ledger.commit import Position, Superseded
+from ledger.drain import PROVEN_CHANNEL, NewerRelease, acknowledge, proof_lines
 from ledger.fcall import PartitionState, execute, heard, key_names, obeyed
 from ledger.functions import Epoch, Partition, WalletState, install
 from ledger.outage import outage
 from ledger.postgres import AWAY, Connection, one_row, pooled
+from ledger.remainder import Fence, drain_older, drain_stream
 from ledger.rollcall import ROSTER_S, call_roll
 
 EPOCH_CHANNEL = "tg:epoch"  # a gateway's notice: the number of a partition that refused a call
@@ -36,13 +30,13 @@ EPOCH_CHANNEL = "tg:epoch"  # a gateway's notice: the number of a partition that
 _CONNECTIONS_MAX = 4  # more would not make sixteen recoveries at once any faster
 _RETRY_S_MIN, _RETRY_S_MAX = 0.1, 1.0
 _STEP_S = 10.0  # no single recovery step takes this long while its servers answer
-_BUSY_S = 0.01  # the row is locked for a credit: try again
 _LOAD_MAX = 500  # wallets in one step of Redis
 _WINDOW_MS_MAX = 40 * 86_400_000  # no cap has windows longer than a month
 
 _LOCK = """
-    SELECT generation, state, owner, lease_until < now() AS lapsed, version FROM part
-    WHERE number = $1 FOR UPDATE
+    SELECT generation, state, owner, lease_until < now() AS lapsed, version,
+           (SELECT id::text FROM installation) AS install
+    FROM part WHERE number = $1 FOR UPDATE
 """
 _CLAIM = """
     UPDATE part SET state = 'recovering', owner = $2, generation = $3,
@@ -50,21 +44,19 @@ _CLAIM = """
         claimed_version = CASE WHEN state = 'recovering' THEN claimed_version ELSE version END,
         lease_until = now() + interval '5 seconds'
     WHERE number = $1
-    RETURNING watermark_generation, watermark_id, (SELECT id::text FROM installation) AS install
+    RETURNING watermark_generation, watermark_id
 """
 _LOG = """
     INSERT INTO recovery_log (partition, generation, cause, owner, started_at)
     VALUES ($1, $2, $3, $4, now())
 """
+_LOG_AGAIN = """
+    UPDATE recovery_log SET started_at = now() WHERE partition = $1 AND generation = $2
+    RETURNING cause
+"""
 _LOG_END = """
     UPDATE recovery_log SET ended_at = now(), drained = $3, wallets = $4, open_holds = $5
     WHERE partition = $1 AND generation = $2
-"""
-_WATERMARK = "SELECT watermark_generation, watermark_id FROM part WHERE number = $1"
-_NEXT_STREAM = """
-    UPDATE part SET watermark_generation = $4, watermark_id = '0-0',
-        lease_until = now() + interval '5 seconds'
-    WHERE number = $1 AND generation = $2 AND owner = $3 AND state = 'recovering'
 """
 _EXTEND = """
     UPDATE part SET lease_until = now() + interval '5 seconds'
@@ -110,17 +102,10 @@ class Recovered(NamedTuple):
 
 
 class _Claim(NamedTuple):
-    generation: int
-    owner: str
+    fence: Fence
     install: str
     cause: str
     known_s: float  # from when on, of the loop's clock, heartbeats tell of all live gateways
-
-
-class _Drained(NamedTuple):
-    entries: int
-    position: Position
-    committed: list[Committed]
 
 
 def ailment(state: PartitionState, *, generation: int, version: int) -> str:
@@ -157,6 +142,7 @@ class Recovery:
         self._requested: set[int] = set()
         self._underway: set[int] = set()
         self._has_requests = asyncio.Event()
+        self._unsent: dict[int, int] = {}  # partition -> our claim's generation; Redis was not told
         self._pool: asyncpg.Pool | None = None
         self._stack = AsyncExitStack()  # closes it
         self.recoveries = 0
@@ -203,30 +189,33 @@ class Recovery:
             if claimed is None:
                 return None
             claim, position = claimed
+            fence = claim.fence
             # Before the gateways see the new generation, so that they need not send this again.
-            ahead = await _drain(connection, partition, claim, position, acks=False)
+            ahead = await drain_stream(connection, partition, fence, position, acks=False)
             await self._prove(number, ahead.position)
+            await partition.check_freeze()
+            if self._unsent.get(number) != fence.generation:
+                raise fence.superseded()
+            del self._unsent[number]  # from here on some Redis may have it
             # Renewed by freezing: whatever moved money before this line is in an older stream.
-            await partition.freeze(claim.generation, install=claim.install, proven=ahead.position)
-            await acknowledge(partition, claim.generation, ahead.committed)
-            drained = ahead.entries + await _drain_older(
-                connection, partition, claim, ahead.position
-            )
-        await call_roll(self._redis, number, claim.generation, known_s=claim.known_s)
+            await partition.freeze(fence.generation, install=claim.install, proven=ahead.position)
+            await acknowledge(partition, fence.generation, ahead.committed)
+            older = await drain_older(connection, partition, fence, ahead.position)
+            drained = ahead.entries + older
+        await call_roll(self._redis, number, fence.generation, known_s=claim.known_s)
         async with self._connected() as connection:
-            news = await _drain(connection, partition, claim, Position(claim.generation, "0-0"))
-            drained += news.entries
-            wallets, version = await _load(connection, partition, claim)
-            open_holds = await partition.activate(claim.generation, version)
-            fence = (number, claim.generation, claim.owner)
+            start = Position(fence.generation, "0-0")
+            drained += (await drain_stream(connection, partition, fence, start)).entries
+            wallets, version = await _load(connection, partition, fence)
+            open_holds = await partition.activate(fence.generation, version)
             if await connection.execute(_ACTIVE, *fence, version) != "UPDATE 1":
-                raise Superseded(f"partition {number}: generation {claim.generation}")
+                raise fence.superseded()
             await connection.execute(
-                _LOG_END, number, claim.generation, drained, wallets, open_holds
+                _LOG_END, number, fence.generation, drained, wallets, open_holds
             )
         seconds = asyncio.get_running_loop().time() - began_s
         return Recovered(
-            number, claim.generation, claim.cause, drained, wallets, open_holds, seconds
+            number, fence.generation, claim.cause, drained, wallets, open_holds, seconds
         )
 
     async def _prove(self, number: int, position: Position) -> None:
@@ -296,7 +285,14 @@ class Recovery:
     async def _claim(
         self, connection: Connection, partition: Partition, above: int
     ) -> tuple[_Claim, Position] | None:
-        """Take the partition over, in a new generation; None if there is no need or no right."""
+        """Take the partition over, in a new generation; None if there is no need or no right.
+
+        A generation that a claim of ours took, and that was never sent to any Redis, is as good as
+        new: no stream, hold, sum or signature can be of it, and no gateway has heard of it. It is
+        taken again, or an outage would leave one behind with every attempt, each to be walked over.
+        One that was sent is not, whatever came back: it may have been frozen by a server that was
+        lost since, and gateways that met it there would not hold again in it.
+        """
         number = partition.number
         async with connection.transaction():
             part = await one_row(connection, _LOCK, number)
@@ -311,12 +307,18 @@ class Recovery:
                 cause = ailment(state, generation=part["generation"], version=part["version"])
                 if not cause:
                     return None
-            generation = max(part["generation"], state.generation, above) + 1
+            if state.install not in {"", part["install"]}:
+                raise ValueError(f"the data belongs to deployment {state.install}")
+            generation, seen = part["generation"], max(state.generation, above)
+            # Ours still, and nobody else's since: the row says so.
+            is_ours = part["state"] == "recovering" and part["owner"] == self._owner
+            if is_ours and self._unsent.get(number) == generation > seen:
+                cause = await connection.fetchval(_LOG_AGAIN, number, generation)
+            else:
+                generation = max(generation, seen) + 1
+                await connection.execute(_LOG, number, generation, cause, self._owner)
             row = await one_row(connection, _CLAIM, number, self._owner, generation, state.version)
-            await connection.execute(_LOG, number, generation, cause, self._owner)
-        if state.install not in {"", row["install"]}:
-            raise ValueError(f"the data belongs to deployment {state.install}")
-        watermark = Position(row["watermark_generation"], row["watermark_id"])
+        self._unsent[number] = generation
         is_first = part["state"] == "new"
         # One that matches was written by this very server, which has every heartbeat since; after
         # a recovery left half-way it may be that recovery that it remembers.
@@ -325,63 +327,19 @@ class Recovery:
         # Whatever was lost was lost by now; what is drained meanwhile costs no time.
         now_s = asyncio.get_running_loop().time()
         known_s = now_s if is_first or is_intact else now_s + ROSTER_S
-        return _Claim(generation, self._owner, row["install"], cause, known_s), watermark
+        fence = Fence(number, generation, self._owner)
+        return _Claim(fence, part["install"], cause, known_s), Position(*row)
 
 
-async def _drain_older(
-    connection: Connection, partition: Partition, claim: _Claim, position: Position
-) -> int:
-    """Bring the streams of every generation before this one into Postgres; how many entries."""
-    drained = 0
-    fence = (partition.number, claim.generation, claim.owner)
-    while position.generation < claim.generation:
-        drained += (await _drain(connection, partition, claim, position)).entries
-        position = Position(position.generation + 1, "0-0")
-        moved = await connection.execute(_NEXT_STREAM, *fence, position.generation)
-        if moved != "UPDATE 1":
-            raise Superseded(f"partition {partition.number}: generation {claim.generation}")
-    return drained
-
-
-async def _drain(
-    connection: Connection,
-    partition: Partition,
-    claim: _Claim,
-    position: Position,
-    *,
-    acks: bool = True,
-) -> _Drained:
-    """Bring the rest of one stream into Postgres. `acks`: tell Redis, which must be frozen."""
-    drain, done = Drain(connection), _Drained(0, position, [])
-    while True:
-        step = await drain.step(
-            partition, done.position, recovering=(claim.generation, claim.owner)
-        )
-        if acks:
-            await acknowledge(partition, claim.generation, step.committed)
-        position = step.position or done.position
-        entries = sum(committed.entries for committed in step.committed)
-        done = _Drained(done.entries + entries, position, [*done.committed, *step.committed])
-        if step.position is None and step.read:  # a credit has the row at this moment
-            await asyncio.sleep(_BUSY_S)
-            row = await one_row(connection, _WATERMARK, partition.number)
-            if row[0] != position.generation:
-                raise Superseded(f"partition {partition.number}: generation {claim.generation}")
-            done = done._replace(position=Position(*row))
-        if step.read < BATCH_MAX and (step.position is not None or not step.read):
-            return done
-
-
-async def _load(connection: Connection, partition: Partition, claim: _Claim) -> tuple[int, int]:
+async def _load(connection: Connection, partition: Partition, fence: Fence) -> tuple[int, int]:
     """Load every wallet and open cap window; how many, and the newest version among them."""
     async with connection.transaction():
         # Whoever changes a wallet holds the partition's row, which this statement locks.
-        fence = (partition.number, claim.generation, claim.owner)
         row = await connection.fetchrow(_EXTEND, *fence)
         if row is None:
-            raise Superseded(f"partition {partition.number}: generation {claim.generation}")
+            raise fence.superseded()
         wallets = await connection.fetch(_WALLETS, partition.number, _WINDOW_MS_MAX)
     states = [WalletState(*wallet) for wallet in wallets]
     for start in range(0, len(states), _LOAD_MAX):
-        await partition.load(claim.generation, states[start : start + _LOAD_MAX])
+        await partition.load(fence.generation, states[start : start + _LOAD_MAX])
     return len(states), row["version"]

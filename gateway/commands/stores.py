@@ -86,7 +86,11 @@ def explained(config: Config, url: str) -> Iterator[None]:
     """What Postgres at `url` does not do is said in words: `StoresUnreachable`."""
     try:
         yield
-    except (*AWAY, asyncpg.InvalidAuthorizationSpecificationError) as error:
+    except (
+        *AWAY,
+        asyncpg.InvalidAuthorizationSpecificationError,
+        asyncpg.InvalidCatalogNameError,
+    ) as error:
         raise StoresUnreachable(_unreachable(config, url, error)) from error
     except asyncpg.UndefinedTableError as error:
         raise StoresUnreachable(

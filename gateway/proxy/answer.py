@@ -40,10 +40,11 @@ def _rate_lines(live: LiveCall) -> str:
     return "".join(lines)
 
 
-def refuse(exchange: Exchange, error: errors.GatewayError, id_text: str) -> Answered:
-    """Answer with an error, in the dialect of the path called."""
+def refuse(
+    exchange: Exchange, error: errors.GatewayError, id_text: str, *, close: bool = False
+) -> Answered:
+    """Answer with an error, in the dialect of the path called. `close`: and hang up."""
     lines = [f"Content-Type: application/json\r\nX-Request-Id: {id_text}\r\n"]
     lines += [f"{name}: {value}\r\n" for name, value in error.headers.items()]
-    return exchange.answer(
-        error.status_now, "".join(lines).encode("latin-1", "replace"), errors.body(error)
-    )
+    head = "".join(lines).encode("latin-1", "replace")
+    return exchange.answer(error.status_now, head, errors.body(error), close=close)

@@ -19,7 +19,8 @@ from providers.adapter import Operation
 
 OPERATIONS = {f"/v1/{operation}": operation for operation in Operation}
 _MODELS = "/v1/models"
-_JSON = b"Content-Type: application/json\r\n"
+JSON = b"Content-Type: application/json\r\n"
+HEALTHY = b'{"status":"ok"}'
 
 Probe = Callable[[], tuple[bool, bytes]]
 """Whether the process is ready, and the JSON that says why."""
@@ -61,10 +62,10 @@ class Table:
                 headers={"allow": "GET" if operation is None else "POST"},
             )
         if path == "/healthz":
-            return exchange.answer(200, _JSON, b'{"status":"ok"}')
+            return exchange.answer(200, JSON, HEALTHY)
         if path == "/readyz":
             is_ready, why = self._probe()
-            return exchange.answer(200 if is_ready else 503, _JSON, why)
+            return exchange.answer(200 if is_ready else 503, JSON, why)
         if operation is not None:
             raise errors.MethodNotAllowed(
                 f"Use POST with {path}.", code="method_not_allowed", headers={"allow": "POST"}
@@ -72,7 +73,7 @@ class Table:
         if path != _MODELS and not path.startswith(_MODELS + "/"):
             raise _no_such_path(path)
         body = await self._models(exchange, path)
-        return exchange.answer(200, _JSON + f"X-Request-Id: {id_text}\r\n".encode(), body)
+        return exchange.answer(200, JSON + f"X-Request-Id: {id_text}\r\n".encode(), body)
 
     async def _models(self, exchange: Exchange, path: str) -> bytes:
         """What this key may use: the list, or one of it."""

@@ -49,6 +49,19 @@ async def test_a_changed_file_is_applied_once_it_has_settled(setup: Setup) -> No
     assert setup.reloads() == {"applied": 1}
 
 
+async def test_a_change_between_the_first_reading_and_the_watching_is_not_missed(
+    setup: Setup,
+) -> None:
+    config = load(setup.path, {})
+    setup.write(GOOD)
+    file = ConfigFile(setup.path, {}, config=config, metrics=setup.metrics)
+    assert [await file.poll() for _ in range(3)] == [
+        Result.UNCHANGED,
+        Result.APPLIED,
+        Result.UNCHANGED,
+    ]
+
+
 async def test_half_a_file_is_not_read(setup: Setup) -> None:
     for text in ("limits: {headers_max: 5", "limits: {headers_max: 50", GOOD):
         setup.path.write_text(text)

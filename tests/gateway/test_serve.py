@@ -3,11 +3,13 @@
 import asyncio
 import os
 import signal
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
+from gateway.serve import Child, Role
 from tests.scenarios.deployment import Deployment
 from tests.vendor import Vendor
 
@@ -40,6 +42,18 @@ async def test_a_child_that_dies_is_started_again_and_serves(tollgate: Deploymen
         assert [model async for model in client.models.list()] == []
 
 
+async def test_a_child_that_is_stopped_while_it_is_started_ends() -> None:
+    role = Role(name="idle", arguments=("--bind", "127.0.0.1", "0"), module="http.server")
+    child = Child(role, os.environ, output=asyncio.subprocess.DEVNULL)  # noqa: TID251 - a root
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(child.run())
+        await asyncio.sleep(0)
+        await child.stop(10)
+        done, _ = await asyncio.wait({running}, timeout=20)
+        child.signal(signal.SIGKILL)  # or a failure would leave it
+    assert done, "it was never told"
+
+
 async def test_sigterm_ends_everything_in_good_order(tollgate: Deployment) -> None:
     children = tollgate.pids("worker") + tollgate.pids("control")
 
@@ -65,6 +79,18 @@ async def test_children_do_not_outlive_a_killed_supervisor_and_the_next_start_re
         )
     assert answer.usage is not None
     assert "No difference." in tollgate.run("verify")
+
+
+async def test_a_deployment_that_does_not_stop_is_killed_with_all_that_it_started(
+    tollgate: Deployment,
+) -> None:
+    pids = [tollgate.pid, *tollgate.pids("worker"), *tollgate.pids("control")]
+    tollgate.tell(signal.SIGSTOP)
+
+    with pytest.raises(subprocess.TimeoutExpired):
+        await tollgate.gone(within_s=0.1)
+
+    await until(lambda: not any(map(is_alive, pids)))
 
 
 async def test_a_second_start_on_the_same_folder_is_refused_in_one_line(

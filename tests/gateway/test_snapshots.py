@@ -115,6 +115,18 @@ def test_a_collector_that_is_killed_while_folding_counts_nobody_twice(
     assert charged(Collector(control)) == 15
 
 
+def test_figures_that_cannot_be_kept_are_shown_all_the_same(
+    tmp_path: Path, stack: ExitStack
+) -> None:
+    control = stack.enter_context(publisher(tmp_path, "control"))
+    with publisher(tmp_path, "w-0") as worker:
+        charge(worker, 10)
+    (tmp_path / "dead.new").mkdir()
+    assert [charged(Collector(control)) for _ in range(2)] == [10, 10]
+    (tmp_path / "dead.new").rmdir()
+    assert [charged(Collector(control)) for _ in range(2)] == [10, 10]
+
+
 def test_the_figures_outlive_a_restart_of_everything(tmp_path: Path) -> None:
     for round_ in range(1, 4):
         with publisher(tmp_path, "control") as control:

@@ -76,6 +76,20 @@ async def test_memory_that_runs_out_closes_the_partitions_that_fill_it(
         await client.config_set("maxmemory", 0)
 
 
+@pytest.mark.parametrize("counts", [[80_000], [5_000] * 16, [4_990] * 8 + [5_010] * 8])
+async def test_memory_that_runs_out_closes_even_loads_too(client: Redis, counts: list[int]) -> None:
+    numbers = range(len(counts))
+    backlog = Backlog(client, partitions=numbers, limits=Limits(10**6, memory_share_max=0.7))
+    used = int((await client.info("memory"))["used_memory"])
+    try:
+        await client.config_set("maxmemory", int(used * 1.25))
+        await backlog.count()
+        backlog.counts = {number: Count(counts[number], 0) for number in numbers}
+        assert backlog.over() == [*numbers]
+    finally:
+        await client.config_set("maxmemory", 0)
+
+
 async def test_a_backlog_worries_before_it_closes_anything(client: Redis) -> None:
     backlog = Backlog(client, partitions=[0], limits=Limits(10, warn_share=0.5))
     for entries, is_worrying in ((5, False), (6, True)):

@@ -1,8 +1,10 @@
 """Rules of telling Redis what Postgres decided."""
 
+import asyncpg
 import pytest
 
-from ledger.bases import Loading, ensure_loaded, push_bases
+from ledger.admission import LedgerUnavailable
+from ledger.bases import Loading, ensure_loaded, push_bases, tell
 from ledger.book import Organization
 from ledger.fcall import Epoch
 from ledger.record import EndKind
@@ -95,3 +97,70 @@ async def _neighbour(deployment: Deployment, partition: int) -> Organization:
         made = await deployment.organization(credit=70)
         if made.partition == partition:
             return made
+
+
+_KILL = """
+    CREATE FUNCTION killed() RETURNS trigger LANGUAGE plpgsql AS
+        $$BEGIN RAISE 'killed before it told Postgres'; END$$;
+    CREATE TRIGGER killed BEFORE UPDATE ON part FOR EACH ROW
+        WHEN (OLD.state = 'recovering' AND NEW.state = 'active') EXECUTE FUNCTION killed();
+"""
+
+
+async def _active_in_redis_alone(deployment: Deployment) -> Organization:
+    """Its partition's recovery was killed after it activated Redis, and before Postgres."""
+    acme = await deployment.active(credit=500)
+    await deployment.redis.hset(f"tg:{{p{acme.partition:02d}}}:meta", "seq", "5")
+    await deployment.pool.execute(_KILL)
+    with pytest.raises(asyncpg.RaiseError):
+        await deployment.recover(acme)
+    await deployment.pool.execute("DROP FUNCTION killed CASCADE")
+    assert (await deployment.partition(acme).state()).is_active()
+    return acme
+
+
+async def _assert_that_nothing_went_back(deployment: Deployment, acme: Organization) -> None:
+    assert await deployment.recover(acme) is not None
+    letters = await deployment.pool.fetch("SELECT error FROM dead_letter")
+    assert letters == []
+    assert await deployment.differences() == []
+
+
+async def test_a_credit_waits_for_postgres_to_say_that_the_partition_is_active(
+    deployment: Deployment,
+) -> None:
+    acme = await _active_in_redis_alone(deployment)
+    await deployment.credit(acme, 50)
+    wallet = await deployment.book.wallet(acme.id)
+    assert wallet is not None
+
+    assert not await tell(deployment.pool, deployment.redis, wallet)
+
+    await _assert_that_nothing_went_back(deployment, acme)
+    assert await deployment.free(acme) == await deployment.balance(acme) == 550
+    assert await tell(deployment.pool, deployment.redis, wallet)
+
+
+async def test_a_new_wallet_waits_for_postgres_to_say_that_the_partition_is_active(
+    deployment: Deployment,
+) -> None:
+    first = await _active_in_redis_alone(deployment)
+    acme = await _neighbour(deployment, first.partition)
+    async with deployment.connected() as connection:
+        with pytest.raises(Epoch):
+            await ensure_loaded(connection, deployment.partition(acme), acme.id)
+
+    await _assert_that_nothing_went_back(deployment, acme)
+    assert await deployment.free(acme) == 70
+
+
+async def test_what_is_withheld_waits_for_postgres_to_say_that_the_partition_is_active(
+    deployment: Deployment,
+) -> None:
+    acme = await _active_in_redis_alone(deployment)
+    await deployment.credit(acme, 50)
+    with pytest.raises(LedgerUnavailable, match="recovered"):
+        await deployment.withdrawals.withdraw(deployment.wanted(acme, 20))
+
+    await _assert_that_nothing_went_back(deployment, acme)
+    assert await deployment.free(acme) == await deployment.balance(acme) == 550

@@ -45,3 +45,24 @@ async def test_holds_do_not_wait_for_a_replica() -> None:
 
             async with asyncio.timeout(1.0):
                 assert isinstance(await conveyor.hold(hold(1)), Held)
+
+
+async def test_a_server_that_says_at_once_that_it_writes_no_file_is_not_asked_all_the_time() -> (
+    None
+):
+    async with (
+        followed("appendfsync always") as (master, _),
+        open_redis(url := f"redis://{master.host}") as client,
+    ):
+        await ready(client)
+        line = Line(url, needs_replica=True)
+        async with line.running() as conveyor:
+            await conveyor.hold(one := hold(10), deadline_s=5.0)
+            await client.config_set("appendonly", "no")
+            before = len(line.batches)
+            conveyor.settle(end_of(one, 10))
+            assert await conveyor.drain(1.0) == 1
+            assert len(line.batches) - before < 100, "thousands, at the speed of the network"
+
+            await client.config_set("appendonly", "yes")
+            assert await conveyor.drain(20.0) == 0

@@ -42,6 +42,21 @@ async def test_what_ended_calls_owe_is_held_while_they_are_told_and_a_lease_long
 
 
 class TestRedisAway:
+    async def test_connections_that_break_all_the_time_do_not_put_renewals_off(
+        self, client: Redis, redis_url: str, partition: Partition
+    ) -> None:
+        lives_s = 0.2
+        async with (
+            Line(redis_url, renew_s=2 * lives_s).running() as conveyor,
+            asyncio.timeout(20),
+        ):
+            await conveyor.hold(hold(300))
+            (before,) = await partition.open_holds(1)
+            while (await partition.open_holds(1))[0].deadline_ms < before.deadline_ms + 2_000:
+                await until(lambda: conveyor.is_connected)
+                await asyncio.sleep(lives_s)
+                await client.client_kill_filter(_type="normal", skipme=True)
+
     async def test_a_silent_one_is_told_in_time_and_holds_nothing_in_the_end(
         self, server: OwnValkey, apart: Partition
     ) -> None:

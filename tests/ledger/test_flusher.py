@@ -5,7 +5,10 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from redis.asyncio import Redis
+
 from ledger.admission import Cap
+from ledger.clients import open_redis
 from ledger.commit import Position
 from ledger.drain import PROVEN_CHANNEL, proof_lines, read_proof
 from ledger.flusher import Flusher, watermarks
@@ -16,9 +19,13 @@ CAP = Cap("key-1", Nanos(5_000), (0,))
 
 
 def flusher_of(deployment: Deployment, on_epoch: Callable[[int], None]) -> Flusher:
+    return flusher_at(deployment.url, deployment.redis, on_epoch)
+
+
+def flusher_at(url: str, redis: Redis, on_epoch: Callable[[int], None] = lambda _: None) -> Flusher:
     return Flusher(
-        deployment.url,
-        deployment.redis,
+        url,
+        redis,
         partitions=range(16),
         clock=time.time,  # noqa: TID251 - a test is its own root
         on_epoch=on_epoch,
@@ -211,6 +218,52 @@ async def test_the_proof_is_published_as_postgres_has_it(deployment: Deployment)
 def test_a_proof_is_read_as_it_was_written() -> None:
     proven = {3: Position(2, "17-0"), 4: Position(9, "0-0")}
     assert read_proof(proof_lines(proven).encode()) == proven
+
+
+async def test_the_last_flush_takes_all_there_is(deployment: Deployment) -> None:
+    acme, other = await deployment.active(), await deployment.active()
+    for organization in (acme, other, acme):
+        await deployment.call(organization, 5)
+
+    await flusher_of(deployment, lambda _: None).flush_rest(within_s=30)
+
+    assert await deployment.count("usage_record") == 3
+    assert await deployment.differences() == []
+
+
+async def test_the_last_flush_gives_a_silent_postgres_up_in_time(redis_url: str) -> None:
+    asked = 0
+
+    def count(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        open_ends.append(writer)
+
+    open_ends: list[asyncio.StreamWriter] = []
+    async with open_redis(redis_url) as redis:
+        server = await asyncio.start_server(count, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        flusher = flusher_at(f"postgresql://u:p@127.0.0.1:{port}/d?sslmode=disable", redis)
+        async with asyncio.timeout(5):
+            await flusher.flush_rest(within_s=0.2)
+        for writer in open_ends:
+            writer.close()
+        server.close()
+
+    assert asked == 1, "one silence is enough"
+
+
+async def test_the_last_flush_is_cut_in_the_middle_of_a_transaction(
+    deployment: Deployment,
+) -> None:
+    acme = await deployment.active()
+    await deployment.call(acme, 5)
+    async with deployment.connected() as other, other.transaction():
+        await other.execute("LOCK TABLE usage_record IN ACCESS EXCLUSIVE MODE")
+        async with asyncio.timeout(1.5):  # a statement waits 2 s for a lock
+            await flusher_of(deployment, lambda _: None).flush_rest(within_s=0.5)
+
+    assert await deployment.count("usage_record") == 0
 
 
 async def test_one_batch_can_be_flushed_by_hand(deployment: Deployment) -> None:

@@ -197,6 +197,11 @@ async def test_an_edited_migration_is_refused(postgres_url: str) -> None:
         await migrate(postgres_url)
 
 
+async def test_another_number_of_partitions_is_refused_with_both(postgres_url: str) -> None:
+    with pytest.raises(MigrationFailed, match=r"made with 16 partitions.* is 8: set it to 16"):
+        await migrate(postgres_url, partitions=8)
+
+
 async def test_what_a_newer_release_applied_is_left_alone(postgres_url: str) -> None:
     connection = await asyncpg.connect(postgres_url)
     try:

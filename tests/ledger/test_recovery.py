@@ -228,9 +228,12 @@ async def test_data_of_another_deployment_is_never_taken(deployment: Deployment)
     acme = await deployment.organization()
     key = f"tg:{{p{acme.partition:02d}}}:meta"
     await deployment.redis.hset(key, mapping={"gen": "3", "install": "somebody else's"})
-    with pytest.raises((ValueError, Epoch)):
+    before = await deployment.pool.fetch("SELECT * FROM part")
+    with pytest.raises(ValueError, match="somebody else's"):
         await deployment.recover(acme)
     assert await deployment.redis.hget(key, "install") == b"somebody else's"
+    assert await deployment.pool.fetch("SELECT * FROM part") == before, "it was not even claimed"
+    assert await deployment.count("recovery_log") == 0
 
 
 async def test_live_gateways_are_waited_for_until_they_sign(deployment: Deployment) -> None:

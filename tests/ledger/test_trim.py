@@ -5,6 +5,11 @@ from ledger.trim import KEEP_MS, trim
 from tests.ledger.deployment import Deployment
 
 HUGE = 1 << 40
+_RECOVERIES = """
+    INSERT INTO recovery_log (partition, generation, cause, owner, started_at, ended_at)
+    SELECT $1, generation, 'test', 'test', now() - ago::interval, now() - ago::interval
+    FROM (VALUES (1, $2), (2, $3)) AS recovery (generation, ago)
+"""
 
 
 async def _log(deployment: Deployment, partition: int, ids: list[int]) -> None:
@@ -44,22 +49,24 @@ async def test_a_stream_over_its_bytes_is_cut_within_the_day(deployment: Deploym
     assert size // 4 < await partition.log_bytes(1) < size * 3 // 4
 
 
-async def test_streams_of_older_generations_go_when_their_day_is_over(
+async def test_a_stream_is_kept_for_a_day_after_the_next_recovery_began(
     deployment: Deployment,
 ) -> None:
     acme = await deployment.organization()
     partition = deployment.partition(acme)
     await _log(deployment, acme.partition, [5])
-    insert = """
-        INSERT INTO recovery_log (partition, generation, cause, owner, started_at, ended_at)
-        VALUES ($1, 1, 'test', 'test', now() - interval '2 days', now())
-    """
     async with deployment.connected() as connection:
-        await connection.execute(
-            insert.replace("$2::interval", "interval '1 hour'"), acme.partition
-        )
-        await trim(connection, partition, watermark=Position(2, "0-0"), keep_bytes=HUGE)
-        assert await partition.log_length(1) == 1
-        await connection.execute("UPDATE recovery_log SET ended_at = now() - interval '25 hours'")
-        await trim(connection, partition, watermark=Position(2, "0-0"), keep_bytes=HUGE)
-    assert await partition.log_length(1) == 0
+
+        async def trimmed(began: str, over: str, *, keep_bytes: int = HUGE) -> int:
+            await connection.execute("DELETE FROM recovery_log")
+            await connection.execute(_RECOVERIES, acme.partition, began, over)
+            watermark = Position(2, "0-0")
+            await trim(connection, partition, watermark=watermark, keep_bytes=keep_bytes)
+            return await partition.log_length(1)
+
+        for began in ("1 hour", "2 days", "5 days", "1 year"):
+            assert await trimmed(began, "1 minute") == 1, f"it began {began} ago"
+        assert await trimmed("1 year", "23 hours") == 1
+        assert await trimmed("1 year", "25 hours") == 0
+        await _log(deployment, acme.partition, [5])
+        assert await trimmed("1 year", "1 minute", keep_bytes=0) == 0

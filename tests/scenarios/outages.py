@@ -10,8 +10,8 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -146,12 +146,8 @@ class Server:
     async def paused(self) -> AsyncIterator[None]:
         """There, and silent: every process of it is stopped."""
         async with self._unsupervised():
-            pids = [self.pid, *_children(self.pid)]
-            try:
-                _signal(pids, signal.SIGSTOP)
+            with silenced(self.pid):
                 yield
-            finally:
-                _signal(pids, signal.SIGCONT)
 
     @asynccontextmanager
     async def _unsupervised(self) -> AsyncIterator[None]:
@@ -160,6 +156,17 @@ class Server:
             yield
         finally:
             os.kill(self._tollgate.pid, signal.SIGCONT)
+
+
+@contextmanager
+def silenced(*servers: int) -> Iterator[None]:
+    """These servers, by process id, with all their processes: there, and without an answer."""
+    pids = [pid for server in servers for pid in (server, *_children(server))]
+    try:
+        _signal(pids, signal.SIGSTOP)
+        yield
+    finally:
+        _signal(pids, signal.SIGCONT)
 
 
 async def checks(tollgate: Deployment, process: str) -> dict[str, str]:

@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.scenarios.deployment import Deployment, Key
+from gateway.embedded import Embedded
+from gateway.serve import _CONTROL_S_MAX
+from tests.scenarios.caller import CHAT, asks, post
+from tests.scenarios.deployment import Deployment, Key, shared
 from tests.scenarios.fleet import DRAIN_DELAY_S, STREAMS_S_MAX, Fleet, Traffic, status, traffic
 from tests.scenarios.invariants import assert_books, open_holds, owed
+from tests.scenarios.outages import silenced
 from tests.scenarios.scale import LONG
 from tests.vendor import Vendor
 
@@ -118,3 +122,29 @@ async def test_a_second_sigterm_leaves_at_once_and_nothing_is_lost_by_it(
         f"G1: a second SIGTERM with {STREAMS} streams open: {seen} calls,"
         f" gone after {gone_s:.1f} s, exact"
     )
+
+
+async def test_sigterm_while_postgres_is_silent_ends_in_time_and_loses_nothing(
+    folder: Path, vendor_apart: Vendor
+) -> None:
+    await vendor_apart.forget()
+    loop = asyncio.get_running_loop()
+    async with Embedded(folder / "servers") as servers:
+        drain = {"drain_delay_s": DRAIN_DELAY_S, "streams_s_max": 60}
+        changes = {**shared(servers.urls), "shutdown": drain}
+        started = Deployment.started(folder, vendor_port=vendor_apart.port, changes=changes)
+        async with started as gateway:
+            gateway.servers = folder / "servers"
+            key = await gateway.new_key()
+            with silenced(servers.pids["postgres"]):
+                calls = [post(gateway, key, CHAT, asks(CHAT, "m")) for _ in range(STREAMS)]
+                assert {one.status for one in await asyncio.gather(*calls)} == {200}
+                began_s = loop.time()
+                assert await gateway.stop() == 0
+                gone_s = loop.time() - began_s
+            assert "child did not stop in time" not in gateway.log_path.read_text()
+            await gateway.start()
+            await assert_books(gateway, key, records=STREAMS)
+            assert "No difference." in gateway.run("verify")
+    assert gone_s < DRAIN_DELAY_S + _CONTROL_S_MAX + _LATE_S
+    print(f"G1: SIGTERM while Postgres is silent: gone with code 0 after {gone_s:.1f} s, exact")

@@ -35,6 +35,17 @@ async def test_a_postgres_that_is_away_is_one_line_without_its_password(folder: 
     assert len(ran.err.splitlines()) == 1
 
 
+async def test_a_database_that_is_not_there_is_one_line(
+    folder: Path, postgres_url: str, redis_url: str
+) -> None:
+    name = postgres_url.rpartition("/")[2].partition("?")[0]
+    elsewhere = postgres_url.replace(f"/{name}?", "/elsewhere?")
+    ran = await operator(folder, elsewhere, redis_url).run("org", "list")
+    assert ran.code == 1
+    assert 'database "elsewhere" does not exist' in ran.err
+    assert len(ran.err.splitlines()) == 1
+
+
 async def test_a_database_without_tables_is_to_be_migrated(
     folder: Path, postgres_empty_url: str, redis_url: str
 ) -> None:

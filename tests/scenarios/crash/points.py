@@ -78,7 +78,8 @@ ledger.bases push_bases _mark_loaded
 ledger.functions Partition.set_bases"""
 
 _RECOVERY = """\
-ledger.recovery Recovery.recover Recovery._claim Recovery._prove _drain _drain_older _load call_roll
+ledger.recovery Recovery.recover Recovery._claim Recovery._prove _load call_roll
+ledger.remainder drain_stream drain_older
 ledger.functions Partition.freeze Partition.load Partition.activate"""
 
 POINTS: tuple[Point, ...] = (
