@@ -41,6 +41,7 @@ _SUBCOMMANDS = {
     "doctor": Subcommand("doctor", "doctor", "Find what would break a promise; say what to do."),
     "backup": Subcommand("backups", "backup", "Back up the Postgres that Tollgate runs."),
     "restore": Subcommand("backups", "restore", "Put it back as it was; what came since returns."),
+    "operator": Subcommand("people", "operator", "Say who runs the installation."),
     "org": Subcommand("organizations", "org", "Make, list and change organizations."),
     "key": Subcommand("keys", "key", "Make, list and revoke API keys."),
     "credit": Subcommand("money", "credit", "Give credit to organizations, and take it back."),

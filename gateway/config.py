@@ -215,7 +215,7 @@ class _Checks:
                 f"is needed where others can reach the metrics: {metrics.host} is not loopback",
             )
         taken: dict[int, str] = {}
-        for field in ("data", "metrics"):
+        for field in ("data", "control", "metrics"):
             listener: Listener = getattr(config.listeners, field)
             if listener.port and listener.port in taken:
                 other = taken[listener.port]

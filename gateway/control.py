@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 
 from gateway.config import load, secrets_in
 from gateway.logs import Lines, set_level
+from gateway.management.service import managed
 from gateway.metrics import Metrics
 from gateway.observe import observed
 from gateway.readiness import OK, Readiness
@@ -80,7 +81,15 @@ async def run_control(
             return
         file = ConfigFile(config_path, None, config=config, metrics=control.metrics)
         file.subscribe(control.configure)
-        jobs = [*control.jobs(), ("config", file.watch()), ("reload", _ask(file, reload))]
+        postman = await stack.enter_async_context(
+            managed(config, control.redis, wall_s=time.time, monotonic_s=time.monotonic)
+        )
+        jobs = [
+            *control.jobs(),
+            ("mails", postman.run()),
+            ("config", file.watch()),
+            ("reload", _ask(file, reload)),
+        ]
         tasks = [group.create_task(work, name=name) for name, work in jobs]
         log.info("control runs", extra={"workers": workers})
         await stop.wait()

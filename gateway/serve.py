@@ -52,6 +52,7 @@ class Ports(NamedTuple):
     """Where the listeners of a running deployment are."""
 
     data: int
+    control: int
     metrics: int
 
 
@@ -169,6 +170,7 @@ async def serve(
                 inherited.setdefault(name, url)
         ports = _reserve(config, stack, is_alone=is_alone)
         inherited["TOLLGATE_LISTENERS__DATA__PORT"] = str(ports.data)
+        inherited["TOLLGATE_LISTENERS__CONTROL__PORT"] = str(ports.control)
         inherited["TOLLGATE_LISTENERS__METRICS__PORT"] = str(ports.metrics)
         inherited.setdefault(*_MALLOC_MMAP)
         config.run_dir.mkdir(parents=True, exist_ok=True)
@@ -264,7 +266,7 @@ def _tell(children: list[Child], number: int) -> None:
 def _reserve(config: Config, stack: AsyncExitStack, *, is_alone: bool) -> Ports:
     """Fix the ports that were left open, and see that the others are free; `PortTaken`."""
     chosen = []
-    for name in ("data", "metrics"):
+    for name in Ports._fields:
         listener: Listener = getattr(config.listeners, name)
         if listener.port == 0:
             chosen.append(reserve_port(listener.host, stack))

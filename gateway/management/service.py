@@ -1,23 +1,72 @@
-"""The management API, put together: its routes, its document and a page to read that on."""
+"""The management API, put together: its routes, its document, its pages and its mails."""
 
+import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
 import orjson
 from aiohttp import web
+from redis.asyncio import Redis
 
+from gateway.config import pepper
+from gateway.key_cache import KeyCache
+from gateway.keys import key_digester
 from gateway.management.answered import AnsweredOnce
 from gateway.management.desk import Desk
 from gateway.management.guard import Doorman
-from gateway.management.mails import TEMPLATES
+from gateway.management.mails import TEMPLATES, Postman
+from gateway.management.passwords import Passwords
 from gateway.management.routes import ROUTES
 from gateway.rest.openapi import document
 from gateway.rest.rates import Rates
 from gateway.rest.route import PREFIX
 from gateway.rest.server import Api
-from gateway.settings import Listener
+from gateway.sealing import sealer
+from gateway.settings import Config, Listener
+from ledger.postgres import pooled
+
+_LINKS = ("verify", "reset", "sign-in", "invitation")  # where the links of mails lead
+_POOL_MAX = 4  # Postgres connections
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+
+@asynccontextmanager
+async def managed(
+    config: Config,
+    redis: Redis,
+    *,
+    wall_s: Callable[[], float],
+    monotonic_s: Callable[[], float],
+) -> AsyncIterator[Postman]:
+    """The management API of this process; gives who sends its mails."""
+    assert config.postgres.url is not None, "the supervisor has set it"
+    secret = pepper(config, secrets.token_urlsafe(32))
+
+    def now() -> datetime:
+        return datetime.fromtimestamp(wall_s(), UTC)
+
+    async with pooled(config.postgres.url.reveal(), name="management", size=_POOL_MAX) as pool:
+        desk = Desk(
+            config=config,
+            pool=pool,
+            redis=redis,
+            cache=KeyCache(redis, wall_s),
+            now=now,
+            random_bytes=secrets.token_bytes,
+            digest=key_digester(secret),
+            sealer=sealer(secret, secrets.token_bytes),
+            passwords=Passwords(),
+        )
+        async with served(config.listeners.control, desk, monotonic_s=monotonic_s):
+            yield Postman(pool, config.mail, config.data_dir / "outbox", now)
 
 
 @asynccontextmanager
@@ -27,17 +76,7 @@ async def served(
     """Serves until the block is left; gives the port."""
     application = web.Application(client_max_size=0)
     said = document(ROUTES, release=version("tollgate"))
-    text = orjson.dumps(said, option=orjson.OPT_INDENT_2)
-    shown = page(said)
-
-    async def openapi(_request: web.Request) -> web.Response:
-        return web.Response(body=text, content_type="application/json")
-
-    async def readable(_request: web.Request) -> web.Response:
-        return web.Response(text=shown, content_type="text/html")
-
-    application.router.add_route("GET", f"{PREFIX}/openapi.json", openapi)
-    application.router.add_route("GET", f"{PREFIX}/docs", readable)
+    _add_pages(application, said)
     Api(
         ROUTES,
         desk,
@@ -49,11 +88,39 @@ async def served(
     runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=1)
     await runner.setup()
     try:
+        # The supervisor holds the port for us, so that a restart cannot lose it.
         site = web.TCPSite(runner, listener.host, listener.port, backlog=128, reuse_port=True)
         await site.start()
         yield int(runner.addresses[0][1])
     finally:
         await runner.cleanup()
+
+
+def _add_pages(application: web.Application, said: dict[str, Any]) -> None:
+    """The document, the page to read it on, and the page that the links of mails lead to."""
+    text = orjson.dumps(said, option=orjson.OPT_INDENT_2)
+    shown = page(said)
+
+    async def openapi(_request: web.Request) -> web.Response:
+        return web.Response(body=text, content_type="application/json", headers=_HEADERS)
+
+    async def readable(_request: web.Request) -> web.Response:
+        return web.Response(text=shown, content_type="text/html", headers=_HEADERS)
+
+    async def link(_request: web.Request) -> web.Response:
+        nonce = secrets.token_urlsafe(16)
+        policy = (
+            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'unsafe-inline';"
+            " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        )
+        html = TEMPLATES.get_template("link.html").render(nonce=nonce)
+        headers = {**_HEADERS, "Content-Security-Policy": policy}
+        return web.Response(text=html, content_type="text/html", headers=headers)
+
+    application.router.add_route("GET", f"{PREFIX}/openapi.json", openapi)
+    application.router.add_route("GET", f"{PREFIX}/docs", readable)
+    for path in _LINKS:
+        application.router.add_route("GET", f"/{path}", link)
 
 
 def page(said: dict[str, Any]) -> str:

@@ -122,6 +122,7 @@ async def sign_in_by_link(desk: Desk, asked: Asked[Nothing, LinkSecret]) -> Answ
     """Sign in by a link that the command line printed."""
     async with desk.pool.acquire() as connection, connection.transaction():
         person_id = await people.used_link(desk, connection, asked.body.secret, "sign-in")
+    await people.make_account(desk, person_id)
     return await _signed_in(desk, asked, person_id, is_strong=False)
 
 
@@ -270,6 +271,7 @@ ROUTES = (
         answers=Session,
         status=201,
         is_guessed=True,
+        raises=(409,),
     ),
     Route(
         method="GET",

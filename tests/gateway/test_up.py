@@ -23,6 +23,7 @@ from tests.gateway.command_line import ROOT, CommandLine
 
 FREE_PORTS = {
     "TOLLGATE_LISTENERS__DATA__PORT": "0",
+    "TOLLGATE_LISTENERS__CONTROL__PORT": "0",
     "TOLLGATE_LISTENERS__METRICS__PORT": "0",
 }
 

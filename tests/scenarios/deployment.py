@@ -360,6 +360,7 @@ def configured(folder: Path, vendor_port: int, changes: Mapping[str, Any]) -> di
         "data_dir": str(folder / "data"),
         "listeners": {
             "data": {"host": "127.0.0.1", "port": 0},
+            "control": {"host": "127.0.0.1", "port": 0},
             "metrics": {"host": "127.0.0.1", "port": 0},
         },
         "providers": {

@@ -73,11 +73,12 @@ async def test_the_image_is_built_serves_and_stops(open_folder: Path, vendor_apa
     user, made.user = made.user, pwd.getpwnam("nobody").pw_uid
     os.chown(made.folder, made.user, -1)
 
-    ports = {"data": free_port(), "metrics": free_port()}
+    ports = {"data": free_port(), "control": free_port(), "metrics": free_port()}
     environ = {
         **made.environ,
         "PATH": made.environ["PATH"].replace("$PATH", "/usr/local/bin:/usr/bin:/bin"),
         "TOLLGATE_LISTENERS__DATA__PORT": str(ports["data"]),
+        "TOLLGATE_LISTENERS__CONTROL__PORT": str(ports["control"]),
         "TOLLGATE_LISTENERS__METRICS__PORT": str(ports["metrics"]),
         "TOLLGATE_SHUTDOWN__DRAIN_DELAY_S": "0",
         "TOLLGATE_PROVIDERS__LOCAL": f"{{kind: custom, base_url: '{vendor_apart.url}',"

@@ -24,6 +24,7 @@ from redis.asyncio import Redis
 from gateway.config import read
 from gateway.key_cache import KeyCache
 from gateway.keys import key_digester
+from gateway.management import operators
 from gateway.management.desk import Desk
 from gateway.management.passwords import Passwords
 from gateway.management.service import served
@@ -152,6 +153,17 @@ class Office:
         secret = await self.secret_mailed_to(email)
         assert (await browser.post("/verifications/confirm", {"secret": secret})).status == 200
         assert (await browser.signs_in(email, password)).status == 201
+        return browser
+
+    async def operator(self, email: str) -> Browser:
+        """Somebody who runs the installation, signed in by the link of the command line."""
+        desk, browser = self.desk, self.stranger()
+        secret = await operators.make(
+            desk.pool, email, digest=desk.digest, random_bytes=desk.random_bytes, now=desk.now()
+        )
+        got = await browser.post("/session/link", {"secret": secret.reveal()})
+        assert got.status == 201, got
+        browser.headers["X-CSRF-Token"] = got.body["csrf_token"]
         return browser
 
     async def mails_to(self, email: str) -> list[asyncpg.Record]:

@@ -1,0 +1,44 @@
+"""`tollgate operator`: the first person who can sign in."""
+
+from pathlib import Path
+
+import asyncpg
+
+from tests.gateway.command_line import operator
+from tests.gateway.management.office import open_office
+
+
+async def test_an_operator_is_made_and_signs_in_once_by_the_link(
+    postgres_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    ran = await operator(tmp_path, postgres_url, redis_url).run("operator", "Root@Example.com")
+    assert ran.code == 0, ran.err
+    link, secret = ran.out.strip().split("#")
+    assert link == "http://127.0.0.1:8081/sign-in"
+    assert "works once" in ran.err
+
+    async with asyncpg.create_pool(postgres_url, min_size=0, max_size=1) as pool:
+        row = await pool.fetchrow("SELECT email, is_operator, verified_at FROM person")
+    assert row is not None
+    assert (row["email"], row["is_operator"]) == ("root@example.com", True)
+    assert row["verified_at"] is not None
+    assert secret.startswith("tg_link_")
+
+
+async def test_what_is_no_address_is_refused_in_one_line(
+    postgres_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    ran = await operator(tmp_path, postgres_url, redis_url).run("operator", "nobody")
+    assert ran.code == 1
+    assert "no e-mail address" in ran.err
+    assert len(ran.err.splitlines()) == 1
+
+
+async def test_the_link_signs_an_operator_in(
+    postgres_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    async with open_office(postgres_url, redis_url, tmp_path) as office:
+        root = await office.operator("root@example.com")
+        session = await root.get("/session")
+        assert session.body["person"]["is_operator"]
+        assert session.body["person"]["account_id"] is not None
