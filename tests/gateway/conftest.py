@@ -1,10 +1,13 @@
 """The gateway's tests run on the event loop that the gateway runs on."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
 
 import pytest
 import uvloop
+
+from tests.gateway.management.office import Office, open_office
 
 
 def pytest_asyncio_loop_factories(
@@ -13,3 +16,10 @@ def pytest_asyncio_loop_factories(
     """The hook of pytest-asyncio; the key becomes part of the test's id."""
     del config, item
     return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture
+async def office(postgres_url: str, redis_url: str, tmp_path: Path) -> AsyncIterator[Office]:
+    """The management API in this process, on a socket."""
+    async with open_office(postgres_url, redis_url, tmp_path) as opened:
+        yield opened

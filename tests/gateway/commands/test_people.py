@@ -5,7 +5,6 @@ from pathlib import Path
 import asyncpg
 
 from tests.gateway.command_line import operator
-from tests.gateway.management.office import open_office
 
 
 async def test_an_operator_is_made_and_signs_in_once_by_the_link(
@@ -32,13 +31,3 @@ async def test_what_is_no_address_is_refused_in_one_line(
     assert ran.code == 1
     assert "no e-mail address" in ran.err
     assert len(ran.err.splitlines()) == 1
-
-
-async def test_the_link_signs_an_operator_in(
-    postgres_url: str, redis_url: str, tmp_path: Path
-) -> None:
-    async with open_office(postgres_url, redis_url, tmp_path) as office:
-        root = await office.operator("root@example.com")
-        session = await root.get("/session")
-        assert session.body["person"]["is_operator"]
-        assert session.body["person"]["account_id"] is not None

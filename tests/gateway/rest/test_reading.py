@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from gateway.errors import BadRequest
-from gateway.rest.cursor import Paged, cursor_at, place_in
+from gateway.rest.cursor import Paged
 from gateway.rest.reading import body_in, key_in, query_in, version_in
 
 
@@ -76,16 +76,3 @@ def test_an_idempotency_key_is_short_and_printable() -> None:
     for key in ("", "x" * 201, "a\tb"):
         with pytest.raises(BadRequest):
             key_in({"Idempotency-Key": key})
-
-
-def test_a_cursor_leads_back_to_its_place() -> None:
-    place = (7, "name")
-    assert place_in(cursor_at(place), tuple[int, str]) == place
-    assert place_in(None, tuple[int, str]) is None
-
-
-@pytest.mark.parametrize("cursor", ["", "!", "AAAA", "ä", cursor_at(("x", 1))])
-def test_a_cursor_of_somebody_elses_is_refused(cursor: str) -> None:
-    with pytest.raises(BadRequest) as caught:
-        place_in(cursor, tuple[int, str])
-    assert caught.value.code == "invalid_cursor"

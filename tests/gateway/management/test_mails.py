@@ -1,0 +1,139 @@
+"""Mail is sent over SMTP, or kept as files; nothing is lost when the server is away."""
+
+import email
+import socket
+from collections.abc import Iterator
+from datetime import timedelta
+from email.message import Message
+from pathlib import Path
+
+import pytest
+from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import SMTP, Envelope, Session
+
+from gateway.management.mails import Mail, Postman, post
+from gateway.settings import MailSettings
+from providers.adapter import Secret
+from tests.gateway.management.office import Office
+
+FACTS = {"site": "https://gate.example", "hours": 24, "link": "https://gate.example/verify#x"}
+
+
+class Box:
+    """An SMTP server's end: it keeps what it is given, or refuses."""
+
+    def __init__(self) -> None:
+        self.got: list[Message] = []
+        self.refuses = False
+
+    async def handle_DATA(self, _: SMTP, __: Session, envelope: Envelope) -> str:  # noqa: N802 - its name
+        if self.refuses:
+            return "451 try again later"
+        assert isinstance(envelope.content, bytes)
+        self.got.append(email.message_from_bytes(envelope.content))
+        return "250 taken"
+
+
+@pytest.fixture
+def box() -> Iterator[tuple[Box, MailSettings]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    box = Box()
+    server = Controller(box, hostname="127.0.0.1", port=port)
+    server.start()
+    url = Secret(f"smtp://127.0.0.1:{port}")
+    yield box, MailSettings(smtp_url=url, sender="Gate <gate@gate.example>")
+    server.stop()
+
+
+async def write(office: Office, recipient: str = "ada@example.com") -> None:
+    async with office.pool.acquire() as connection, connection.transaction():
+        await post(connection, Mail(recipient, "verify", FACTS), office.desk.now())
+
+
+async def test_a_mail_arrives_as_text_and_as_html(
+    office: Office, box: tuple[Box, MailSettings], tmp_path: Path
+) -> None:
+    received, settings = box
+    await write(office)
+
+    assert await Postman(office.pool, settings, tmp_path, office.desk.now).send_some() == 1
+
+    (message,) = received.got
+    assert (message["To"], message["From"]) == ("ada@example.com", "Gate <gate@gate.example>")
+    assert message["Subject"] == "Verify your e-mail address"
+    parts = [part for part in message.walk() if not part.is_multipart()]
+    assert [part.get_content_type() for part in parts] == ["text/plain", "text/html"]
+    for part in parts:
+        assert "https://gate.example/verify#x" in str(part.get_payload())
+
+
+async def test_it_is_sent_once(
+    office: Office, box: tuple[Box, MailSettings], tmp_path: Path
+) -> None:
+    received, settings = box
+    await write(office)
+    postmen = [Postman(office.pool, settings, tmp_path, office.desk.now) for _ in range(3)]
+    for postman in postmen:
+        await postman.send_some()
+    assert len(received.got) == 1
+
+
+async def test_a_server_that_is_away_or_refuses_is_tried_again_later(
+    office: Office, box: tuple[Box, MailSettings], tmp_path: Path
+) -> None:
+    received, settings = box
+    nowhere = MailSettings(smtp_url=Secret("smtp://127.0.0.1:1"))
+    await write(office)
+
+    assert await Postman(office.pool, nowhere, tmp_path, office.desk.now).send_some() == 0
+    postman = Postman(office.pool, settings, tmp_path, office.desk.now)
+    assert await postman.send_some() == 0, "not at once"
+    received.refuses = True
+    office.clock.ahead += timedelta(seconds=3)
+    assert await postman.send_some() == 0
+    received.refuses = False
+    office.clock.ahead += timedelta(seconds=5)
+    assert await postman.send_some() == 1
+    assert len(received.got) == 1
+
+
+async def test_without_a_server_mails_land_as_files_that_only_their_owner_reads(
+    office: Office, tmp_path: Path
+) -> None:
+    await write(office)
+    outbox = tmp_path / "outbox"
+
+    assert await Postman(office.pool, MailSettings(), outbox, office.desk.now).send_some() == 1
+
+    (path,) = outbox.iterdir()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert email.message_from_bytes(path.read_bytes())["To"] == "ada@example.com"
+
+
+async def test_a_mail_of_a_transaction_that_came_to_nothing_is_never_sent(
+    office: Office, tmp_path: Path
+) -> None:
+    async with office.pool.acquire() as connection:
+        transaction = connection.transaction()
+        await transaction.start()
+        await post(connection, Mail("ada@example.com", "verify", FACTS), office.desk.now())
+        await transaction.rollback()
+    assert await Postman(office.pool, MailSettings(), tmp_path, office.desk.now).send_some() == 0
+
+
+async def test_what_people_call_themselves_is_no_markup(office: Office) -> None:
+    facts = {
+        "site": "https://gate.example",
+        "inviter": "<b>Eve</b>",
+        "organization": "<script>",
+        "role": "Admin",
+        "days": 7,
+        "link": "https://gate.example/invitation#x",
+    }
+    async with office.pool.acquire() as connection, connection.transaction():
+        await post(connection, Mail("ada@example.com", "invitation", facts), office.desk.now())
+    (mail,) = await office.mails_to("ada@example.com")
+    assert "<script>" not in mail["html"]
+    assert "&lt;b&gt;Eve" in mail["html"]

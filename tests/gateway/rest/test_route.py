@@ -1,0 +1,42 @@
+"""What every route has to be, so that no handler need look."""
+
+import re
+from uuid import UUID
+
+import pytest
+
+from gateway.errors import NotFound
+from gateway.management.routes import ROUTES
+from gateway.rest.caller import Caller, Who
+from gateway.rest.route import Asked, Nothing, Route
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
+def test_a_route_says_who_may_call_it(route: Route) -> None:
+    access = route.access
+    assert (access.permission is not None) == (access.who is Who.MEMBER)
+    if access.scope is not None and route.is_write:
+        assert access.scope.value.endswith(":write"), "reading gives no right to change anything"
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
+def test_a_path_has_words_and_parameters(route: Route) -> None:
+    assert re.fullmatch(r"(/([a-z][a-z-]*|{[a-z_]+}))+", route.path)
+    assert route.method in {"GET", "POST", "PATCH", "PUT", "DELETE"}
+    assert route.body is None or route.is_write
+
+
+def test_an_id_in_a_path_that_is_none_is_not_found() -> None:
+    asked: Asked[Nothing, Nothing] = Asked(
+        caller=Caller(actor="", address=""),
+        path={"good": str(UUID(int=7)), "bad": "7"},
+        query=Nothing(),
+        body=Nothing(),
+        if_match=None,
+        key=None,
+        cookies={},
+        agent="",
+    )
+    assert asked.id("good") == UUID(int=7)
+    with pytest.raises(NotFound):
+        asked.id("bad")
