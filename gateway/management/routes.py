@@ -1,6 +1,15 @@
 """Every route of the management API. A route that is not here does not exist."""
 
-from gateway.management import people, policies, sessions, tenants
+from gateway.management import (
+    key_life,
+    key_secrets,
+    keyring,
+    people,
+    policies,
+    projects,
+    sessions,
+    tenants,
+)
 from gateway.rest.route import Route
 
 ROUTES: tuple[Route, ...] = (
@@ -8,4 +17,8 @@ ROUTES: tuple[Route, ...] = (
     *sessions.ROUTES,
     *tenants.ROUTES,
     *policies.ROUTES,
+    *projects.ROUTES,
+    *keyring.ROUTES,
+    *key_life.ROUTES,
+    *key_secrets.ROUTES,
 )
