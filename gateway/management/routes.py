@@ -1,6 +1,7 @@
 """Every route of the management API. A route that is not here does not exist."""
 
 from gateway.management import (
+    audit,
     key_life,
     key_secrets,
     keyring,
@@ -21,4 +22,5 @@ ROUTES: tuple[Route, ...] = (
     *keyring.ROUTES,
     *key_life.ROUTES,
     *key_secrets.ROUTES,
+    *audit.ROUTES,
 )
