@@ -5,11 +5,13 @@ from gateway.management import (
     key_life,
     key_secrets,
     keyring,
+    operations,
     people,
     policies,
     projects,
     sessions,
     tenants,
+    wallet,
 )
 from gateway.rest.route import Route
 
@@ -22,5 +24,7 @@ ROUTES: tuple[Route, ...] = (
     *keyring.ROUTES,
     *key_life.ROUTES,
     *key_secrets.ROUTES,
+    *wallet.ROUTES,
+    *operations.ROUTES,
     *audit.ROUTES,
 )
