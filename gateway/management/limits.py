@@ -18,5 +18,6 @@ class Limits(
 
 def limits_in(text: str) -> Limits:
     """The limits of an organization's row. Those of a newer release are passed over."""
-    said = msgspec.json.decode(text, type=dict[str, int | None])
-    return Limits(**{name: said[name] for name in Limits.__struct_fields__ if name in said})
+    said = msgspec.json.decode(text)
+    known = {name: said[name] for name in Limits.__struct_fields__ if name in said}
+    return msgspec.convert(known, Limits)

@@ -12,7 +12,7 @@ def test_what_is_not_set_is_as_configured() -> None:
 
 
 def test_a_limit_of_a_newer_release_is_passed_over() -> None:
-    assert limits_in('{"projects_max": 4, "robots_max": 5}') == Limits(projects_max=4)
+    assert limits_in('{"projects_max": 4, "robots_max": {"each": 5}}') == Limits(projects_max=4)
 
 
 @pytest.mark.parametrize(
