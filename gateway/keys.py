@@ -38,7 +38,12 @@ def issue(random_bytes: bytes) -> NewKey:
     body = PREFIX + characters
     text = f"{body}_{_checksum(body)}"
     assert is_well_formed(text)
-    return NewKey(Secret(text), characters[-4:])
+    return NewKey(Secret(text), last4_of(text))
+
+
+def last4_of(text: str) -> str:
+    """What is shown of a key: the last of its random characters."""
+    return text[-11:-7]
 
 
 def base62(random_bytes: bytes) -> str:

@@ -41,7 +41,7 @@ class Permission(StrEnum):
     MEMBER_ROLE = "member.role"  # up to admin; only owners make owners, whatever is set
     PROJECT_READ = "project.read"
     PROJECT_MANAGE = "project.manage"
-    KEY_READ = "key.read"  # one's own; with key.manage, everybody's
+    KEY_READ = "key.read"  # of all keys, for all may use them; never a secret
     KEY_CREATE = "key.create"  # and to manage one's own
     KEY_MANAGE = "key.manage"  # everybody's
     BILLING_READ = "billing.read"

@@ -234,9 +234,28 @@ CREATE TABLE api_key (
     revoked_at      timestamptz,
     created_at      timestamptz NOT NULL DEFAULT now(),
     version         bigint NOT NULL DEFAULT 1,                   -- an older one never replaces a newer
+    description     text NOT NULL DEFAULT '',
+    disabled_at     timestamptz,                                 -- refused until it is enabled again
+    disabled_by     uuid REFERENCES member (id),                 -- null: by nobody who is a member
     CHECK ((budget_limit IS NULL) = (budget_period IS NULL))
 );
 CREATE INDEX api_key_organization ON api_key (organization_id);
+
+-- One row per further secret of a key: its former one while a rotation's grace lasts (and after, as
+-- refused), or a member's own, so that calls are theirs. Limits and budgets are the key's.
+CREATE TABLE key_secret (
+    digest     bytea PRIMARY KEY,
+    key_id     uuid NOT NULL REFERENCES api_key (id),
+    member_id  uuid REFERENCES member (id),      -- null: a former secret of the key itself
+    last4      text NOT NULL,
+    sealed     bytea,                            -- a member may see theirs again
+    created_at timestamptz NOT NULL DEFAULT now(),
+    ends_at    timestamptz,                      -- refused from then on; null: with its key
+    CHECK ((member_id IS NULL) = (sealed IS NULL)),
+    CHECK (member_id IS NOT NULL OR ends_at IS NOT NULL)
+);
+CREATE INDEX key_secret_key ON key_secret (key_id);
+CREATE UNIQUE INDEX key_secret_member ON key_secret (key_id, member_id) WHERE ends_at IS NULL;
 
 -- One row per gateway process that has ever served.
 CREATE TABLE gateway (

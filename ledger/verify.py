@@ -8,6 +8,7 @@ All of it is read in one snapshot, so a busy ledger can be verified as it is.
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import NamedTuple
+from uuid import UUID
 
 import asyncpg
 import msgspec
@@ -16,6 +17,7 @@ from ledger import verify_sql as sql
 from ledger.batch import Known
 from ledger.chain import Audited, Posted, audit_hash, transaction_hash
 from ledger.known import corrected, known_of_row, windows_of
+from ledger.postgres import Connection, one_row
 from ledger.pricing import PriceSheet
 from ledger.row import Figures, RollupKey, report_hour_us
 from ledger.stream import Window
@@ -56,6 +58,28 @@ async def verify(
     return found
 
 
+class AuditFollowed(NamedTuple):
+    """How far one organization's audit log is as it was written."""
+
+    lines: int  # as many as there must be
+    whole_to: int  # the last line that is, as are all before it
+    is_whole: bool
+
+
+async def verify_audit(connection: Connection, organization_id: UUID) -> AuditFollowed:
+    """Follow one organization's audit chain until something is wrong with it, or to its end."""
+    chain, whole_to = _audit_chain(), 0
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        lines, hashed = await one_row(connection, sql.AUDIT_END, organization_id)
+        async for row in _rows(connection, sql.AUDIT_LINES, organization_id):
+            chain.follow(row["organization_id"], row, _audited_hash(row))
+            if chain.found or row["number"] > lines:
+                break
+            whole_to = row["number"]
+    ended = chain.ended([(str(organization_id), lines, hashed)])
+    return AuditFollowed(lines, whole_to, is_whole=not ended)
+
+
 async def _queried(connection: asyncpg.Connection) -> list[Difference]:
     """What a query alone can tell: its rows are differences."""
     found: list[Difference] = []
@@ -83,7 +107,9 @@ class _Chain:
         self.found += _linked(place, previous, row, computed)
         self._last[chain] = row["number"], row["hash"]
 
-    def ended(self, ends: Iterable[asyncpg.Record], where: str = "{}") -> list[Difference]:
+    def ended(
+        self, ends: Iterable[asyncpg.Record | tuple[str, int, bytes]], where: str = "{}"
+    ) -> list[Difference]:
         """Every difference; `ends` has the last line of each chain: its name, number and hash."""
         for chain, number, hashed in ends:
             last, end = self._last.get(chain, (0, b"")), (number, hashed)
@@ -111,21 +137,30 @@ async def _transaction_chains(connection: asyncpg.Connection) -> list[Difference
 
 
 async def _audit_chains(connection: asyncpg.Connection) -> list[Difference]:
-    chain = _Chain("audit line", "audit", "end of audit chain")
-    async for row in _rows(connection, sql.AUDIT_LINES):
-        audited = Audited(
-            row["organization_id"],
-            row["number"],
-            row["at_us"],
-            row["actor"],
-            row["action"],
-            row["target"],
-            None if row["before"] is None else msgspec.json.decode(row["before"]),
-            None if row["after"] is None else msgspec.json.decode(row["after"]),
-            row["address"],
-        )
-        chain.follow(row["organization_id"], row, audit_hash(row["previous_hash"], audited))
+    chain = _audit_chain()
+    async for row in _rows(connection, sql.AUDIT_LINES, None):
+        chain.follow(row["organization_id"], row, _audited_hash(row))
     return chain.ended(await connection.fetch(sql.AUDIT_ENDS))
+
+
+def _audit_chain() -> _Chain:
+    return _Chain("audit line", "audit", "end of audit chain")
+
+
+def _audited_hash(row: asyncpg.Record) -> bytes:
+    """The hash of an audit line by what it says."""
+    audited = Audited(
+        row["organization_id"],
+        row["number"],
+        row["at_us"],
+        row["actor"],
+        row["action"],
+        row["target"],
+        None if row["before"] is None else msgspec.json.decode(row["before"]),
+        None if row["after"] is None else msgspec.json.decode(row["after"]),
+        row["address"],
+    )
+    return audit_hash(row["previous_hash"], audited)
 
 
 def _linked(place: str, previous: bytes, row: asyncpg.Record, computed: bytes) -> list[Difference]:
@@ -261,6 +296,8 @@ def _shown(end: tuple[int, bytes]) -> str:
     return f"{end[0]} {end[1].hex()}"
 
 
-async def _rows(connection: asyncpg.Connection, query: str) -> AsyncIterator[asyncpg.Record]:
-    async for row in connection.cursor(query, prefetch=_PREFETCH):
+async def _rows(
+    connection: Connection, query: str, *arguments: object
+) -> AsyncIterator[asyncpg.Record]:
+    async for row in connection.cursor(query, *arguments, prefetch=_PREFETCH):
         yield row

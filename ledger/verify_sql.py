@@ -142,11 +142,14 @@ TRANSACTIONS = """
     FROM ledger_transaction AS t ORDER BY t.partition, t.number
 """
 AUDIT_ENDS = "SELECT id::text, audit_number, audit_hash FROM organization"
+# $1: of one organization; null: of all.
 AUDIT_LINES = """
     SELECT organization_id::text, number, actor, action, target, before, after, address,
            previous_hash, hash, (extract(epoch FROM at) * 1000000)::bigint AS at_us
-    FROM audit_log ORDER BY organization_id, number
+    FROM audit_log WHERE $1::uuid IS NULL OR organization_id = $1
+    ORDER BY organization_id, number
 """
+AUDIT_END = "SELECT audit_number, audit_hash FROM organization WHERE id = $1"
 CORRECTIONS = """
     SELECT call_id, number, old_kind, old_charge, kind, charge, spent_delta, windows, outcome,
            provider, model_target, usage_source, input, cache_read, cache_write, output, reasoning,

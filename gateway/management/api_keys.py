@@ -30,26 +30,50 @@ _PUBLISHED_MAX = 500  # keys at a time
 _COUNT_MAX = 2**31 - 1  # of an integer column
 
 _BY_DIGEST = """
-    SELECT k.digest, k.id, k.organization_id, k.project_id, k.member_id, k.budget_limit,
-           k.budget_period, k.rpm, k.tpm, k.concurrency, k.models, k.expires_at,
-           k.revoked_at IS NOT NULL OR o.deleted_at IS NOT NULL AS is_revoked,
+    SELECT s.digest, k.id, k.organization_id, k.project_id,
+           coalesce(s.member_id, k.member_id) AS member_id, k.budget_limit,
+           k.budget_period, k.rpm, k.tpm, k.concurrency, k.models,
+           least(k.expires_at, s.ends_at) AS expires_at, k.disabled_at IS NOT NULL AS is_disabled,
+           k.revoked_at IS NOT NULL OR o.deleted_at IS NOT NULL OR m.removed_at IS NOT NULL
+           OR coalesce(s.ends_at <= now(), false) AS is_revoked,
            o.partition, o.time_zone, o.unpriced_allowed,
            o.grace_nanos, o.suspended_at IS NOT NULL AS is_suspended,
            -- Both only grow, so whatever changes, the sum is above every one seen before.
            k.version + o.version AS version
-    FROM api_key AS k JOIN organization AS o ON o.id = k.organization_id
-    WHERE k.digest = ANY($1::bytea[])
+    FROM (
+        SELECT digest, id AS key_id, NULL::uuid AS member_id, NULL::timestamptz AS ends_at
+        FROM api_key WHERE digest = ANY($1::bytea[])
+        UNION ALL
+        SELECT digest, key_id, member_id, ends_at FROM key_secret WHERE digest = ANY($1::bytea[])
+    ) AS s
+    JOIN api_key AS k ON k.id = s.key_id
+    JOIN organization AS o ON o.id = k.organization_id
+    LEFT JOIN member AS m ON m.id = s.member_id
 """
-_DIGESTS = "SELECT digest FROM api_key WHERE organization_id = $1"
+_OF_ORGANIZATION = "SELECT id FROM api_key WHERE organization_id = $1"
+# Secrets that ended some days ago are refused everywhere and need no news.
+_DIGESTS = """
+    SELECT digest FROM api_key WHERE id = ANY($1::uuid[])
+    UNION ALL
+    SELECT digest FROM key_secret
+    WHERE key_id = ANY($1::uuid[]) AND (ends_at IS NULL OR ends_at > now() - interval '8 days')
+"""
 _PROJECT_BY_NAME = """
     INSERT INTO project (id, organization_id, name) VALUES (gen_random_uuid(), $1, $2)
     ON CONFLICT (organization_id, name) DO UPDATE SET name = excluded.name
     RETURNING id
 """
+# Shared, so that it is not archived while a key is made in it.
+_PROJECT_BY_ID = """
+    SELECT id FROM project
+    WHERE organization_id = $1 AND id = $2 AND archived_at IS NULL FOR SHARE
+"""
+_DEFAULT_PROJECT = "SELECT id FROM project WHERE organization_id = $1 AND is_default"
 _INSERT = """
     INSERT INTO api_key (id, organization_id, project_id, member_id, digest, name, last4,
-                         budget_limit, budget_period, rpm, tpm, concurrency, models, expires_at)
-    VALUES (gen_random_uuid(), $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+                         budget_limit, budget_period, rpm, tpm, concurrency, models, expires_at,
+                         description)
+    VALUES (gen_random_uuid(), $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
     RETURNING id
 """
 _VIEW = """
@@ -66,11 +90,12 @@ _MATCHING = """
       AND (id::text = $2 OR last4 = $2 OR name = $2)
     ORDER BY created_at LIMIT 20
 """
+LOCK = "SELECT id FROM api_key WHERE id = $1 FOR UPDATE"
 _REVOKE = """
     UPDATE api_key
     SET version = version + 1, revoked_at = coalesce(revoked_at, now())
     WHERE id = $1
-    RETURNING digest, organization_id, name
+    RETURNING organization_id, name
 """
 
 
@@ -86,7 +111,9 @@ class KeyTerms:
     """What a new key may do; `None`: without that limit."""
 
     name: str
+    description: str = ""
     project: str | None = None  # made if there is none of this name; None: the default project
+    project_id: UUID | None = None  # one that there is; instead of its name
     member_id: UUID | None = None
     budget: Nanos | None = None
     period: Period | None = None
@@ -96,6 +123,7 @@ class KeyTerms:
     models: tuple[str, ...] | None = None
     expires_at: datetime | None = None
     actor: str = "operator"
+    address: str | None = None  # where the request came from
 
 
 class ApiKey(NamedTuple):
@@ -133,7 +161,7 @@ async def create(
     """Make a key that works at once on every gateway."""
     _check(terms)
     async with pool.acquire() as connection, connection.transaction():
-        project_id = await _project(connection, organization_id, terms.project)
+        project_id = await _project(connection, organization_id, terms)
         key_id = await connection.fetchval(
             _INSERT,
             organization_id,
@@ -149,8 +177,15 @@ async def create(
             terms.concurrency,
             terms.models,
             terms.expires_at,
+            terms.description,
         )
-        made = Change(terms.actor, "key.create", str(key_id), after={"name": terms.name})
+        made = Change(
+            terms.actor,
+            "key.create",
+            str(key_id),
+            after={"name": terms.name},
+            address=terms.address,
+        )
         await append_change(connection, str(organization_id), made)
     # A gateway that refused this key a moment ago would do so again; without the news, for 1 s.
     await publish(pool, cache, [label.digest])
@@ -182,7 +217,12 @@ async def resolve(pool: asyncpg.Pool, text: str, *, organization_id: UUID | None
 
 
 async def revoke(
-    pool: asyncpg.Pool, cache: KeyCache, key_id: UUID, *, actor: str = "operator"
+    pool: asyncpg.Pool,
+    cache: KeyCache,
+    key_id: UUID,
+    *,
+    actor: str = "operator",
+    address: str | None = None,
 ) -> bool:
     """End a key for ever. False: Redis was not told, so gateways may take it for 30 s more.
 
@@ -192,14 +232,27 @@ async def revoke(
         row = await connection.fetchrow(_REVOKE, key_id)
         if row is None:
             raise NotFound(f"there is no API key {key_id}", code="api_key_not_found")
-        done = Change(actor, "key.revoke", str(key_id), before={"name": row["name"]})
+        before = {"name": row["name"]}
+        done = Change(actor, "key.revoke", str(key_id), before=before, address=address)
         await append_change(connection, str(row["organization_id"]), done)
-    return await publish(pool, cache, [row["digest"]])
+    return await publish_keys(pool, cache, [key_id])
 
 
 async def publish_all(pool: asyncpg.Pool, cache: KeyCache, organization_id: UUID) -> bool:
     """`publish` for every key of an organization, of which something has changed."""
-    digests = [row["digest"] for row in await pool.fetch(_DIGESTS, organization_id)]
+    try:
+        rows = await pool.fetch(_OF_ORGANIZATION, organization_id)
+    except (asyncpg.PostgresError, *AWAY):
+        return False
+    return await publish_keys(pool, cache, [row["id"] for row in rows])
+
+
+async def publish_keys(pool: asyncpg.Pool, cache: KeyCache, key_ids: Sequence[UUID]) -> bool:
+    """`publish` for every secret of these keys. What it cannot do is no error: it is committed."""
+    try:
+        digests = [row["digest"] for row in await pool.fetch(_DIGESTS, key_ids)]
+    except (asyncpg.PostgresError, *AWAY):
+        return False
     batches = [digests[at : at + _PUBLISHED_MAX] for at in range(0, len(digests), _PUBLISHED_MAX)]
     return all([await publish(pool, cache, batch) for batch in batches])
 
@@ -219,17 +272,23 @@ async def publish(pool: asyncpg.Pool, cache: KeyCache, digests: Sequence[bytes])
 
 
 async def _project(
-    connection: asyncpg.pool.PoolConnectionProxy, organization_id: UUID, name: str | None
+    connection: asyncpg.pool.PoolConnectionProxy, organization_id: UUID, terms: KeyTerms
 ) -> UUID:
-    if name is not None:
-        project_id = await connection.fetchval(_PROJECT_BY_NAME, organization_id, name)
+    if terms.project_id is not None:
+        found = await connection.fetchval(_PROJECT_BY_ID, organization_id, terms.project_id)
+        if found is None:
+            raise NotFound(
+                f"There is no project {terms.project_id} here that is not archived.",
+                code="project_not_found",
+                param="project_id",
+            )
+    elif terms.project is not None:
+        found = await connection.fetchval(_PROJECT_BY_NAME, organization_id, terms.project)
     else:
-        project_id = await connection.fetchval(
-            "SELECT id FROM project WHERE organization_id = $1 AND is_default", organization_id
-        )
-    if project_id is None:
+        found = await connection.fetchval(_DEFAULT_PROJECT, organization_id)
+    if found is None:
         raise NotFound(f"there is no organization {organization_id}", code="organization_not_found")
-    return UUID(str(project_id))
+    return UUID(str(found))
 
 
 def _check(terms: KeyTerms) -> None:
@@ -256,7 +315,6 @@ def _known(row: asyncpg.Record) -> KnownKey:
     if row["budget_limit"] is not None:
         period = Period(row["budget_period"])
         budgets = (Budget(f"key:{key_id}", Nanos(row["budget_limit"]), period),)
-    expires_at = row["expires_at"]
     principal = Principal(
         organization_id=organization_id,
         partition=row["partition"],
@@ -271,12 +329,24 @@ def _known(row: asyncpg.Record) -> KnownKey:
         tpm=row["tpm"],
         concurrency=row["concurrency"],
         models=None if row["models"] is None else frozenset(row["models"]),
-        expires_at_ms=None if expires_at is None else int(expires_at.timestamp() * 1000),
+        expires_at_ms=_expiry_ms(row),
         is_suspended=row["is_suspended"],
         allows_unpriced=row["unpriced_allowed"],
         grace=Nanos(row["grace_nanos"]),
     )
     return KnownKey(principal, row["is_revoked"])
+
+
+def _expiry_ms(row: asyncpg.Record) -> int | None:
+    """When gateways stop taking it, unix ms.
+
+    A disabled key is one that expired long ago: unlike a tombstone, such an entry is checked
+    against Postgres, so that a key whose enabling Redis never heard of comes back all the same. And
+    gateways of older releases obey it.
+    """
+    if row["is_disabled"]:
+        return 0
+    return None if row["expires_at"] is None else int(row["expires_at"].timestamp() * 1000)
 
 
 def _view(row: asyncpg.Record) -> ApiKey:

@@ -1,6 +1,18 @@
 """Every route of the management API. A route that is not here does not exist."""
 
-from gateway.management import people, policies, sessions, tenants
+from gateway.management import (
+    audit,
+    key_life,
+    key_secrets,
+    keyring,
+    operations,
+    people,
+    policies,
+    projects,
+    sessions,
+    tenants,
+    wallet,
+)
 from gateway.rest.route import Route
 
 ROUTES: tuple[Route, ...] = (
@@ -8,4 +20,11 @@ ROUTES: tuple[Route, ...] = (
     *sessions.ROUTES,
     *tenants.ROUTES,
     *policies.ROUTES,
+    *projects.ROUTES,
+    *keyring.ROUTES,
+    *key_life.ROUTES,
+    *key_secrets.ROUTES,
+    *wallet.ROUTES,
+    *operations.ROUTES,
+    *audit.ROUTES,
 )
