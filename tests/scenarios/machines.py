@@ -34,6 +34,7 @@ class Machines:
         self.deployments, self._keys, self._vendor = deployments, keys, vendor
         self.loads = [Load(one, keys, number) for number, one in enumerate(deployments)]
         self._began_s = books.now_s()
+        self._healed_s = 0.0  # when callers were told to stop, by the loop's clock
 
     @classmethod
     @asynccontextmanager
@@ -74,6 +75,7 @@ class Machines:
                 await stack.enter_async_context(load.running(CALLERS))
             await self.answers(CALLERS)
             yield
+            self._healed_s = asyncio.get_running_loop().time()
 
     async def answers(self, count: int, *, within_s: float = 20.0) -> None:
         """Wait for so many more answers of each."""
@@ -129,11 +131,14 @@ class Machines:
         """Drain, then compare callers, vendor, records and wallets; what it came to."""
         everything = self.loads[0]
         everything.answered.update(self.answered)
+        for load in self.loads:
+            everything.made.update(load.made)
         sums = await books.settled(
             self.deployments[0],
             self._vendor,
             everything,
             since_s=self._began_s,
+            healed_s=self._healed_s,
             granted={key.organization_id: nanos(CREDIT_USD) for key in self._keys},
             is_disk_lost=is_disk_lost,
             beside=self.deployments[1:],

@@ -76,8 +76,14 @@ class Storm:
             while loop.time() < until_s:
                 await self._strike(load, faults)
             await self._tollgate.until_ready(BACK_S_MAX)
+            healed_s = loop.time()
         sums = await books.settled(
-            self._tollgate, self._vendor, load, since_s=began_s, granted=self._granted
+            self._tollgate,
+            self._vendor,
+            load,
+            since_s=began_s,
+            healed_s=healed_s,
+            granted=self._granted,
         )
         self.drained_s = max(self.drained_s, sums.drained_s)
         self._assert_no_drift()
