@@ -9,8 +9,9 @@ import random
 import shutil
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from tests.scenarios.storm.load import Load
 
 _CONFIRMED_S = 10.0
 _STOPPED_S = (0.2, 2.5)
+_ADOPTED_S = 10.0  # until others have told what a dead worker's journal has, whatever is hit next
+_TOLD_S = 3.0  # until a worker that was stopped has held again what it serves
 _AWAY = (RedisError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
 _POISONS: tuple[dict[Any, Any], ...] = (
     {b"x": b"garbage"},
@@ -80,14 +83,27 @@ class Faults:
         pid = self._child(role)
         if pid is None or not self._is_hit(role, pid):
             return False
-        os.kill(pid, signal.SIGKILL)
-        return await _until(lambda: _state(pid) in ("Z", "X", ""))
+        with self._astray(role, pid, known_after_s=_ADOPTED_S):
+            os.kill(pid, signal.SIGKILL)
+            return await _until(lambda: _state(pid) in ("Z", "X", ""))
 
     async def _stop_child(self, role: str) -> bool:
         pid = self._child(role)
         if pid is None or not self._is_hit(role, pid):
             return False
-        return await self._still([pid])
+        with self._astray(role, pid, known_after_s=_TOLD_S):
+            return await self._still([pid])
+
+    @contextmanager
+    def _astray(self, role: str, pid: int, *, known_after_s: float) -> Iterator[None]:
+        """The calls of this worker are known to it alone meanwhile, and for so long afterwards."""
+        ports = _peers(pid, self._tollgate.ports["data"]) if role == "worker" else set()
+        since_s = time.monotonic()
+        try:
+            yield
+        finally:
+            until_s = time.monotonic() + known_after_s
+            self._load.go_astray(ports, since_s=since_s, until_s=until_s)
 
     def _child(self, role: str) -> int | None:
         pids = self._tollgate.pids(role)
