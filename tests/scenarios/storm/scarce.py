@@ -12,9 +12,9 @@ import math
 import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -22,7 +22,7 @@ import asyncpg
 from gateway.errors import GatewayError
 from gateway.management import credits as credits_
 from gateway.principal import Period
-from ledger.money import Nanos
+from ledger.money import Nanos, nanos
 from ledger.postgres import AWAY
 from tests.scenarios.deployment import Deployment, Key
 from tests.scenarios.invariants import owed
@@ -34,9 +34,11 @@ BEGINNING, MORE = 8, 3  # calls that a round begins with, and that a loss of dat
 PLACES = 2
 CALLERS = 5  # of each: always more than there is money or room for
 _UNUSED_TOKENS = 20  # of the input that is held for, at most
+_RICH_USD = "100000"
 _PAUSE_S = 0.2
 _AGAIN_S = 0.1
 _BEGUN_S_MAX = 0.5
+_T = TypeVar("_T")
 
 _LOST = """
     SELECT key_id::text AS key, extract(epoch FROM now() - admitted_at)::float8 AS ago_s, charge
@@ -125,25 +127,23 @@ class Wallet:
         self.granted += amount
         self.given[self.key.id].append(Given(time.monotonic(), amount))
         grant = credits_.Grant(UUID(self.key.organization_id), amount, "more", "storm", once)
-        while True:
-            try:
-                async with tollgate.stores() as stores:
-                    await credits_.grant(stores.pool, stores.redis, grant)
-            except (GatewayError, asyncpg.PostgresError, *AWAY):
-                await asyncio.sleep(_AGAIN_S)
-            else:
-                return
+
+        async def give() -> None:
+            async with tollgate.stores() as stores:
+                await credits_.grant(stores.pool, stores.redis, grant)
+
+        await _done(give)
 
     @property
     def refused(self) -> int:
         """How often it was not let in, for want of what is scarce."""
         return self.answers[402] + self.answers[429]
 
-    async def until_begun(self, load: Load) -> None:
+    async def until_begun(self, loads: Sequence[Load]) -> None:
         """Wait for as many calls as can be under way, so that a loss finds them open."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_BEGUN_S_MAX):
-                while load.begun[self.key.id] < self.at_once:
+                while sum(load.begun[self.key.id] for load in loads) < self.at_once:
                     await asyncio.sleep(0.005)
 
     async def judge(self, tollgate: Deployment, load: Load, seen: Iterable[Entry]) -> str:
@@ -187,9 +187,9 @@ class Budget(Wallet):
 
     async def fill(self, tollgate: Deployment, calls: int) -> None:
         """Callers go on with a new key for so many calls."""
-        self.key = await tollgate.new_key(
-            organization_id=self.key.organization_id, budget=calls * CALL, period=Period.ONCE
-        )
+        terms: dict[str, Any] = {"budget": calls * CALL, "period": Period.ONCE}
+        owner = self.key.organization_id
+        self.key = await _done(lambda: tollgate.new_key(organization_id=owner, **terms))
         self.given[self.key.id] = [Given(-math.inf, calls * CALL)]
 
 
@@ -207,6 +207,36 @@ class Places(Wallet):
 
     def _wrong(self, calls: list[Seen], given: list[Given]) -> str:  # noqa: ARG002 - no money
         return crowded(PLACES, calls)
+
+
+async def purses(tollgate: Deployment) -> list[Wallet]:
+    """One of each kind: what is scarce is the wallet, a budget, or places."""
+    rich = nanos(_RICH_USD)
+    return [
+        Wallet(await tollgate.new_key(credit_usd="0"), 0),
+        Budget(await tollgate.new_key(credit_usd=_RICH_USD), rich),
+        Places(await tollgate.new_key(credit_usd=_RICH_USD, concurrency=PLACES), rich),
+    ]
+
+
+async def use_up(every: Sequence[Wallet], tollgate: Deployment, loads: Sequence[Load]) -> None:
+    """Give each a little, and see it held by calls that have begun: so a loss finds it held."""
+    await asyncio.gather(*(purse.fill(tollgate, MORE) for purse in every))
+    await asyncio.gather(*(purse.until_begun(loads) for purse in every))
+
+
+def told(every: Iterable[Wallet]) -> str:
+    """What came of them, for people."""
+    return ", ".join(f"{one.name} {one.calls} calls, {one.refused} refused" for one in every)
+
+
+async def _done(give: Callable[[], Coroutine[None, None, _T]]) -> _T:
+    """Do it as soon as the stores are there."""
+    while True:
+        try:
+            return await give()
+        except (GatewayError, asyncpg.PostgresError, *AWAY):
+            await asyncio.sleep(_AGAIN_S)
 
 
 def _calls(load: Load, seen: Iterable[Entry], keys: Iterable[str]) -> dict[str, list[Seen]]:

@@ -113,10 +113,7 @@ class Storm:
         kind = self._kinds.pop()
         self.tried[kind] += 1
         if kind in LOSSES and self._is_calm:
-            await asyncio.gather(
-                *(purse.fill(self._tollgate, scarce.MORE) for purse in self._purses)
-            )
-            await asyncio.gather(*(purse.until_begun(load) for purse in self._purses))
+            await scarce.use_up(self._purses, self._tollgate, [load])
         self._is_calm = False
         self.counted[kind] += await faults.strike(kind)
         if self._chance.random() < 0.25:
@@ -155,15 +152,12 @@ class Storm:
         kinds = ", ".join(f"{kind} {self.counted[kind]}" for kind in sorted(self.tried))
         refused, ends = dict(self.refused), dict(self.ended)
         count, middle, high = recovered
-        scarce_ = ", ".join(
-            f"{one.name} {one.calls} calls, {one.refused} refused" for one in self._purses
-        )
         return (
             f"storm, seed {SEED}: {self.answered:,} calls answered; {self.counted.total()} faults"
             f" of {self.tried.total()} counted ({kinds}); ends {ends}; refused"
-            f" {refused}; of what was scarce: {scarce_}; {self.letters} dead letters;"
-            f" drained in {self.drained_s:.1f} s at most; {count} recoveries, median"
-            f" {middle:.0f} ms, p99 {high:.0f} ms;"
+            f" {refused}; of what was scarce: {scarce.told(self._purses)};"
+            f" {self.letters} dead letters; drained in {self.drained_s:.1f} s at most;"
+            f" {count} recoveries, median {middle:.0f} ms, p99 {high:.0f} ms;"
             " none lost, none doubled, no wrong amount, no drift"
         )
 
@@ -176,7 +170,7 @@ async def test_nothing_is_lost_doubled_or_wrong_whatever_is_killed_stopped_or_pu
         folder, vendor_port=vendor_apart.port, workers=WORKERS, changes=CHANGES
     ) as tollgate:
         keys = [await tollgate.new_key(credit_usd=CREDIT_USD, **terms) for terms in TERMS]
-        storm = Storm(tollgate, vendor_apart, keys, await purses(tollgate))
+        storm = Storm(tollgate, vendor_apart, keys, await scarce.purses(tollgate))
         loop = asyncio.get_running_loop()
         until_s = loop.time() + STORM_S
         number = 0
@@ -190,15 +184,3 @@ async def test_nothing_is_lost_doubled_or_wrong_whatever_is_killed_stopped_or_pu
             print(storm.told(await books.recoveries(connection)))
         finally:
             await connection.close()
-
-
-async def purses(tollgate: Deployment) -> list[scarce.Wallet]:
-    """One of each kind: what is scarce is the wallet, a budget, or places."""
-    rich = nanos(CREDIT_USD)
-    return [
-        scarce.Wallet(await tollgate.new_key(credit_usd="0"), 0),
-        scarce.Budget(await tollgate.new_key(credit_usd=CREDIT_USD), rich),
-        scarce.Places(
-            await tollgate.new_key(credit_usd=CREDIT_USD, concurrency=scarce.PLACES), rich
-        ),
-    ]
