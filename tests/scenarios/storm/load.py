@@ -136,15 +136,14 @@ class Load:
     @asynccontextmanager
     async def running(self, callers: int) -> AsyncIterator[None]:
         """Call meanwhile; at the end every caller ends its call and makes no more."""
+        crowds = [
+            Crowd(1, partial(_same, self._keys[number % len(self._keys)]), Asking.drawn, _PAUSE_S)
+            for number in range(callers)
+        ]
+        crowds += [crowd for crowd in self._crowds for _ in range(crowd.callers)]
         async with asyncio.TaskGroup() as group:
-            for number in range(callers):
-                key = self._keys[number % len(self._keys)]
-                crowd = Crowd(1, partial(_same, key), Asking.drawn, _PAUSE_S)
+            for number, crowd in enumerate(crowds):
                 group.create_task(self._caller(number, crowd))
-            for crowd in self._crowds:
-                for _ in range(crowd.callers):
-                    number += 1
-                    group.create_task(self._caller(number, crowd))
             try:
                 yield
             finally:
@@ -168,14 +167,17 @@ class Load:
         while not self._stop.is_set():
             try:
                 async with Caller.at("127.0.0.1", self._tollgate.ports.get("data", 0)) as line:
-                    while not self._stop.is_set():
-                        self._calls += 1
-                        asking = crowd.draw(chance, f"{self._seed}x{self._calls}")
-                        if not await self._call(line, crowd.key(), asking):
-                            await asyncio.sleep(crowd.pause_s)
+                    await self._calls_of(line, crowd, chance)
             except (OSError, EOFError):
                 self.unanswered += 1
                 await asyncio.sleep(_PAUSE_S)
+
+    async def _calls_of(self, line: Caller, crowd: Crowd, chance: random.Random) -> None:
+        while not self._stop.is_set():
+            self._calls += 1
+            asking = crowd.draw(chance, f"{self._seed}x{self._calls}")
+            if not await self._call(line, crowd.key(), asking):
+                await asyncio.sleep(crowd.pause_s)
 
     async def _call(self, line: Caller, key: Key, asking: Asking) -> bool:
         """One call, and whether it was let in; raises what `Caller` does when no whole answer
