@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import pytest
 from redis.asyncio import Redis
 
 from ledger.admission import Cap
@@ -12,8 +13,10 @@ from ledger.clients import open_redis
 from ledger.commit import Position
 from ledger.drain import PROVEN_CHANNEL, proof_lines, read_proof
 from ledger.flusher import Flusher, watermarks
+from ledger.functions import Renewal
 from ledger.money import Nanos
-from tests.ledger.deployment import Deployment, until
+from ledger.record import EndKind, encode
+from tests.ledger.deployment import Deployment, record_of, until
 
 CAP = Cap("key-1", Nanos(5_000), (0,))
 
@@ -94,6 +97,35 @@ async def test_overdue_holds_are_ended_and_a_late_end_corrects_them(
         await until(corrected)
     assert flusher.tallies.corrections == 1
     assert await deployment.balance(acme) == 1_000_000 - 70
+    assert await deployment.differences() == []
+
+
+@pytest.mark.parametrize("is_swept_first", [True, False])
+async def test_a_lost_call_costs_the_most_that_anybody_knew_of_it(
+    deployment: Deployment, *, is_swept_first: bool
+) -> None:
+    acme = await deployment.active()
+    partition, call_id = deployment.partition(acme), await deployment.hold(acme)
+    so_far = encode(record_of(acme, call_id, charge=10))
+    await partition.renew(1, [Renewal(call_id, 0, 10, so_far)])
+    await deployment.redis.zadd(f"tg:{{p{acme.partition:02d}}}:due", {call_id: 1})
+    adopted = deployment.end(acme, call_id, 50)._replace(kind=EndKind.LOST)
+
+    if is_swept_first:
+        assert await partition.sweep(1, 10) == 1
+        assert (await partition.settle(1, adopted)).outcome == "unknown"
+        assert (await partition.late(1, adopted)).outcome == "late"
+    else:
+        assert (await partition.settle(1, adopted)).outcome == "settled"
+        assert await partition.sweep(1, 10) == 0
+    await deployment.flush(acme)
+    assert (await partition.late(1, adopted)).outcome == "late", "Redis has forgotten the call"
+    await deployment.flush(acme)
+
+    (row,) = await deployment.pool.fetch("SELECT kind, charge, is_corrected FROM usage_call")
+    assert tuple(row) == ("lost", 50, is_swept_first)
+    assert await deployment.count("correction") == is_swept_first
+    assert await deployment.balance(acme) == 1_000_000 - 50
     assert await deployment.differences() == []
 
 
