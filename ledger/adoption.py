@@ -62,7 +62,7 @@ class AdoptedJournal:
 
     def unproven(self, generations: Mapping[int, int]) -> Iterator[list[End]]:
         """As `Journal.unproven`; lost calls without proof are among `open_calls` again."""
-        return unproven(self._folder, self._proof, generations, before_s=_ANY_TIME_S)
+        return unproven(self._folder, self._proof, generations)
 
     def appended(
         self, call_ids: Iterable[bytes], partition: int, *, generation: int, stream_id: str

@@ -135,17 +135,13 @@ class Journal:
         """The watermark that Postgres has for the partition."""
         self._proof.proven(partition, generation=generation, stream_id=stream_id)
 
-    def unproven(
-        self, generations: Mapping[int, int], *, older_than_s: float = 0.0
-    ) -> Iterator[list[End]]:
+    def unproven(self, generations: Mapping[int, int]) -> Iterator[list[End]]:
         """The ends to send (again) now that partitions' streams are of these generations, by span.
 
-        Other work may be done between two of them. Those that Redis never confirmed, if older than
-        `older_than_s`, and those it confirmed in the stream of another generation whose proof has
-        not come. Read from the file.
+        Other work may be done between two of them. Those that Redis never confirmed, and those it
+        confirmed in the stream of another generation whose proof has not come. Read from the file.
         """
-        before_s = self._clock() - older_than_s
-        return unproven(self._folder, self._proof, generations, before_s=before_s)
+        return unproven(self._folder, self._proof, generations)
 
     def open_calls(self) -> Iterator[OpenCall]:
         """The calls dispatched and not finished. Read from the file."""

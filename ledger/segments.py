@@ -97,22 +97,19 @@ class Folder:
             os.close(lock)
 
 
-def unproven(
-    folder: Folder, proof: Proof, generations: Mapping[int, int], *, before_s: float
-) -> Iterator[list[End]]:
+def unproven(folder: Folder, proof: Proof, generations: Mapping[int, int]) -> Iterator[list[End]]:
     """The ends to send (again) while each partition's stream is of this generation, by span.
 
     Between two spans anything may happen to the journal. They are those without a place in any
-    stream, in spans begun by `before_s`, and those whose place is in the stream of another
-    generation and unproven there. More may come than is needed, never less: a span does not know
-    which of its ends are proven.
+    stream, and those whose place is in the stream of another generation and unproven there. More
+    may come than is needed, never less: a span does not know which of its ends are proven.
     """
     stale: dict[Span, list[int]] = {}
     for partition, generation in generations.items():
         proof.reopen(partition, generation=generation)
         for span in proof.stale(partition, generation=generation):
             stale.setdefault(span, []).append(partition)
-    due = {span for span in proof.unsent.values() if span.since_s <= before_s} | stale.keys()
+    due = {*proof.unsent.values(), *stale}
     for span in [span for span in proof.pending() if span in due]:
         if not span.pending:  # proven meanwhile, and its segment deleted perhaps
             continue
