@@ -213,6 +213,7 @@ class Worker:
         yield "journal", self.parts.journal.sync_loop()
         yield "proofs", self.parts.journals.hear_proofs(self.redis)
         yield "generations' ends", self.parts.journals.retell(self.redis)
+        yield "journals' ends", self.parts.journals.hand_over()
         yield "orphans", self.parts.journals.adopt_orphans()
         yield "vitals", self.vitals.publisher.run(time.time, look=self.vitals.look)
         yield "notices", self._pass_notices()

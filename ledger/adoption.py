@@ -22,7 +22,7 @@ from ledger.frames import (
 )
 from ledger.journal import SPAN_BYTES
 from ledger.proof import Proof, Span
-from ledger.segments import Folder, ends_in, open_calls, unproven
+from ledger.segments import Folder, open_calls, unproven, unsent
 
 _ANY_TIME_S = 0.0
 
@@ -50,11 +50,14 @@ class AdoptedJournal:
         for number in folder.numbers():
             self._read(number)
 
+    def unsent(self) -> Iterator[list[End]]:
+        """As `Journal.unsent`: the ends that Redis has not confirmed to us."""
+        return unsent(self._folder, self._proof)
+
     def ends(self) -> Iterator[End]:
-        """The ends that Redis has not confirmed to us. Read from the file."""
-        for span in dict.fromkeys(self._proof.unsent.values()):
-            ends = list(ends_in(self._folder, span))
-            yield from [end for end in ends if self._proof.unsent.get(end.call_id) is span]
+        """The same, one by one."""
+        for some in self.unsent():
+            yield from some
 
     def open_calls(self) -> Iterator[OpenCall]:
         """The calls sent to vendors that nobody ended; the adopter ends them as lost."""
@@ -62,7 +65,7 @@ class AdoptedJournal:
 
     def unproven(self, generations: Mapping[int, int]) -> Iterator[list[End]]:
         """As `Journal.unproven`; lost calls without proof are among `open_calls` again."""
-        return unproven(self._folder, self._proof, generations, before_s=_ANY_TIME_S)
+        return unproven(self._folder, self._proof, generations)
 
     def appended(
         self, call_ids: Iterable[bytes], partition: int, *, generation: int, stream_id: str

@@ -66,7 +66,12 @@ class Gateway:
         system = System(sync=lambda _: None, clock=clock)
         self.journal = Journal.create(world.folder, worker=name, system=system)
         sheet = cast(PriceSheet, _NoPrices())
-        self.journals = Journals(self.journal, world.folder, prices=lambda: sheet)
+        self.journals = Journals(
+            self.journal,
+            world.folder,
+            prices=lambda: sheet,
+            unanswered_max=world.chance.choice((1, 3, 20_000)),
+        )
         self.conveyor = Conveyor(
             "unix:///nowhere",
             partitions=1,
@@ -89,6 +94,7 @@ class Gateway:
                 group.create_task(self.conveyor.run())
                 group.create_task(self.journals.adopt_orphans())
                 group.create_task(self.journals.retell(cast(Redis, _NoClient())))
+                group.create_task(self.journals.hand_over())
                 group.create_task(self.journal.sync_loop())
         finally:
             self._die()
