@@ -125,6 +125,7 @@ class Worker:
 
     calls: Calls
     parts: Parts
+    server: DataServer
     vitals: Vitals
     redis: Redis
     presence: Presence
@@ -177,15 +178,18 @@ class Worker:
         assert sheets.sheet is not None, "there are prices"
         calls = Calls(parts, Terms(config, sheets.sheet))
         conveyor.renewal = calls.renewal
+        table = Table(calls, parts.authenticator, probe=partial(_probe, readiness))
+        server = DataServer(table.handle, _wall(config))
         publisher = stack.enter_context(
             Publisher(config.run_dir, process=name, metrics=metrics, readiness=readiness)
         )
         vitals = Vitals(calls=calls, parts=parts, dropped=dropped, publisher=publisher)
-        return cls(calls, parts, vitals, redis, presence, notices, lines)
+        return cls(calls, parts, server, vitals, redis, presence, notices, lines)
 
     def configure(self, config: Config, sheet: PriceSheet) -> None:
         """Take a new configuration with its prices; calls in flight keep what they started with."""
         self.calls.terms = Terms(config, sheet)
+        self.server.wall = _wall(config)
         self.parts.upstream.limit(_connections_max(config))
         self.vitals.publisher.metrics.configure(
             providers=config.providers.keys(),
@@ -213,19 +217,7 @@ class Worker:
     async def serve(self, stop: asyncio.Event) -> None:
         """Listen until `stop`, then drain: no call that was let in is cut before its time."""
         config, readiness = self.calls.terms.config, self.vitals.publisher.readiness
-        limits = config.limits
-        wall = Wall(
-            header_timeout_s=limits.header_timeout_s,
-            headers_max=limits.headers_max,
-            header_bytes_max=limits.header_bytes_max,
-            keep_alive_s=limits.keep_alive_s,
-            connections_max=limits.connections_max,
-            connections_per_address_max=limits.connections_per_address_max,
-            stall_s_max=_STALL_S_MAX,
-        )
-        table = Table(self.calls, self.parts.authenticator, probe=self._probe)
-        server = DataServer(table.handle, wall)
-        address = config.listeners.data
+        server, address = self.server, config.listeners.data
         sock = bind(address.host, address.port, stall_s_max=_STALL_S_MAX)
         listening = await asyncio.get_running_loop().create_server(
             server, sock=sock, backlog=_BACKLOG
@@ -252,10 +244,6 @@ class Worker:
         await server.shutdown(1.0)
         left = await self.parts.conveyor.drain(_LAST_ENDS_S)
         log.info("stopped", extra={"ends_left_to_the_journal": left})
-
-    def _probe(self) -> tuple[bool, bytes]:
-        state = self.vitals.publisher.readiness.state()
-        return state.ready, msgspec.json.encode(state)
 
     async def _convey(self) -> None:
         """Hold nothing before the recoveries know of us: they wait for nobody else."""
@@ -285,6 +273,15 @@ def _calm_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(_COLLECT_EVERY, 20, 50)
+
+
+def _probe(readiness: Readiness) -> tuple[bool, bytes]:
+    state = readiness.state()
+    return state.ready, msgspec.json.encode(state)
+
+
+def _wall(config: Config) -> Wall:
+    return Wall.of(config.limits, stall_s_max=_STALL_S_MAX)
 
 
 def _pool(config: Config) -> AbstractAsyncContextManager[asyncpg.Pool]:

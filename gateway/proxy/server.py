@@ -356,7 +356,7 @@ class DataServer(web.Server):
 
     def __init__(self, handler: Handler, wall: Wall) -> None:
         super().__init__(cast("Any", handler), handler_cancellation=False)
-        self.handler, self._wall = handler, wall
+        self.handler = handler
         self.dates, self.outbox = Dates(self._loop), Outbox(self._loop)
         self.turnstile = Turnstile(wall)
         self.is_leaving = False
@@ -372,16 +372,26 @@ class DataServer(web.Server):
         """The open connections."""
         return self._connections
 
+    @property
+    def wall(self) -> Wall:
+        """What new connections are held to; those that are open keep what they began with."""
+        return self.turnstile.wall
+
+    @wall.setter
+    def wall(self, wall: Wall) -> None:
+        self.turnstile.wall = wall
+
     def __call__(self) -> Guard:
+        wall = self.wall
         return Guard(
             self,
-            self._wall,
+            wall,
             loop=self._loop,
             access_log=None,
             logger=_log,
-            keepalive_timeout=self._wall.keep_alive_s,
-            max_headers=self._wall.headers_max,
+            keepalive_timeout=wall.keep_alive_s,
+            max_headers=wall.headers_max,
             max_line_size=8190,
-            max_field_size=self._wall.header_bytes_max,
+            max_field_size=wall.header_bytes_max,
             auto_decompress=False,
         )

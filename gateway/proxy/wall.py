@@ -12,12 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from ipaddress import IPv6Address
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.http_writer import HttpVersion10, HttpVersion11
 
 from gateway import errors
+from gateway.settings import Limits
 
 # A registered name as DNS, Docker and Kubernetes give them, or an address; then a port.
 _HOST = re.compile(
@@ -46,6 +47,19 @@ class Wall:
     connections_max: int
     connections_per_address_max: int
     stall_s_max: float
+
+    @classmethod
+    def of(cls, limits: Limits, *, stall_s_max: float) -> Self:
+        """The wall that these limits ask for."""
+        return cls(
+            header_timeout_s=limits.header_timeout_s,
+            headers_max=limits.headers_max,
+            header_bytes_max=limits.header_bytes_max,
+            keep_alive_s=limits.keep_alive_s,
+            connections_max=limits.connections_max,
+            connections_per_address_max=limits.connections_per_address_max,
+            stall_s_max=stall_s_max,
+        )
 
 
 class Flaw(NamedTuple):
@@ -149,13 +163,13 @@ class Turnstile:
     """Counts connections and turns away those beyond the limits."""
 
     def __init__(self, wall: Wall) -> None:
-        self._wall, self._addresses = wall, Addresses()
+        self.wall, self._addresses = wall, Addresses()
         self._waiting = 0  # turned away, and not closed yet
         self.refused = 0
 
     def admits(self, transport: asyncio.Transport, address: str, *, is_open: int) -> bool:
         """Whether there may be one more; then `left` must follow. Else it is turned away here."""
-        wall = self._wall
+        wall = self.wall
         if is_open >= wall.connections_max:
             error: errors.GatewayError = errors.Unavailable(
                 "The gateway has as many connections as it can take.", code="too_many_connections"

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,23 @@ async def test_sigterm_ends_everything_in_good_order(tollgate: Deployment) -> No
 
     assert not any(map(is_alive, children))
     assert not list((tollgate.data / "journal").glob("worker-*")), "nothing was left to prove"
+
+
+async def test_limits_of_connections_hold_for_new_ones_once_they_are_applied(
+    tollgate: Deployment,
+) -> None:
+    tollgate.config["limits"] = {**tollgate.config.get("limits", {}), "connections_max": 1}
+    tollgate.write_config()
+    tollgate.tell(signal.SIGHUP)
+
+    async with asyncio.timeout(20), AsyncExitStack() as stack:
+        while True:
+            reader, writer = await asyncio.open_connection("127.0.0.1", tollgate.ports["data"])
+            stack.callback(writer.close)
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+            if b" 503 " in await reader.readline():
+                break
+            await asyncio.sleep(0.05)
 
 
 async def test_children_do_not_outlive_a_killed_supervisor_and_the_next_start_recovers(
