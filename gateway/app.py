@@ -34,6 +34,7 @@ from gateway.metrics import Metrics
 from gateway.proxy.calls import Calls, Parts
 from gateway.proxy.clients import Clients
 from gateway.proxy.grace import Grace
+from gateway.proxy.leaving import let_end
 from gateway.proxy.live import Terms
 from gateway.proxy.server import DataServer
 from gateway.proxy.table import Table
@@ -231,16 +232,7 @@ class Worker:
         server.leave()
         await asyncio.sleep(config.shutdown.drain_delay_s)
         listening.close()
-        try:
-            async with asyncio.timeout(config.shutdown.streams_s_max):
-                await self.calls.all_ended()
-                # Only now: on its connection, a client whose stream has just ended calls again.
-                server.pre_shutdown()
-                await self.calls.all_ended()
-        except TimeoutError:
-            log.warning("calls are cut", extra={"calls": len(self.calls.live)})
-            self.calls.cut()
-            await self.calls.all_ended()
+        await let_end(server, self.calls.under_way, within_s=config.shutdown.streams_s_max)
         await server.shutdown(1.0)
         left = await self.parts.conveyor.drain(_LAST_ENDS_S)
         log.info("stopped", extra={"ends_left_to_the_journal": left})

@@ -28,6 +28,8 @@ _QUOTED = re.compile(r"""[:\s]*b?['"]""")  # where the parser begins to repeat w
 _TURNED_AWAY_S = 1.0  # how long a connection that is one too many may take to say its request
 _TURNED_AWAY_MAX = 1_000  # of them at once; more are closed unheard
 _AT_ONCE = struct.pack("ii", 1, 0)  # linger, for no time: close with a reset
+_TAKEN_BYTES_MIN = 64 * 1024
+"""What a client that is behind must take in `stall_s_max`; a modem of 1995 does."""
 _NEIGHBOURS = 64  # bits: who has one IPv6 address has all that begin with the same half
 
 OVERHEAD_FREE = 64 * 1024
@@ -219,7 +221,41 @@ def bind(host: str, port: int, *, stall_s_max: float) -> socket.socket:
     return listener
 
 
-def reset(transport: asyncio.Transport) -> None:
+class Stall:
+    """Watches one client that takes less than it is sent: it must take some of it in time."""
+
+    __slots__ = ("_loop", "_s_max", "_watching")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, s_max: float) -> None:
+        self._loop, self._s_max = loop, s_max
+        self._watching: asyncio.TimerHandle | None = None
+
+    def watch(self, transport: asyncio.Transport) -> None:
+        """From now on, until `end`."""
+        size = transport.get_write_buffer_size()
+        self._watching = self._loop.call_later(self._s_max, self._see_taken, transport, size)
+
+    def _see_taken(self, transport: asyncio.Transport, before: int) -> None:
+        """Cut a client that leaves untaken what it was sent; `before`: how much it was."""
+        size = transport.get_write_buffer_size()
+        if size and before - size < _TAKEN_BYTES_MIN:
+            _reset(transport)
+        elif size:
+            self.watch(transport)
+
+    def see_closed(self, transport: asyncio.Transport) -> None:
+        """A transport closes when all is sent; one whose client takes nothing never would."""
+        if self._watching is None and transport.get_write_buffer_size():
+            self._watching = self._loop.call_later(self._s_max, _reset, transport)
+
+    def end(self) -> None:
+        """It has taken most of it, or is gone."""
+        if self._watching is not None:
+            self._watching.cancel()
+            self._watching = None
+
+
+def _reset(transport: asyncio.Transport) -> None:
     """Cut a client that does not take what it was sent, and drop that in the system's buffers, too.
 
     Closed otherwise, the system would keep megabytes for it while it takes a byte now and then.

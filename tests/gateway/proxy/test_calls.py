@@ -77,7 +77,7 @@ async def test_a_worker_that_stops_ends_its_calls_with_what_they_have_consumed(
     while not gate.calls.draining:
         await asyncio.sleep(0.01)
 
-    gate.calls.cut()
+    gate.calls.under_way.cut()
 
     records = await gate.records()
     outcomes = {record.outcome for record in records}

@@ -193,7 +193,8 @@ async def test_stopping_closes_idle_connections_and_waits_for_calls() -> None:
         busy.writer.write(post(b"x", path="/wait"))
         await started.wait()
 
-        door.server.pre_shutdown()
+        door.server.leave()
+        assert len(door.server.close_idle()) == 1
         async with asyncio.timeout(5):
             assert await idle.rest() == b""
         stopping = asyncio.ensure_future(door.server.shutdown(60))

@@ -157,6 +157,20 @@ async def test_chunks_that_are_mostly_extensions_are_refused() -> None:
         assert await line.rest() == b""
 
 
+async def test_a_connection_that_closes_blames_no_body_for_what_it_drops_itself() -> None:
+    reader = Reader()
+    async with Door.opened(reader) as door:
+        line = await door.line()
+        line.writer.write(post(b"x" * 500_000)[:-499_999])
+        await reader.begun.wait()
+        (guard,) = door.server.connections
+        guard.close()
+
+        status, _, body = await line.ask(b"x" * 400_000)
+
+        assert (status, orjson.loads(body)["error"]["code"]) == (408, "request_timeout")
+
+
 async def test_chunks_of_one_byte_are_read() -> None:
     reader = Reader()
     async with Door.opened(reader) as door:
