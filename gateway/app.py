@@ -180,7 +180,7 @@ class Worker:
         calls = Calls(parts, Terms(config, sheets.sheet))
         conveyor.renewal = calls.renewal
         table = Table(calls, parts.authenticator, probe=partial(_probe, readiness))
-        server = DataServer(table.handle, _wall(config))
+        server = DataServer(table.handle, _wall(config), tell=parts.teller.turned_away)
         publisher = stack.enter_context(
             Publisher(config.run_dir, process=name, metrics=metrics, readiness=readiness)
         )

@@ -237,7 +237,9 @@ class Metrics:
     )
     calls_open: Gauge = _gauge("calls_open", "Calls admitted and not yet ended")
     calls_draining: Gauge = _gauge("calls_draining", "Answers read on after their client left")
-    refusals: Counter = _counter("refusals_total", "Calls that were not admitted", "cause")
+    refusals: Counter = _counter(
+        "refusals_total", "Calls not admitted, connections turned away", "cause"
+    )
     call_seconds: Histogram = _histogram(
         "call_seconds", "From the whole request to the last byte", "provider", bounds=_CALLS
     )

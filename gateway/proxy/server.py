@@ -26,6 +26,7 @@ from gateway.proxy.wall import (
     OVERHEAD_PER_BYTE,
     Flaw,
     Stall,
+    TellTurnedAway,
     Turnstile,
     Wall,
     answer_of,
@@ -339,11 +340,11 @@ def _bad_body(message: str) -> errors.BadRequest:
 class DataServer(web.Server):
     """Makes a guarded connection of every accepted socket."""
 
-    def __init__(self, handler: Handler, wall: Wall) -> None:
+    def __init__(self, handler: Handler, wall: Wall, *, tell: TellTurnedAway) -> None:
         super().__init__(cast("Any", handler), handler_cancellation=False)
         self.handler = handler
         self.dates, self.outbox = Dates(self._loop), Outbox(self._loop)
-        self.turnstile = Turnstile(wall)
+        self.turnstile = Turnstile(wall, tell)
         self.is_leaving = False
 
     def leave(self) -> None:

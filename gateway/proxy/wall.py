@@ -161,23 +161,29 @@ class TurnedAway(asyncio.Protocol):
         self._ended()
 
 
+TellTurnedAway = Callable[[errors.GatewayError, str], None]
+"""Hears of each connection that is turned away: what it is told, and by which limit of `Wall`."""
+
+
 class Turnstile:
     """Counts connections and turns away those beyond the limits."""
 
-    def __init__(self, wall: Wall) -> None:
-        self.wall, self._addresses = wall, Addresses()
+    def __init__(self, wall: Wall, tell: TellTurnedAway) -> None:
+        self.wall, self._tell = wall, tell
+        self._addresses = Addresses()
         self._waiting = 0  # turned away, and not closed yet
-        self.refused = 0
 
     def admits(self, transport: asyncio.Transport, address: str, *, is_open: int) -> bool:
         """Whether there may be one more; then `left` must follow. Else it is turned away here."""
         wall = self.wall
         if is_open >= wall.connections_max:
+            limit = "connections_max"
             error: errors.GatewayError = errors.Unavailable(
                 "The gateway has as many connections as it can take.", code="too_many_connections"
             )
         elif self._addresses.enter(address) > wall.connections_per_address_max:
             self._addresses.leave(address)
+            limit = "connections_per_address_max"
             error = errors.TooMany(
                 "Your address has as many connections as one may have.",
                 code="too_many_connections",
@@ -186,6 +192,7 @@ class Turnstile:
             )
         else:
             return True
+        self._tell(error, limit)
         self._turn_away(transport, error)
         return False
 
@@ -194,7 +201,6 @@ class Turnstile:
         self._addresses.leave(address)
 
     def _turn_away(self, transport: asyncio.Transport, error: errors.GatewayError) -> None:
-        self.refused += 1
         if self._waiting >= _TURNED_AWAY_MAX:
             transport.abort()
             return

@@ -155,7 +155,9 @@ class Gatehouse:
                 group.create_task(parts.authenticator.run(), name="auth"),
                 group.create_task(parts.journals.retell(redis), name="retell"),
             ]
-            door = await stack.enter_async_context(Door.opened(table.handle))
+            door = await stack.enter_async_context(
+                Door.opened(table.handle, tell=teller.turned_away)
+            )
             gate = cls(door, calls, parts, redis)
             gate.metrics, gate.lines = metrics, lines
             try:
