@@ -63,6 +63,7 @@ CAUSES = frozenset(
         "request_timeout",
         "request_too_large",
         "revoked",
+        "too_many_bodies",
         "too_many_connections",
         "too_many_elements",
         "too_many_fields",

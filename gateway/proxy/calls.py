@@ -29,7 +29,7 @@ from gateway.proxy.clients import Clients
 from gateway.proxy.exchange import CLOSE, Answered, ClientGone, Exchange
 from gateway.proxy.grace import Grace
 from gateway.proxy.growth import StreamHolds
-from gateway.proxy.intake import body_at_hand, read_facts, read_rest
+from gateway.proxy.intake import Bodies, body_at_hand, read_facts, read_rest
 from gateway.proxy.leaving import UnderWay
 from gateway.proxy.live import HoldSpent, LiveCall, Terms
 from gateway.proxy.tell import Teller
@@ -83,7 +83,7 @@ class Calls:
         self._parts = parts
         self.terms = terms  # replaced whole when prices or configuration change
         self.live: dict[bytes, LiveCall] = {}  # those that were admitted
-        self.under_way = UnderWay()
+        self.under_way, self.bodies = UnderWay(), Bodies()
         self._streams = StreamHolds(parts.conveyor)
         self._awaits_end = parts.journal.is_group or parts.journals.needs_replica
         self.draining = 0  # calls read to their end although their client has left
@@ -117,6 +117,7 @@ class Calls:
                 return CLOSE
             return await self._carry(live)
         finally:
+            self.bodies.drop(live)
             self.under_way.ended(task)
 
     async def _serve_by_grace(self, live: LiveCall, away: errors.LedgerAway) -> Answered:
@@ -157,9 +158,11 @@ class Calls:
         now_ms = int(now_s * 1000)
         admit.check_principal(live.principal, now_ms)
         limits = live.terms.config.limits
-        body = body_at_hand(exchange, limits)
+        body, add = body_at_hand(exchange, limits), self.bodies.add
         if body is None:
-            body = await read_rest(exchange, limits)
+            body = await read_rest(exchange, limits, partial(add, live))
+        else:
+            add(live, len(body))
         live.began_s = live.clock()
         live.call = (
             read_facts(operation, body)

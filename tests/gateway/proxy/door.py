@@ -88,7 +88,7 @@ class Door:
 async def body_of(exchange: Exchange, limits: Limits) -> bytes:
     """The whole body, read as calls read it."""
     body = body_at_hand(exchange, limits)
-    return await read_rest(exchange, limits) if body is None else body
+    return await read_rest(exchange, limits, lambda _: None) if body is None else body
 
 
 def post(body: bytes, *lines: str, path: str = "/v1/chat/completions") -> bytes:
