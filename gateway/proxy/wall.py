@@ -99,7 +99,8 @@ def answer_of(status: int, message: str | None) -> tuple[bytes, bytes]:
             "The gateway failed; nothing was charged.", code="internal_error"
         )
     else:
-        reason = _QUOTED.split((message or "unreadable").splitlines()[0], maxsplit=1)[0]
+        said = (message or "unreadable").splitlines()[0].replace("'Host'", "Host")  # that is ours
+        reason = _QUOTED.split(said, maxsplit=1)[0]
         error = errors.BadRequest(f"This is not a valid HTTP request: {reason}", code="bad_http")
     return b"Content-Type: application/json\r\n", errors.body(error)
 

@@ -273,6 +273,15 @@ def test_neighbours_of_one_ipv6_network_count_together() -> None:
     assert counts == [1, 2, 1, 1, 2]
 
 
+async def test_a_request_without_a_host_is_told_what_is_missing() -> None:
+    async with Door.opened(Reader()) as door:
+        line = await door.line()
+
+        status, _, body = await line.ask(b"GET / HTTP/1.1\r\nAccept: a\r\n\r\n")
+
+    assert (status, b"Missing Host header" in body) == (400, True)
+
+
 def test_what_a_client_sent_is_not_repeated_to_it() -> None:
     for said in ("Invalid HTTP header: b'secret'", "Bad status line 'secret'", "x:\n\n  b'secret'"):
         assert b"secret" not in answer_of(400, said)[1]
