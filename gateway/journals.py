@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
@@ -55,6 +56,7 @@ class Journals:
         self._own, self._directory, self._prices = own, directory, prices
         self._unanswered_max = unanswered_max
         self._adopted: dict[str, AdoptedJournal] = {}
+        self._unreadable: set[str] = set()  # by their names: left to the next start
         self._awaited: dict[bytes, asyncio.Future[None]] = {}
         self._renewed: dict[int, int] = {}  # partition -> its generation, nothing is told of yet
         self._has_renewed = asyncio.Event()
@@ -195,7 +197,13 @@ class Journals:
                 await asyncio.sleep(0)
             for end in self._lost(journal):
                 await self._hand(journal, end, again, is_fresh=is_fresh)
-        except OSError:
+        except (OSError, msgspec.MsgspecError) as error:
+            if isinstance(journal, AdoptedJournal):
+                del self._adopted[journal.name]
+                self._leave_alone(journal.name, error)
+                journal.release()
+                self._told_first(journal)
+                return True
             log.exception("journal not read")
             self._tell_again(journal, again | self._again.get(journal, {}))
             return False
@@ -237,7 +245,7 @@ class Journals:
         """
         while True:
             if self._fresh is None and self._prices() is not None and self._conveyor.is_connected:
-                journal = await asyncio.to_thread(lambda: next(adopt(self._directory), None))
+                journal = await asyncio.to_thread(self._next_orphan)
                 if journal is not None:
                     self._take_over(journal)
             for name, journal in list(self._adopted.items()):
@@ -246,12 +254,29 @@ class Journals:
                     del self._adopted[name]
                     self._again.pop(journal, None)
                     self._told_first(journal)
-                    await asyncio.to_thread(journal.remove)
-                    log.info("journal retired", extra={"journal": name})
+                    await self._retire(journal)
             with suppress(TimeoutError):
                 async with asyncio.timeout(ADOPT_EVERY_S):
                     await self._has_told.wait()
             self._has_told.clear()
+
+    def _next_orphan(self) -> AdoptedJournal | None:
+        orphans = adopt(self._directory, apart=self._unreadable, on_unreadable=self._leave_alone)
+        return next(orphans, None)
+
+    def _leave_alone(self, name: str, error: Exception) -> None:
+        self._unreadable.add(name)
+        said = {"journal": name, "reason": str(error), "cause": name}
+        log.error("journal cannot be read, until the next start", extra=said)
+
+    async def _retire(self, journal: AdoptedJournal) -> None:
+        try:
+            await asyncio.to_thread(journal.remove)
+        except OSError as error:  # all of it is in Postgres; it only takes room
+            said = {"journal": journal.name, "reason": str(error), "cause": journal.name}
+            log.error("journal not deleted", extra=said)  # noqa: TRY400 - the reason says it all
+        else:
+            log.info("journal retired", extra={"journal": journal.name})
 
     def release(self) -> None:
         """Leave the adopted journals to others."""

@@ -4,7 +4,7 @@ A file does not say which ends Redis had, so all are sent again that are not mar
 the call id makes each count once.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -27,14 +27,35 @@ from ledger.segments import Folder, open_calls, unproven, unsent
 _ANY_TIME_S = 0.0
 
 
-def adopt(directory: Path) -> Iterator["AdoptedJournal"]:
-    """The journals below this directory that nobody holds; each is held from here on."""
+def adopt(
+    directory: Path,
+    *,
+    apart: Container[str] = (),
+    on_unreadable: Callable[[str, OSError], None] | None = None,
+) -> Iterator["AdoptedJournal"]:
+    """The journals below this directory that nobody holds; each is held from here on.
+
+    Those named in `apart` are left alone. One that cannot be read is told and keeps nobody from the
+    others; without `on_unreadable` its error is raised.
+    """
     if not directory.is_dir():
         return
     for path in sorted(directory.iterdir()):
-        folder = None if path.name.startswith(".") else Folder.claim(path)
-        if folder is not None:
-            yield AdoptedJournal(folder)
+        if path.name.startswith(".") or path.name in apart:
+            continue
+        folder: Folder | None = None
+        try:
+            folder = Folder.claim(path)
+            journal = None if folder is None else AdoptedJournal(folder)
+        except OSError as error:
+            if folder is not None:
+                folder.release()
+            if on_unreadable is None:
+                raise
+            on_unreadable(path.name, error)
+        else:
+            if journal is not None:
+                yield journal
 
 
 class AdoptedJournal:

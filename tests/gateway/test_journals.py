@@ -156,6 +156,50 @@ async def test_an_adopted_journal_goes_once_postgres_has_all_of_it(
         await prove(redis, until=lambda: not journals.unproven_count and not left.exists())
 
 
+async def test_a_folder_that_cannot_be_read_keeps_nobody_from_the_others(
+    redis: Redis,
+    redis_url: str,
+    tmp_path: Path,
+    vendor: Vendor,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    not_a_lock = tmp_path / "a-folder" / "lock"
+    not_a_lock.mkdir(parents=True)
+    no_segment = tmp_path / "b-folder"
+    no_segment.mkdir()
+    (no_segment / "lock").touch()
+    (no_segment / "00000001.journal").mkdir()
+    left = left_behind(tmp_path)
+
+    async with working(redis, redis_url, tmp_path, vendor) as (journals, _, _):
+        await prove(redis, until=lambda: not journals.unproven_count and not left.exists())
+
+    records = [one for one in caplog.records if "cannot be read" in one.message]
+    told = [vars(record)["journal"] for record in records]
+    assert told == ["a-folder", "b-folder"], "once each"
+    claimed = Folder.claim(no_segment)
+    assert claimed is not None, "it is left to others"
+    claimed.release()
+
+
+async def test_a_journal_that_cannot_be_deleted_is_told_and_left(
+    redis: Redis,
+    redis_url: str,
+    tmp_path: Path,
+    vendor: Vendor,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    left = left_behind(tmp_path)
+    (left / "somebody's").touch()
+
+    async with working(redis, redis_url, tmp_path, vendor) as (journals, _, _):
+        await prove(redis, until=lambda: not (left / "lock").exists())
+        async with asyncio.timeout(10):
+            while "journal not deleted" not in caplog.messages:
+                await asyncio.sleep(0.01)
+        assert journals.unproven_count == 0
+
+
 async def test_a_journal_that_is_being_deleted_is_not_left_to_others(
     redis: Redis, redis_url: str, tmp_path: Path, vendor: Vendor
 ) -> None:
