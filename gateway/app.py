@@ -35,6 +35,7 @@ from gateway.metrics import Metrics
 from gateway.proxy.calls import Calls, Parts
 from gateway.proxy.clients import Clients
 from gateway.proxy.grace import Grace
+from gateway.proxy.leaving import let_end
 from gateway.proxy.live import Terms
 from gateway.proxy.table import Table
 from gateway.proxy.tell import Teller
@@ -95,6 +96,7 @@ async def run_worker(
         worker = await Worker.built(
             config,
             sheets,
+            front,
             stack,
             name=f"worker-{number}",
             workers=workers,
@@ -114,7 +116,7 @@ async def run_worker(
             )
         ]
         tasks.append(group.create_task(_ask(file, reload), name="reload by signal"))
-        await worker.serve(front, stop)
+        await worker.serve(stop)
         for task in tasks:
             task.cancel()
 
@@ -132,6 +134,7 @@ class Worker:
 
     calls: Calls
     parts: Parts
+    front: Front
     vitals: Vitals
     redis: Redis
     presence: Presence
@@ -143,6 +146,7 @@ class Worker:
         cls,
         config: Config,
         sheets: SheetFile,
+        front: Front,
         stack: AsyncExitStack,
         *,
         name: str,
@@ -188,11 +192,12 @@ class Worker:
             Publisher(config.run_dir, process=name, metrics=metrics, readiness=readiness)
         )
         vitals = Vitals(calls=calls, parts=parts, dropped=dropped, publisher=publisher)
-        return cls(calls, parts, vitals, redis, presence, notices, lines)
+        return cls(calls, parts, front, vitals, redis, presence, notices, lines)
 
     def configure(self, config: Config, sheet: PriceSheet) -> None:
         """Take a new configuration with its prices; calls in flight keep what they started with."""
         self.calls.terms = Terms(config, sheet)
+        self.front.limit(config.limits)
         self.parts.upstream.limit(_connections_max(config))
         self.vitals.publisher.metrics.configure(
             providers=config.providers.keys(),
@@ -213,15 +218,17 @@ class Worker:
         yield "journal", self.parts.journal.sync_loop()
         yield "proofs", self.parts.journals.hear_proofs(self.redis)
         yield "generations' ends", self.parts.journals.retell(self.redis)
+        yield "journals' ends", self.parts.journals.hand_over()
         yield "orphans", self.parts.journals.adopt_orphans()
         yield "vitals", self.vitals.publisher.run(time.time, look=self.vitals.look)
         yield "notices", self._pass_notices()
 
-    async def serve(self, front: Front, stop: asyncio.Event) -> None:
+    async def serve(self, stop: asyncio.Event) -> None:
         """Serve until `stop`, then drain: no call that was let in is cut before its time."""
         config, readiness = self.calls.terms.config, self.vitals.publisher.readiness
-        table = Table(self.calls, self.parts.authenticator, probe=self._probe)
-        await front.open(table.handle)
+        front, parts = self.front, self.parts
+        table = Table(self.calls, parts.authenticator, probe=partial(_probe, readiness))
+        await front.open(table.handle, tell=parts.teller.turned_away)
         _calm_the_collector()
         readiness.good("serving")
         address = config.listeners.data
@@ -232,23 +239,10 @@ class Worker:
         front.server.leave()
         await asyncio.sleep(config.shutdown.drain_delay_s)
         front.close()
-        try:
-            async with asyncio.timeout(config.shutdown.streams_s_max):
-                await self.calls.all_ended()
-                # Only now: on its connection, a client whose stream has just ended calls again.
-                front.server.pre_shutdown()
-                await self.calls.all_ended()
-        except TimeoutError:
-            log.warning("calls are cut", extra={"calls": len(self.calls.live)})
-            self.calls.cut()
-            await self.calls.all_ended()
+        await let_end(front.server, self.calls.under_way, within_s=config.shutdown.streams_s_max)
         await front.shut()
-        left = await self.parts.conveyor.drain(_LAST_ENDS_S)
+        left = await parts.conveyor.drain(_LAST_ENDS_S)
         log.info("stopped", extra={"ends_left_to_the_journal": left})
-
-    def _probe(self) -> tuple[bool, bytes]:
-        state = self.vitals.publisher.readiness.state()
-        return state.ready, msgspec.json.encode(state)
 
     async def _convey(self) -> None:
         """Hold nothing before the recoveries know of us: they wait for nobody else."""
@@ -278,6 +272,11 @@ def _calm_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(_COLLECT_EVERY, 20, 50)
+
+
+def _probe(readiness: Readiness) -> tuple[bool, bytes]:
+    state = readiness.state()
+    return state.ready, msgspec.json.encode(state)
 
 
 def _pool(config: Config) -> AbstractAsyncContextManager[asyncpg.Pool]:

@@ -140,6 +140,7 @@ class _Checks:
             self._wrong(steps, f"the environment variable {variable} is not set")
         self._stores(config)
         self._listeners(config)
+        self._limits(config)
         self._ledger(config)
         for name, model in config.models.items():
             self._model(name, model)
@@ -221,6 +222,11 @@ class _Checks:
                 other = taken[listener.port]
                 self._wrong(("listeners", field, "port"), f"is the port of listeners.{other}, too")
             taken.setdefault(listener.port, field)
+
+    def _limits(self, config: Config) -> None:
+        limits = config.limits
+        if limits.body_bytes_in_all < limits.body_bytes_max:
+            self._wrong(("limits", "body_bytes_in_all"), "must be at least body_bytes_max")
 
     def _ledger(self, config: Config) -> None:
         ledger = config.ledger

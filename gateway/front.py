@@ -15,7 +15,7 @@ from gateway.proxy.answer import refuse
 from gateway.proxy.exchange import CLOSE, Answered, ClientGone, Exchange
 from gateway.proxy.server import DataServer, Handler
 from gateway.proxy.table import HEALTHY, JSON
-from gateway.proxy.wall import Wall, bind
+from gateway.proxy.wall import TellTurnedAway, Wall, bind
 from gateway.readiness import Ready
 from gateway.settings import Limits, Listener
 
@@ -30,23 +30,26 @@ class Front:
 
     def __init__(self, address: Listener, limits: Limits) -> None:
         self._address = address
-        wall = Wall(
-            header_timeout_s=limits.header_timeout_s,
-            headers_max=limits.headers_max,
-            header_bytes_max=limits.header_bytes_max,
-            keep_alive_s=limits.keep_alive_s,
-            connections_max=limits.connections_max,
-            connections_per_address_max=limits.connections_per_address_max,
-            stall_s_max=_STALL_S_MAX,
-        )
-        self.server = DataServer(self._first, wall)
+        wall = Wall.of(limits, stall_s_max=_STALL_S_MAX)
+        self.server = DataServer(self._first, wall, tell=self._turned_away)
+        self._tell: TellTurnedAway | None = None
         self._handler: Handler | None = None
         self._listening: asyncio.Server | None = None
 
-    async def open(self, handler: Handler | None = None) -> None:
-        """Listen; and give requests to `handler` from now on, if there is one by now."""
+    def limit(self, limits: Limits) -> None:
+        """Hold new connections to these."""
+        self.server.wall = Wall.of(limits, stall_s_max=_STALL_S_MAX)
+
+    async def open(
+        self, handler: Handler | None = None, *, tell: TellTurnedAway | None = None
+    ) -> None:
+        """Listen; and give requests to `handler` from now on, if there is one by now.
+
+        `tell` hears of connections that are turned away.
+        """
         if handler is not None:
             self._handler = self.server.handler = handler
+            self._tell = tell
         if self._listening is None:
             sock = bind(self._address.host, self._address.port, stall_s_max=_STALL_S_MAX)
             self._listening = await asyncio.get_running_loop().create_server(
@@ -62,6 +65,10 @@ class Front:
         """Listen no more, and end the connections."""
         self.close()
         await self.server.shutdown(_LAST_ANSWERS_S)
+
+    def _turned_away(self, error: errors.GatewayError, limit: str) -> None:
+        if self._tell is not None:
+            self._tell(error, limit)
 
     def _first(self, exchange: Exchange) -> Awaitable[Answered]:
         # A connection keeps the handler it was made with, and may have been silent until now.

@@ -2,13 +2,19 @@
 
 An end is sent again whenever the stream that had it is no longer the partition's, until Postgres is
 known to have it. Sending too often is harmless: the ledger recognises the call.
+
+However long Postgres or Redis were away, what is told again is never all in memory. Journals are
+read twice: once for what the ends charge, of which sums are kept, and once to hand them over, while
+few ends in the conveyor are unanswered. Orphans are adopted one after another.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
@@ -31,20 +37,34 @@ log = logging.getLogger(__name__)
 ADOPT_EVERY_S = 2.0
 AGAIN_S = 0.1  # after a journal that could not be read
 PROOF_S = 0.2
-_SLICE = 500  # ends sent at once; the event loop serves calls in between
+UNANSWERED_MAX = 20_000  # ends in the conveyor with which no more are read from journals: 30 MiB
+
+AnyJournal = Journal | AdoptedJournal
 
 
 class Journals:
     """Joins the journals to the conveyor and to what Postgres proves."""
 
     def __init__(
-        self, own: Journal, directory: Path, *, prices: Callable[[], PriceSheet | None]
+        self,
+        own: Journal,
+        directory: Path,
+        *,
+        prices: Callable[[], PriceSheet | None],
+        unanswered_max: int = UNANSWERED_MAX,
     ) -> None:
         self._own, self._directory, self._prices = own, directory, prices
+        self._unanswered_max = unanswered_max
         self._adopted: dict[str, AdoptedJournal] = {}
+        self._unreadable: set[str] = set()  # by their names: left to the next start
         self._awaited: dict[bytes, asyncio.Future[None]] = {}
-        self._renewed: dict[int, int] = {}  # partition -> its generation, not handed over yet
+        self._renewed: dict[int, int] = {}  # partition -> its generation, nothing is told of yet
         self._has_renewed = asyncio.Event()
+        # Of each journal the partitions, with their generations, whose ends are to be told again.
+        self._again: dict[AnyJournal, dict[int, int]] = {}
+        self._untold: dict[int, int] = {}  # the partitions of which that is not done
+        self._fresh: AdoptedJournal | None = None  # of which nothing was told before
+        self._has_due, self._has_told = asyncio.Event(), asyncio.Event()
         self._conveyor: Conveyor
 
     @property
@@ -89,10 +109,10 @@ class Journals:
         self._has_renewed.set()
 
     async def retell(self, redis: Redis) -> None:
-        """Hand over what new streams do not have; for ever.
+        """Find out what new streams do not have, and tell what it charges; for ever.
 
         One reading serves every partition that is in a new generation by then. What cannot be
-        handed over is not signed for at the roll call, and tried again.
+        read is not signed for at the roll call, and tried again.
         """
         while True:
             await self._has_renewed.wait()
@@ -101,15 +121,12 @@ class Journals:
             try:
                 for partition in generations:
                     await self._prove_again(redis, partition)
-                ends = await self._missing(generations)
+                await self._owe(generations)
             except OSError:
                 log.exception("journal not read")
                 self._renewed = generations | self._renewed
                 self._has_renewed.set()
                 await asyncio.sleep(AGAIN_S)
-                continue
-            for partition, generation in generations.items():
-                self._conveyor.told(partition, generation, ends[partition])
 
     async def _prove_again(self, redis: Redis, partition: int) -> None:
         """Learn how far Postgres had the older streams. The news of it may be on its way yet, and
@@ -124,19 +141,93 @@ class Journals:
             for journal in self._all():
                 journal.proven(partition, generation=proven[0], stream_id=proven[1])
 
-    async def _missing(self, generations: Mapping[int, int]) -> dict[int, list[End]]:
-        """By partition, the ends that its stream of this generation does not have."""
-        missing: dict[int, list[End]] = {partition: [] for partition in generations}
-        for journal in self._all():
-            for ends in journal.unproven(generations):
+    async def _owe(self, generations: Mapping[int, int]) -> None:
+        """Tell what the ends charge that these generations' streams do not have."""
+        asked = [self._conveyor.owing(*one) for one in generations.items()]
+        owings = {owing.partition: owing for owing in asked if owing is not None}
+        current = {partition: owing.generation for partition, owing in owings.items()}
+        journals = self._all()
+        for journal in journals:
+            for ends in journal.unproven(current):
                 for end in ends:
-                    missing[end.partition].append(end)
+                    owings[end.partition].add(end)
                 await asyncio.sleep(0)  # a span took about a millisecond: calls are served between
-        for adopted in self._adopted.values():
-            for end in self._lost(adopted):
-                if end.partition in missing:
-                    missing[end.partition].append(end)
-        return missing
+            for end in self._lost(journal):
+                if end.partition in owings:
+                    owings[end.partition].add(end)
+        for owing in owings.values():
+            self._conveyor.owed(owing)
+        for journal in journals:
+            self._tell_again(journal, self._again.get(journal, {}) | current)
+        self._untold |= current
+        self._has_due.set()
+
+    def _tell_again(self, journal: AnyJournal, generations: dict[int, int]) -> None:
+        if journal in self._all():  # else it was retired meanwhile
+            self._again[journal] = generations
+
+    async def hand_over(self) -> None:
+        """Give the conveyor what no stream has, as fast as that is answered; for ever."""
+        while True:
+            await self._has_due.wait()
+            self._has_due.clear()
+            journals = self._all()
+            read = [await self._hand_over(journal) for journal in journals]
+            for partition, generation in list(self._untold.items()):
+                if not any(partition in again for again in self._again.values()):
+                    del self._untold[partition]
+                    self._conveyor.all_late(partition, generation)
+            if not all(read):
+                self._has_due.set()
+                await asyncio.sleep(AGAIN_S)
+
+    async def _hand_over(self, journal: AnyJournal) -> bool:
+        """One reading of one journal; False if it failed.
+
+        What the stream of a newer generation lacks meanwhile is left to the next reading.
+        """
+        again = self._again.pop(journal, {})
+        is_fresh = journal is self._fresh
+        if not again and not is_fresh:
+            return True
+        try:
+            for ends in journal.unsent():
+                for end in ends:
+                    await self._hand(journal, end, again, is_fresh=is_fresh)
+                await asyncio.sleep(0)
+            for end in self._lost(journal):
+                await self._hand(journal, end, again, is_fresh=is_fresh)
+        except (OSError, msgspec.MsgspecError) as error:
+            if isinstance(journal, AdoptedJournal):
+                del self._adopted[journal.name]
+                self._leave_alone(journal.name, error)
+                journal.release()
+                self._told_first(journal)
+                return True
+            log.exception("journal not read")
+            self._tell_again(journal, again | self._again.get(journal, {}))
+            return False
+        self._told_first(journal)
+        return True
+
+    def _told_first(self, journal: AnyJournal) -> None:
+        """All of this one was told, or needs not be: the next may be adopted."""
+        if journal is self._fresh:
+            self._fresh = None
+            self._has_told.set()
+
+    async def _hand(
+        self, journal: AnyJournal, end: End, again: Mapping[int, int], *, is_fresh: bool
+    ) -> None:
+        if end.partition not in again and not is_fresh:
+            return
+        await self._conveyor.room(self._unanswered_max)
+        if end.partition in self._again.get(journal, {}):
+            return
+        if end.partition in again:
+            self._conveyor.late(end, again[end.partition])
+        else:
+            self._conveyor.settle(end)
 
     async def hear_proofs(self, redis: Redis) -> None:
         """Learn from the flusher how far Postgres is; for ever."""
@@ -148,18 +239,44 @@ class Journals:
                 journal.proven(partition, generation=at.generation, stream_id=at.stream_id)
 
     async def adopt_orphans(self) -> None:
-        """Take over journals of dead processes, until each is proven and gone; for ever."""
+        """Take over journals of dead processes, until each is proven and gone; for ever.
+
+        The next one is taken when the one before was handed over.
+        """
         while True:
-            if self._prices() is not None and self._conveyor.is_connected:
-                for journal in await asyncio.to_thread(lambda: list(adopt(self._directory))):
-                    await self._take_over(journal)
+            if self._fresh is None and self._prices() is not None and self._conveyor.is_connected:
+                journal = await asyncio.to_thread(self._next_orphan)
+                if journal is not None:
+                    self._take_over(journal)
             for name, journal in list(self._adopted.items()):
                 if journal.is_proven:
                     # First: a release meanwhile would give others a journal that is half gone.
                     del self._adopted[name]
-                    await asyncio.to_thread(journal.remove)
-                    log.info("journal retired", extra={"journal": name})
-            await asyncio.sleep(ADOPT_EVERY_S)
+                    self._again.pop(journal, None)
+                    self._told_first(journal)
+                    await self._retire(journal)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ADOPT_EVERY_S):
+                    await self._has_told.wait()
+            self._has_told.clear()
+
+    def _next_orphan(self) -> AdoptedJournal | None:
+        orphans = adopt(self._directory, apart=self._unreadable, on_unreadable=self._leave_alone)
+        return next(orphans, None)
+
+    def _leave_alone(self, name: str, error: Exception) -> None:
+        self._unreadable.add(name)
+        said = {"journal": name, "reason": str(error), "cause": name}
+        log.error("journal cannot be read, until the next start", extra=said)
+
+    async def _retire(self, journal: AdoptedJournal) -> None:
+        try:
+            await asyncio.to_thread(journal.remove)
+        except OSError as error:  # all of it is in Postgres; it only takes room
+            said = {"journal": journal.name, "reason": str(error), "cause": journal.name}
+            log.error("journal not deleted", extra=said)  # noqa: TRY400 - the reason says it all
+        else:
+            log.info("journal retired", extra={"journal": journal.name})
 
     def release(self) -> None:
         """Leave the adopted journals to others."""
@@ -173,10 +290,10 @@ class Journals:
         adopted = sum(journal.unproven_count for journal in self._adopted.values())
         return self._own.unproven_count + adopted
 
-    def _all(self) -> list[Journal | AdoptedJournal]:
+    def _all(self) -> list[AnyJournal]:
         return [self._own, *self._adopted.values()]
 
-    async def _take_over(self, journal: AdoptedJournal) -> None:
+    def _take_over(self, journal: AdoptedJournal) -> None:
         log.warning(
             "journal adopted",
             extra={
@@ -185,19 +302,16 @@ class Journals:
                 "damaged": journal.damaged,
             },
         )
-        self._adopted[journal.name] = journal
-        for count, end in enumerate(await asyncio.to_thread(lambda: list(journal.ends()))):
-            self._conveyor.settle(end)
-            if count % _SLICE == _SLICE - 1:
-                await asyncio.sleep(0)
-        for end in self._lost(journal):
-            self._conveyor.settle(end)
+        self._adopted[journal.name] = self._fresh = journal
+        self._has_due.set()
 
-    def _lost(self, journal: AdoptedJournal) -> list[End]:
+    def _lost(self, journal: AnyJournal) -> Iterator[End]:
         """The ends of the calls that died with their gateway."""
-        prices = self._prices()
-        assert prices is not None, "journals are adopted once there are prices"
-        return [lost_end(call, prices) for call in journal.open_calls()]
+        if isinstance(journal, AdoptedJournal):
+            prices = self._prices()
+            assert prices is not None, "journals are adopted once there are prices"
+            for call in journal.open_calls():
+                yield lost_end(call, prices)
 
 
 def lost_end(call: OpenCall, prices: PriceSheet) -> End:

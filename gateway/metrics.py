@@ -63,6 +63,7 @@ CAUSES = frozenset(
         "request_timeout",
         "request_too_large",
         "revoked",
+        "too_many_bodies",
         "too_many_connections",
         "too_many_elements",
         "too_many_fields",
@@ -237,7 +238,9 @@ class Metrics:
     )
     calls_open: Gauge = _gauge("calls_open", "Calls admitted and not yet ended")
     calls_draining: Gauge = _gauge("calls_draining", "Answers read on after their client left")
-    refusals: Counter = _counter("refusals_total", "Calls that were not admitted", "cause")
+    refusals: Counter = _counter(
+        "refusals_total", "Calls not admitted, connections turned away", "cause"
+    )
     call_seconds: Histogram = _histogram(
         "call_seconds", "From the whole request to the last byte", "provider", bounds=_CALLS
     )

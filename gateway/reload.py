@@ -23,8 +23,9 @@ log = logging.getLogger(__name__)
 _POLL_S = 0.5
 _MISTAKES_SHOWN = 20
 
-# Sockets, servers and partitions are set up once, and what was hashed stays hashed.
-_FIXED = ("listeners", "data_dir", "redis", "postgres", "ledger")
+# Sockets, servers, partitions and caches are set up once, what was hashed stays hashed, and who
+# waits for a process to stop waits as long as it was told when that began.
+FIXED = ("listeners", "data_dir", "redis", "postgres", "ledger", "shutdown", "auth")
 
 
 class Result(StrEnum):
@@ -100,11 +101,7 @@ class ConfigFile:
 
     def _apply(self, config: Config) -> Result:
         waiting = changes(_fixed_part(self.config), _fixed_part(config))
-        config = replace(
-            config,
-            **{name: getattr(self.config, name) for name in _FIXED},
-            auth=replace(config.auth, pepper=self.config.auth.pepper),
-        )
+        config = replace(config, **{name: getattr(self.config, name) for name in FIXED})
         changed = changes(self.config, config)
         if waiting:
             log.warning("settings wait for a restart", extra={"settings": waiting})
@@ -153,8 +150,8 @@ def _joined(path: str, name: str) -> str:
 
 def _fixed_part(config: Config) -> Config:
     """The configuration with nothing in it but what a restart alone can change."""
-    fixed: dict[str, Any] = {name: getattr(config, name) for name in _FIXED}
-    return replace(Config(), **fixed, auth=replace(Config().auth, pepper=config.auth.pepper))
+    fixed: dict[str, Any] = {name: getattr(config, name) for name in FIXED}
+    return replace(Config(), **fixed)
 
 
 def _state_of(path: Path) -> tuple[int, int, int] | None:

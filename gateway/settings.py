@@ -239,6 +239,7 @@ class PriceOverride:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     body_bytes_max: Size = 32 * MIB
+    body_bytes_in_all: Size = 1 * GIB
     headers_max: Annotated[int, Between(10, 1_000)] = 100
     header_bytes_max: Size = 32 * KIB
     header_timeout_s: Seconds = 10.0

@@ -30,8 +30,12 @@ def priced(config: Config) -> dict[str, str]:
 
 
 def fingerprint(config: Config) -> str:
-    """Of all in a configuration that its prices depend on."""
-    return sha256(repr((priced(config), config.prices)).encode()).hexdigest()
+    """Of all in a configuration that a sheet is good for.
+
+    The partitions, too: who wrote the sheet has seen that the database has as many.
+    """
+    facts = (priced(config), config.prices, config.ledger.partitions)
+    return sha256(repr(facts).encode()).hexdigest()
 
 
 def write_sheet(run_dir: Path, packed: bytes, *, of: str) -> None:

@@ -74,8 +74,7 @@ class Vitals:
             return ""
         count = len(conveyor.inactive)
         is_served = count < self.calls.terms.config.ledger.partitions
-        if self._admitted_s is not None and (
-            is_served or now_s - self._admitted_s <= RECOVERY_WAIT_S
-        ):
+        waits = self._admitted_s is not None and now_s - self._admitted_s <= RECOVERY_WAIT_S
+        if is_served or waits:
             return ""
         return f"recovering {count} partitions"

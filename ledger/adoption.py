@@ -4,7 +4,7 @@ A file does not say which ends Redis had, so all are sent again that are not mar
 the call id makes each count once.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -22,19 +22,40 @@ from ledger.frames import (
 )
 from ledger.journal import SPAN_BYTES
 from ledger.proof import Proof, Span
-from ledger.segments import Folder, ends_in, open_calls, unproven
+from ledger.segments import Folder, open_calls, unproven, unsent
 
 _ANY_TIME_S = 0.0
 
 
-def adopt(directory: Path) -> Iterator["AdoptedJournal"]:
-    """The journals below this directory that nobody holds; each is held from here on."""
+def adopt(
+    directory: Path,
+    *,
+    apart: Container[str] = (),
+    on_unreadable: Callable[[str, OSError], None] | None = None,
+) -> Iterator["AdoptedJournal"]:
+    """The journals below this directory that nobody holds; each is held from here on.
+
+    Those named in `apart` are left alone. One that cannot be read is told and keeps nobody from the
+    others; without `on_unreadable` its error is raised.
+    """
     if not directory.is_dir():
         return
     for path in sorted(directory.iterdir()):
-        folder = None if path.name.startswith(".") else Folder.claim(path)
-        if folder is not None:
-            yield AdoptedJournal(folder)
+        if path.name.startswith(".") or path.name in apart:
+            continue
+        folder: Folder | None = None
+        try:
+            folder = Folder.claim(path)
+            journal = None if folder is None else AdoptedJournal(folder)
+        except OSError as error:
+            if folder is not None:
+                folder.release()
+            if on_unreadable is None:
+                raise
+            on_unreadable(path.name, error)
+        else:
+            if journal is not None:
+                yield journal
 
 
 class AdoptedJournal:
@@ -50,11 +71,14 @@ class AdoptedJournal:
         for number in folder.numbers():
             self._read(number)
 
+    def unsent(self) -> Iterator[list[End]]:
+        """As `Journal.unsent`: the ends that Redis has not confirmed to us."""
+        return unsent(self._folder, self._proof)
+
     def ends(self) -> Iterator[End]:
-        """The ends that Redis has not confirmed to us. Read from the file."""
-        for span in dict.fromkeys(self._proof.unsent.values()):
-            ends = list(ends_in(self._folder, span))
-            yield from [end for end in ends if self._proof.unsent.get(end.call_id) is span]
+        """The same, one by one."""
+        for some in self.unsent():
+            yield from some
 
     def open_calls(self) -> Iterator[OpenCall]:
         """The calls sent to vendors that nobody ended; the adopter ends them as lost."""
@@ -62,7 +86,7 @@ class AdoptedJournal:
 
     def unproven(self, generations: Mapping[int, int]) -> Iterator[list[End]]:
         """As `Journal.unproven`; lost calls without proof are among `open_calls` again."""
-        return unproven(self._folder, self._proof, generations, before_s=_ANY_TIME_S)
+        return unproven(self._folder, self._proof, generations)
 
     def appended(
         self, call_ids: Iterable[bytes], partition: int, *, generation: int, stream_id: str

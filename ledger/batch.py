@@ -4,7 +4,8 @@ Pure. The rules of money are here and nowhere else:
 
 - `spent` follows every entry whose charge Redis took (`moved`), once, whatever is thought of it.
 - A call costs what the end that knows most says: settled and released know more than lost, lost
-  more than expired; between equals the first counts. A later end that knows more is a correction.
+  more than expired. Of two lost ones the higher counts, which saw more of the call; between other
+  equals the first. A later end that knows more is a correction.
 - What Redis took and what the call costs from now on differ only through `base`.
 """
 
@@ -143,6 +144,12 @@ def firsts_of(entries: Iterable[Parsed]) -> dict[bytes, First]:
     return firsts
 
 
+def replaces(kind: str, charge: int, before: Known) -> bool:
+    """Whether an end of this kind and charge knows more of the call than what is known."""
+    rank, known = _RANK[EndKind(kind)], _RANK[EndKind(before.kind)]
+    return rank > known or (kind == before.kind == EndKind.LOST and charge > before.charge)
+
+
 def known_of(ended: Ended, row: Row) -> Known:
     """The first end of a call as what is known of it from now on."""
     return Known(
@@ -225,11 +232,11 @@ def _count_again(judgement: Judgement, ended: Ended, before: Known, arrived_us: 
         poison = Poison(ended.stream_id, {}, error, ended.wallet, spent, ended.windows)
         _count_poison(judgement, poison)
         return before
-    replaces = _RANK[EndKind(ended.kind)] > _RANK[EndKind(before.kind)]
+    knows_more = replaces(ended.kind, ended.charge, before)
     taken = ended.charge if ended.moved else 0
-    if not replaces and not taken:
+    if not knows_more and not taken:
         return before
-    charge = ended.charge if replaces else before.charge
+    charge = ended.charge if knows_more else before.charge
     base_delta = taken - (charge - before.charge)
     moves = _wallet(judgement, ended.wallet)
     moves.spent += taken
@@ -237,13 +244,13 @@ def _count_again(judgement: Judgement, ended: Ended, before: Known, arrived_us: 
     for window in ended.windows:
         window_moves = _window(judgement, window)
         window_moves.spent += taken
-        window_moves.base += taken - (charge if replaces else 0)
-    if replaces:
+        window_moves.base += taken - (charge if knows_more else 0)
+    if knows_more:
         for window in before.windows:
             _window(judgement, window).base += before.charge
     row = row_of(ended)
     after = before._replace(corrections=before.corrections + 1)
-    if replaces:
+    if knows_more:
         after = replaced(before, ended, row)
         hour_us = report_hour_us(before.admitted_us, arrived_us)
         _roll(judgement, hour_us, before.key, Figures(*(-one for one in before.figures)))

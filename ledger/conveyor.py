@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ledger.admission import End, Held, Hold, Refused
+from ledger.arrears import Owing
 from ledger.belt import HOLD_S, RENEW_S, Manner
 from ledger.fcall import Renewal
 from ledger.junction import Junction
@@ -30,7 +31,7 @@ class Conveyor:
 
     `on_epoch(partition)`: it needs a recovery. `on_settled(settled)`: a stream has these ends.
     `on_generation(partition, generation)`: the partition is in a new one, so ends that only an
-    older one had are to be `told`. `on_batch(steps, wait_us)`: a batch goes out, and how
+    older one had are to be told again. `on_batch(steps, wait_us)`: a batch goes out, and how
     long the oldest of its holds has waited. All are called from the event loop.
     Every `renew_s` the leases of all open calls are renewed, and of what ended ones owe (`lease_s`
     long; a call's hold says its own). `gateway`, unique to the process, is
@@ -160,11 +161,35 @@ class Conveyor:
             lane.look()
             self._wake(lane)
 
-    def told(self, partition: int, generation: int, ends: Iterable[End]) -> None:
-        """The answer to `on_generation`, when it is known: all ends which that one must be told."""
-        lane = self._lanes[partition]
-        lane.told(generation, ends)
+    def owing(self, partition: int, generation: int) -> Owing | None:
+        """The answer to `on_generation` begins: to be added to is every end which that one must be
+        told. None: it is over.
+        """
+        return self._lanes[partition].owing(generation)
+
+    def owed(self, owing: Owing) -> None:
+        """All were added. What they charge counts now; each is to be told by `late`."""
+        lane = self._lanes[owing.partition]
+        lane.owed(owing)
         self._wake(lane)
+
+    def late(self, end: End, generation: int) -> None:
+        """Tell an end again; nothing, if the partition is in another generation than this."""
+        lane = self._lanes[end.partition]
+        lane.late(generation, end)
+        self._wake(lane)
+
+    def all_late(self, partition: int, generation: int) -> None:
+        """Every end that was added to `owing` was handed over."""
+        lane = self._lanes[partition]
+        lane.all_late(generation)
+        self._wake(lane)
+
+    async def room(self, unanswered_max: int) -> None:
+        """Return when fewer ends than this are unanswered; at once if it is so."""
+        while self.unanswered_count >= unanswered_max:
+            self._manner.answered.clear()
+            await self._manner.answered.wait()
 
     def generation(self, partition: int) -> int:
         """The generation the partition was last seen in; 0 before it was seen."""
@@ -215,9 +240,7 @@ class Conveyor:
         """Wait until every end is answered; how many still are not when the time is up."""
         try:
             async with asyncio.timeout(timeout_s):
-                while self.unanswered_count:
-                    self._manner.answered.clear()
-                    await self._manner.answered.wait()
+                await self.room(1)
         except TimeoutError:
             pass
         return self.unanswered_count

@@ -214,8 +214,6 @@ class Flusher:
             return await self._tend(connection, drain, part)
         except Epoch:
             self._on_epoch(part.number)
-        except NewerRelease as error:
-            self._note_failure(error)  # only this partition waits, for the newer flusher
         except (asyncpg.PostgresError, RedisError, ValueError) as error:
             if connection.is_closed():
                 raise
@@ -230,7 +228,7 @@ class Flusher:
             return 0
         flushed = 0
         if part.number not in self._idle or self._is_due("look", part.number, _IDLE_S):
-            flushed = await self._flush(drain, part)
+            flushed = await self._flush_known(drain, part)
             (self._idle.discard if flushed else self._idle.add)(part.number)
         await self._push(connection, part)
         partition = self._partitions[part.number]
@@ -244,6 +242,14 @@ class Flusher:
         if self._is_due("trim", part.number, _TRIM_EVERY_S):
             await trim(connection, partition, watermark=part.watermark, keep_bytes=self._keep_bytes)
         return flushed
+
+    async def _flush_known(self, drain: Drain, part: _Part) -> int:
+        """As `_flush`; where an entry of a newer release is next, only flushing waits for it."""
+        try:
+            return await self._flush(drain, part)
+        except NewerRelease as error:
+            self._note_failure(error)
+            return 0
 
     async def _flush(self, drain: Drain, part: _Part) -> int:
         if part.state != "active":

@@ -18,7 +18,7 @@ from ledger.admission import End
 from ledger.appender import Appender, JournalFull, System
 from ledger.frames import Mark, OpenCall
 from ledger.proof import Proof, Span
-from ledger.segments import Folder, calls_in, ends_in, newest, open_calls, unproven
+from ledger.segments import Folder, calls_in, ends_in, newest, open_calls, unproven, unsent
 
 __all__ = ["Journal", "JournalFull"]
 
@@ -135,17 +135,18 @@ class Journal:
         """The watermark that Postgres has for the partition."""
         self._proof.proven(partition, generation=generation, stream_id=stream_id)
 
-    def unproven(
-        self, generations: Mapping[int, int], *, older_than_s: float = 0.0
-    ) -> Iterator[list[End]]:
+    def unproven(self, generations: Mapping[int, int]) -> Iterator[list[End]]:
         """The ends to send (again) now that partitions' streams are of these generations, by span.
 
-        Other work may be done between two of them. Those that Redis never confirmed, if older than
-        `older_than_s`, and those it confirmed in the stream of another generation whose proof has
-        not come. Read from the file.
+        Other work may be done between two of them. Those that Redis never confirmed, and those it
+        confirmed in the stream of another generation whose proof has not come: all are `unsent`
+        from then on. Read from the file.
         """
-        before_s = self._clock() - older_than_s
-        return unproven(self._folder, self._proof, generations, before_s=before_s)
+        return unproven(self._folder, self._proof, generations)
+
+    def unsent(self) -> Iterator[list[End]]:
+        """The ends that no stream is known to have, by span; otherwise as `unproven`."""
+        return unsent(self._folder, self._proof)
 
     def open_calls(self) -> Iterator[OpenCall]:
         """The calls dispatched and not finished. Read from the file."""
@@ -277,6 +278,7 @@ class Journal:
             if not framed:  # what is pending was settled past the journal: its proof is near
                 continue
             to = self._append(framed, self._bytes_max)
+            to.has_copies = True
             for call in calls:
                 self._proof.opened(call.call_id, to)
             for end in ends:

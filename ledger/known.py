@@ -22,8 +22,9 @@ _RECORDS = """
     WHERE call_id = ANY ($1::uuid[])
 """
 _CORRECTIONS = """
-    SELECT call_id, number, old_kind, kind, charge, windows, outcome, provider, model_target,
-           usage_source, input, cache_read, cache_write, output, reasoning, list_price
+    SELECT call_id, number, old_kind, old_charge, kind, charge, windows, outcome, provider,
+           model_target, usage_source, input, cache_read, cache_write, output, reasoning,
+           list_price
     FROM correction WHERE call_id = ANY ($1::uuid[]) ORDER BY call_id, number
 """
 
@@ -41,7 +42,7 @@ async def known_calls(connection: Connection, call_ids: Sequence[bytes]) -> dict
 
 def corrected(before: Known, correction: asyncpg.Record) -> Known:
     """What is known of the call after one more of its corrections."""
-    if correction["old_kind"] == correction["kind"]:
+    if not replaced_something(correction):
         return before._replace(corrections=correction["number"])  # it only paid money back
     return Known(
         correction["kind"],
@@ -53,6 +54,12 @@ def corrected(before: Known, correction: asyncpg.Record) -> Known:
         _figures(correction),
         correction["number"],
     )
+
+
+def replaced_something(correction: asyncpg.Record) -> bool:
+    """Whether its entry knew more of the call; else what Redis took again was paid back."""
+    before = correction["old_kind"], correction["old_charge"]
+    return before != (correction["kind"], correction["charge"])
 
 
 def windows_of(ids: Sequence[str] | None) -> tuple[Window, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 from hiredis import ReplyError
 
 from ledger.admission import End, Held, Hold, released
-from ledger.arrears import Arrears, call_ids
+from ledger.arrears import Arrears, Owing, call_ids
 from ledger.fcall import (
     ELSEWHERE,
     KEY_COUNT,
@@ -103,15 +103,29 @@ class Lane(Waiting):
         """Something is new: ask at once how the partition is."""
         self.wants_state, self._ask_at_s = True, 0.0
 
-    def told(self, generation: int, ends: Iterable[End]) -> None:
-        """Queue the ends that this generation's stream does not have, by whoever keeps them."""
+    def owing(self, generation: int) -> Owing | None:
+        """To be added to by whoever keeps ends that this generation's stream does not have."""
         if generation != self.generation:
-            return
-        queued = call_ids(self._ends, self._lates)
-        missing = [end for end in ends if end.call_id not in queued]
-        self.unanswered += len(missing)
-        self._lates.extend(missing)
-        self._signature.told(self._arrears.owe([*self._ends, *self._lates]))
+            return None
+        return self._arrears.owing([*self._ends, *self._lates])
+
+    def owed(self, owing: Owing) -> None:
+        """What they owe is known: hold it, and sign. The ends are handed over one by one."""
+        if owing.generation == self.generation:
+            self._signature.told(self._arrears.owe(owing))
+            for end in (*self._ends, *self._lates):
+                self._arrears.keep(end)
+
+    def late(self, generation: int, end: End) -> None:
+        """Queue an end that this generation's stream does not have."""
+        if generation == self.generation and self._arrears.keep(end):
+            self.unanswered += 1
+            self._lates.append(end)
+
+    def all_late(self, generation: int) -> None:
+        """All of them were handed over."""
+        if generation == self.generation:
+            self._arrears.all_there()
 
     def doubt(self) -> None:
         """The connection is new: whatever was known may be old."""

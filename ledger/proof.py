@@ -9,19 +9,20 @@ the highest stream id per partition and generation.
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import takewhile
 
 
 class Span:
     """A stretch of one segment, and how much in it is open, unsent or unproven."""
 
-    __slots__ = ("end", "pending", "segment", "since_s", "start")
+    __slots__ = ("end", "has_copies", "pending", "segment", "since_s", "start")
 
     def __init__(self, segment: int, start: int, since_s: float) -> None:
         self.segment, self.start, self.since_s = segment, start, since_s
         self.end = start
         self.pending = 0
+        self.has_copies = False  # of what is pending in older spans
 
 
 class Place:
@@ -93,6 +94,8 @@ class Proof:
                     place.highest = max(place.highest, highest)
                 place.count += 1
                 self.placed_count += 1
+        if not self.unsent:
+            self.unsent.clear()  # gives back the room of a backlog: popping does not
 
     def _appended_past(self, call_id: bytes, key: tuple[int, int], place_id: int) -> None:
         span = self.open.pop(call_id, None)
@@ -125,13 +128,23 @@ class Proof:
                 span.pending -= 1
                 self.placed_count -= 1
 
-    def stale(self, partition: int, *, generation: int) -> set[Span]:
-        """Spans with ends of the partition whose place is in a stream of another generation."""
+    def stale(self, generations: Mapping[int, int]) -> set[Span]:
+        """Spans with ends whose place is in a stream of another generation than their partition's
+        in here.
+        """
         return {
             span
-            for key, places in self._placed.items()
-            if key[0] == partition and key[1] != generation
+            for (partition, generation), places in self._placed.items()
+            if generations.get(partition, generation) != generation
             for span in places
+        }
+
+    def stale_in(self, span: Span, generations: Mapping[int, int]) -> set[int]:
+        """The partitions of these ends in the span."""
+        return {
+            partition
+            for (partition, generation), places in self._placed.items()
+            if generations.get(partition, generation) != generation and span in places
         }
 
     def forget_places(self, span: Span, partition: int, *, generation: int) -> None:

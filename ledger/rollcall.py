@@ -134,7 +134,7 @@ class Signature:
         self._is_told = self._is_given = False
 
     def told(self, sums: Iterable[bytes]) -> None:
-        """The journals have handed over what is missing, and these sums keep what it charges."""
+        """The journals have been read, and these sums keep what the missing ends charge."""
         self._owed.update(sums)
         self._is_told = True
 

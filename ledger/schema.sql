@@ -433,7 +433,7 @@ CREATE TABLE correction (
     base_delta         bigint NOT NULL,       -- what Postgres puts right: spent_delta - (charge - old_charge)
     windows            text[],                -- of the entry
     record             bytea,                 -- the entry's usage record
-    -- Of that record, as in usage_record. They hold for the call if kind is not old_kind.
+    -- Of that record, as in usage_record. They hold for the call if its kind or charge changed.
     outcome            text NOT NULL,
     provider           text NOT NULL,
     model_target       text NOT NULL,
@@ -472,7 +472,8 @@ CREATE VIEW usage_call AS
            coalesce(c.reasoning, r.reasoning) AS reasoning
     FROM usage_record AS r LEFT JOIN LATERAL (
         SELECT * FROM correction
-        WHERE correction.call_id = r.call_id AND correction.old_kind <> correction.kind
+        WHERE correction.call_id = r.call_id
+          AND (correction.old_kind, correction.old_charge) <> (correction.kind, correction.charge)
         ORDER BY number DESC LIMIT 1
     ) AS c ON true;
 

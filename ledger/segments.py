@@ -7,7 +7,7 @@ writes it, and after that process's death whoever adopts it.
 import fcntl
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -97,27 +97,18 @@ class Folder:
             os.close(lock)
 
 
-def unproven(
-    folder: Folder, proof: Proof, generations: Mapping[int, int], *, before_s: float
-) -> Iterator[list[End]]:
+def unproven(folder: Folder, proof: Proof, generations: Mapping[int, int]) -> Iterator[list[End]]:
     """The ends to send (again) while each partition's stream is of this generation, by span.
 
-    Between two spans anything may happen to the journal. They are those without a place in any
-    stream, in spans begun by `before_s`, and those whose place is in the stream of another
-    generation and unproven there. More may come than is needed, never less: a span does not know
-    which of its ends are proven.
+    They are those without a place in any stream, and those whose place is in the stream of another
+    generation and unproven there; from then on all are `unsent`. More may come than is needed,
+    never less: a span does not know which of its ends are proven.
     """
-    stale: dict[Span, list[int]] = {}
     for partition, generation in generations.items():
         proof.reopen(partition, generation=generation)
-        for span in proof.stale(partition, generation=generation):
-            stale.setdefault(span, []).append(partition)
-    due = {span for span in proof.unsent.values() if span.since_s <= before_s} | stale.keys()
-    for span in [span for span in proof.pending() if span in due]:
-        if not span.pending:  # proven meanwhile, and its segment deleted perhaps
-            continue
+    for span in _spans(proof, lambda: {*proof.unsent.values(), *proof.stale(generations)}):
+        again = proof.stale_in(span, generations)
         ends = [end for end in ends_in(folder, span) if end.partition in generations]
-        again = stale.get(span, ())
         for end in ends:
             if end.partition in again:
                 proof.unplaced(end.call_id, span)
@@ -126,10 +117,40 @@ def unproven(
         yield [end for end in ends if proof.unsent.get(end.call_id) is span]
 
 
+def unsent(folder: Folder, proof: Proof) -> Iterator[list[End]]:
+    """The ends without a place in any stream, by span."""
+    for span in _spans(proof, lambda: {*proof.unsent.values()}):
+        yield [end for end in ends_in(folder, span) if proof.unsent.get(end.call_id) is span]
+
+
+def _spans(proof: Proof, due: Callable[[], Container[Span]]) -> Iterator[Span]:
+    """The spans that are due, and those to which some of it was copied meanwhile.
+
+    Between two of them anything may happen to the journal.
+    """
+    seen: set[Span] = set()
+    wanted = due()
+    turn = [span for span in proof.pending() if span in wanted]
+    while turn:
+        for span in turn:
+            seen.add(span)
+            if span.pending:  # else proven meanwhile, and its segment deleted perhaps
+                yield span
+        wanted = due()
+        turn = [
+            span
+            for span in proof.pending()
+            if span.has_copies and span in wanted and span not in seen
+        ]
+
+
 def open_calls(folder: Folder, proof: Proof) -> Iterator[OpenCall]:
     """The calls that were dispatched and have no end."""
     for span in dict.fromkeys(proof.open.values()):
-        yield from newest(c for c in calls_in(folder, span) if proof.open.get(c.call_id) is span)
+        if span.pending:  # else its segment is deleted perhaps
+            yield from newest(
+                c for c in calls_in(folder, span) if proof.open.get(c.call_id) is span
+            )
 
 
 def newest(calls: Iterable[OpenCall]) -> list[OpenCall]:

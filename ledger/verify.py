@@ -16,7 +16,7 @@ import msgspec
 from ledger import verify_sql as sql
 from ledger.batch import Known
 from ledger.chain import Audited, Posted, audit_hash, transaction_hash
-from ledger.known import corrected, known_of_row, windows_of
+from ledger.known import corrected, known_of_row, replaced_something, windows_of
 from ledger.postgres import Connection, one_row
 from ledger.pricing import PriceSheet
 from ledger.row import Figures, RollupKey, report_hour_us
@@ -207,7 +207,7 @@ async def _follow_corrections(connection: asyncpg.Connection, reports: _Reports)
             known, current = known_of_row(record), call_id
         before = known
         known = corrected(before, row)
-        replaces = row["old_kind"] != row["kind"]
+        replaces = replaced_something(row)
         taken = row["spent_delta"]
         for window in windows_of(row["windows"]):
             kept = row["charge"] if replaces else 0

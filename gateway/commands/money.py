@@ -148,7 +148,8 @@ def _say(verb: str, done: Granted | Taken, order: Order) -> None:
             text += f"; of the target: {usd_text(gained)}"
         click.echo(text)
     if not done.is_usable:
-        click.echo("Redis is not there; it will be usable within a second once it is.", err=True)
+        moved = "it will be usable" if isinstance(done, Granted) else "it will be told"
+        click.echo(f"Redis is not there; {moved} within a second once it is.", err=True)
 
 
 @click.command()

@@ -29,7 +29,8 @@ from gateway.proxy.clients import Clients
 from gateway.proxy.exchange import CLOSE, Answered, ClientGone, Exchange
 from gateway.proxy.grace import Grace
 from gateway.proxy.growth import StreamHolds
-from gateway.proxy.intake import body_at_hand, read_facts, read_rest
+from gateway.proxy.intake import Bodies, body_at_hand, read_facts, read_rest
+from gateway.proxy.leaving import UnderWay
 from gateway.proxy.live import HoldSpent, LiveCall, Terms
 from gateway.proxy.tell import Teller
 from gateway.settings import OnDisconnect
@@ -81,8 +82,8 @@ class Calls:
     def __init__(self, parts: Parts, terms: Terms) -> None:
         self._parts = parts
         self.terms = terms  # replaced whole when prices or configuration change
-        self.live: dict[bytes, LiveCall] = {}
-        self._idle = asyncio.Event()
+        self.live: dict[bytes, LiveCall] = {}  # those that were admitted
+        self.under_way, self.bodies = UnderWay(), Bodies()
         self._streams = StreamHolds(parts.conveyor)
         self._awaits_end = parts.journal.is_group or parts.journals.needs_replica
         self.draining = 0  # calls read to their end although their client has left
@@ -97,19 +98,27 @@ class Calls:
             id_text=str(made),
             clock=self._parts.monotonic_s,
         )
+        task = asyncio.current_task()
+        assert task is not None
+        live.task = task
+        self.under_way.began(task)
         try:
-            await self._admit(live, operation)
-        except errors.LedgerAway as error:
-            return await self._serve_by_grace(live, error)
-        except errors.GatewayError as error:
-            return self._refused(live, error)
-        except ClientGone:
-            return CLOSE
-        except OSError:
-            if not exchange.is_gone:
-                raise
-            return CLOSE
-        return await self._carry(live)
+            try:
+                await self._admit(live, operation)
+            except errors.LedgerAway as error:
+                return await self._serve_by_grace(live, error)
+            except errors.GatewayError as error:
+                return self._refused(live, error)
+            except ClientGone:
+                return CLOSE
+            except OSError:
+                if not exchange.is_gone:
+                    raise
+                return CLOSE
+            return await self._carry(live)
+        finally:
+            self.bodies.drop(live)
+            self.under_way.ended(task)
 
     async def _serve_by_grace(self, live: LiveCall, away: errors.LedgerAway) -> Answered:
         """Nobody can tell what the wallet has: the call goes on if its organization chose that."""
@@ -123,23 +132,12 @@ class Calls:
         finally:
             grace.ended(live.call_id, live.record.charge)
 
-    async def all_ended(self) -> None:
-        """Return once no call is open."""
-        while self.live:
-            self._idle.clear()
-            await self._idle.wait()
-
     def renewal(self, hold: Hold) -> Renewal:
         """The new lease of an open call, with its progress; the journal is told it as well."""
         renewal = progress.renewal(self.live, hold)
         if renewal.record:
             self._parts.journal.progressed(OpenCall.of(hold._replace(ticket=renewal.record)))
         return renewal
-
-    def cut(self) -> None:
-        """End every open call, whether its client is there or not, with what it has consumed."""
-        for live in self.live.values():
-            live.task.cancel()
 
     async def _admit(self, live: LiveCall, operation: Operation) -> None:
         parts, exchange = self._parts, live.exchange
@@ -160,9 +158,11 @@ class Calls:
         now_ms = int(now_s * 1000)
         admit.check_principal(live.principal, now_ms)
         limits = live.terms.config.limits
-        body = body_at_hand(exchange, limits)
+        body, add = body_at_hand(exchange, limits), self.bodies.add
         if body is None:
-            body = await read_rest(exchange, limits)
+            body = await read_rest(exchange, limits, partial(add, live))
+        else:
+            add(live, len(body))
         live.began_s = live.clock()
         live.call = (
             read_facts(operation, body)
@@ -227,9 +227,6 @@ class Calls:
 
     async def _carry(self, live: LiveCall) -> Answered:
         """Forward and relay an admitted call; whatever happens, it is ended before this returns."""
-        task = asyncio.current_task()
-        assert task is not None
-        live.task = task
         self.live[live.call_id] = live
         live.leave = live.exchange.on_gone = partial(self._left, live)
         if live.exchange.is_gone:
@@ -261,8 +258,6 @@ class Calls:
                 self._close(live, outcome)
             finally:
                 del self.live[live.call_id]
-                if not self.live:
-                    self._idle.set()
 
     async def _failed(
         self, live: LiveCall, outcome: Outcome, error: errors.GatewayError

@@ -17,8 +17,12 @@ from gateway.credential import Shown
 from gateway.outbox import Outbox
 from gateway.proxy.wall import flaw_of
 
-_REASONS = {
-    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
+_CLASSES = {2: "Good", 3: "Elsewhere", 4: "Refused", 5: "Failed"}
+_PHRASES = {each: _CLASSES.get(each // 100, "Other") for each in range(100, 1_000)}
+_PHRASES |= {each.value: each.phrase for each in HTTPStatus}
+# Of every status there can be: vendors have some that no standard names, and those pass unchanged.
+_FIRST_LINES = {
+    status: f"HTTP/1.1 {status} {phrase}\r\n".encode() for status, phrase in _PHRASES.items()
 }
 _CHUNKED = b"Transfer-Encoding: chunked\r\n"
 _CHUNKS_END = b"0\r\n\r\n"
@@ -231,33 +235,32 @@ class Exchange:
             or (not self.is_read and self.has_body)
         )
         dates = line.dates
-        self.head_sent = True
-        self.write(
-            b"%b%bContent-Length: %d\r\n%b%b%b"
-            % (
-                _REASONS[status],
-                dates.line or dates.render(),
-                len(body),
-                headers,
-                _LAST_LINES if close else b"\r\n",
-                body if self.method != "HEAD" else b"",
-            )
+        whole = b"%b%bContent-Length: %d\r\n%b%b%b" % (
+            _FIRST_LINES[status],
+            dates.line or dates.render(),
+            len(body),
+            headers,
+            _LAST_LINES if close else b"\r\n",
+            body if self.method != "HEAD" else b"",
         )
+        self.head_sent = True
+        self.write(whole)
         return CLOSE if close else KEEP
 
     def start(self, status: int, headers: bytes, first: bytes) -> None:
         """Send the head of an answer that goes on, and its first chunk, in one write."""
-        self.head_sent = True
         dates = self._line.dates
         date_line = dates.line or dates.render()
         if not self._is_chunked:
-            head = b"".join((_REASONS[status], date_line, headers, _LAST_LINES))
+            head = b"".join((_FIRST_LINES[status], date_line, headers, _LAST_LINES))
+            self.head_sent = True
             self.write(head + first)
             return
         # Said in the head or not done at all: a client calls again as soon as this one ends.
         self._is_last = self._message.should_close or self._line.is_leaving
         ending = _LAST_LINES if self._is_last else b"\r\n"
-        head = b"".join((_REASONS[status], date_line, _CHUNKED, headers, ending))
+        head = b"".join((_FIRST_LINES[status], date_line, _CHUNKED, headers, ending))
+        self.head_sent = True
         self.write(head + chunk(first))
 
     def write_chunk(self, data: bytes) -> None:

@@ -1,15 +1,44 @@
-"""Read a request's body within its limits, and the few facts in it that admission needs."""
+"""Read a request's body within its limits, and the few facts in it that admission needs.
+
+A body is kept until its call is over, since it may have to be sent again, and it is read before
+anybody knows whether the call can be paid. So a worker's bodies have a limit together (`Bodies`).
+"""
 
 import asyncio
+from collections.abc import Callable
 
 from gateway import errors
 from gateway.proxy.exchange import Exchange
+from gateway.proxy.live import LiveCall
 from gateway.settings import Limits
 from providers.adapter import BadCall, Call, Operation
 from providers.openai.calls import read_call
 
 _JSON = "application/json"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Bodies:
+    """The bodies that one worker reads or keeps, all together."""
+
+    __slots__ = ("size",)
+
+    def __init__(self) -> None:
+        self.size = 0  # bytes
+
+    def add(self, live: LiveCall, count: int) -> None:
+        """So many bytes more of a call's body are here; `Unavailable` if that is too much."""
+        live.body_bytes += count
+        self.size += count
+        if self.size > live.terms.config.limits.body_bytes_in_all:
+            raise errors.Unavailable(
+                "The gateway has as many requests in memory as it can take; nothing was charged.",
+                code="too_many_bodies",
+            )
+
+    def drop(self, live: LiveCall) -> None:
+        """The call is over, and its body with it."""
+        self.size -= live.body_bytes
 
 
 def body_at_hand(exchange: Exchange, limits: Limits) -> bytes | None:
@@ -38,8 +67,11 @@ def read_facts(operation: Operation, body: bytes) -> Call:
         ) from error
 
 
-async def read_rest(exchange: Exchange, limits: Limits) -> bytes:
-    """The whole body, once it has come. Raises the `GatewayError` for a large or a slow one."""
+async def read_rest(exchange: Exchange, limits: Limits, add: Callable[[int], None]) -> bytes:
+    """The whole body, once it has come. Raises the `GatewayError` for a large or a slow one.
+
+    `add` is told how many bytes more are here, each time; what it raises ends the reading.
+    """
     payload = exchange.content
     if exchange.header("expect") is not None:
         exchange.write(_CONTINUE)
@@ -51,6 +83,7 @@ async def read_rest(exchange: Exchange, limits: Limits) -> bytes:
         async with asyncio.timeout_at(_due_s(began_s, 0, limits)) as deadline:
             while part := await payload.readany():
                 body += part
+                add(len(part))
                 if len(body) > limits.body_bytes_max:
                     raise _too_large(limits)
                 deadline.reschedule(_due_s(began_s, len(body), limits))

@@ -67,6 +67,7 @@ class LiveCall:
         "asked_s",
         "attempts",
         "began_s",
+        "body_bytes",
         "call",
         "call_id",
         "candidate",
@@ -118,6 +119,7 @@ class LiveCall:
         self.upstream_done_s = self.ended_s = 0.0
         self.task: asyncio.Task[Any]  # that serves it
         self.principal: Principal
+        self.body_bytes = 0  # of its body that are here, as `Bodies` counts them
         self.call: Call
         self.route: Route
         self.candidates: list[Candidate]

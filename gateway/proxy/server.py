@@ -25,18 +25,16 @@ from gateway.proxy.wall import (
     OVERHEAD_FREE,
     OVERHEAD_PER_BYTE,
     Flaw,
+    Stall,
+    TellTurnedAway,
     Turnstile,
     Wall,
     answer_of,
-    reset,
 )
 
 _log = logging.getLogger(__name__)
 
 Handler = Callable[["Exchange"], Awaitable["Answered"]]
-
-_TAKEN_BYTES_MIN = 64 * 1024
-"""What a client that is behind must take in `stall_s_max`; a modem of 1995 does."""
 
 _LAST_WORDS_S = 1.0
 """How long a client whose request was not read may take to read why."""
@@ -77,7 +75,7 @@ class Guard(RequestHandler):
         self.dates, self.outbox, self.memory = server.dates, server.outbox, Memory("")
         self.is_leaving = server.is_leaving
         self._head_deadline: asyncio.TimerHandle | None = None
-        self._stall: asyncio.TimerHandle | None = None
+        self._stall = Stall(self._loop, wall.stall_s_max)
         self._is_admitted = False
         self._heads = 0  # that were parsed whole
         self._body: StreamReader | None = None  # of the latest of them, while it still comes
@@ -97,8 +95,7 @@ class Guard(RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._stop_waiting()
-        if self._stall is not None:
-            self._stall.cancel()
+        self._stall.end()
         if self._is_admitted:
             self._is_admitted = False
             self.server.turnstile.left(self.memory.peer)
@@ -124,6 +121,8 @@ class Guard(RequestHandler):
 
     def _continued(self, size: int) -> None:
         """No head has ended with these bytes: they are of a body, or of the next head."""
+        if self._close or self._force_close:
+            return  # nobody parses them any more
         self._bytes += size
         body = self._body
         if body is not None:
@@ -139,6 +138,14 @@ class Guard(RequestHandler):
             self._refuse(Flaw(431, "the headers are too large"))
         elif self._head_deadline is None and self._current_request is None and not self._messages:
             self._await_head()
+
+    @property
+    def answering(self) -> "asyncio.Task[None] | None":
+        """The task that answers a request, if there is one here."""
+        task = self._task_handler
+        if task is None or task.done() or (self._current_request is None and not self._messages):
+            return None
+        return task
 
     def _is_head_too_large(self, data: bytes) -> bool:
         if self._body is not None or self._close or self._force_close:
@@ -161,29 +168,13 @@ class Guard(RequestHandler):
     def pause_writing(self) -> None:
         """The client takes less than it is sent: from now on it must take some in time."""
         super().pause_writing()
-        transport = self.transport
-        if transport is not None:
-            self._watch(transport, transport.get_write_buffer_size())
+        if self.transport is not None:
+            self._stall.watch(self.transport)
 
     def resume_writing(self) -> None:
         """It has taken most of it."""
         super().resume_writing()
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
-
-    def _watch(self, transport: asyncio.Transport, size: int) -> None:
-        self._stall = self._loop.call_later(
-            self._wall.stall_s_max, self._see_taken, transport, size
-        )
-
-    def _see_taken(self, transport: asyncio.Transport, before: int) -> None:
-        """Cut a client that leaves untaken what it was sent; `before`: how much it was."""
-        size = transport.get_write_buffer_size()
-        if size and before - size < _TAKEN_BYTES_MIN:
-            reset(transport)
-        elif size:
-            self._watch(transport, size)
+        self._stall.end()
 
     def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's own signature
         # Every body asks for this at its end, and hardly any was ever paused.
@@ -195,12 +186,7 @@ class Guard(RequestHandler):
         transport = self.transport
         super().force_close()
         if transport is not None:
-            self._see_closed(transport)
-
-    def _see_closed(self, transport: asyncio.Transport) -> None:
-        # A transport closes when all is sent. A client that takes nothing would keep it for ever.
-        if self._stall is None and transport.get_write_buffer_size():
-            self._stall = self._loop.call_later(self._wall.stall_s_max, reset, transport)
+            self._stall.see_closed(transport)
 
     async def drained(self) -> None:
         """Wait until most of what was written is taken; `ConnectionError` if nobody is there."""
@@ -260,7 +246,7 @@ class Guard(RequestHandler):
                 self._last_words(transport)
             else:
                 transport.close()
-                self._see_closed(transport)
+                self._stall.see_closed(transport)
 
     def _exchange(
         self, message: RawRequestMessage | _ErrInfo, content: StreamReader
@@ -354,11 +340,11 @@ def _bad_body(message: str) -> errors.BadRequest:
 class DataServer(web.Server):
     """Makes a guarded connection of every accepted socket."""
 
-    def __init__(self, handler: Handler, wall: Wall) -> None:
+    def __init__(self, handler: Handler, wall: Wall, *, tell: TellTurnedAway) -> None:
         super().__init__(cast("Any", handler), handler_cancellation=False)
-        self.handler, self._wall = handler, wall
+        self.handler = handler
         self.dates, self.outbox = Dates(self._loop), Outbox(self._loop)
-        self.turnstile = Turnstile(wall)
+        self.turnstile = Turnstile(wall, tell)
         self.is_leaving = False
 
     def leave(self) -> None:
@@ -367,21 +353,45 @@ class DataServer(web.Server):
         for guard in self._connections:
             cast("Guard", guard).is_leaving = True
 
+    def close_idle(self) -> "set[asyncio.Task[None]]":
+        """Close each connection that waits for its next request.
+
+        Returns the tasks of the others: after `leave` they end with the answer to theirs.
+        """
+        busy = set()
+        for guard in cast("list[Guard]", [*self._connections]):
+            task = guard.answering
+            if task is None:
+                guard.close()
+            else:
+                busy.add(task)
+        return busy
+
     @property
     def connections_open(self) -> dict[RequestHandler, asyncio.Transport]:
         """The open connections."""
         return self._connections
 
+    @property
+    def wall(self) -> Wall:
+        """What new connections are held to; those that are open keep what they began with."""
+        return self.turnstile.wall
+
+    @wall.setter
+    def wall(self, wall: Wall) -> None:
+        self.turnstile.wall = wall
+
     def __call__(self) -> Guard:
+        wall = self.wall
         return Guard(
             self,
-            self._wall,
+            wall,
             loop=self._loop,
             access_log=None,
             logger=_log,
-            keepalive_timeout=self._wall.keep_alive_s,
-            max_headers=self._wall.headers_max,
+            keepalive_timeout=wall.keep_alive_s,
+            max_headers=wall.headers_max,
             max_line_size=8190,
-            max_field_size=self._wall.header_bytes_max,
+            max_field_size=wall.header_bytes_max,
             auto_decompress=False,
         )

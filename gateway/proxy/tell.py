@@ -67,6 +67,12 @@ class Teller:
         else:
             self._lines.outcome("call refused", ours, told)
 
+    def turned_away(self, error: errors.GatewayError, limit: str) -> None:
+        """A connection was one too many by this limit: what it would have asked is not known."""
+        self._metrics.refusals.add((error.code,))
+        told = {"code": error.code}
+        self._lines.outage("connection refused", {"status": error.status_now}, told, cause=limit)
+
     def ended(self, live: LiveCall, end: End) -> None:
         """A call has its end: every figure of it is known."""
         record = live.record

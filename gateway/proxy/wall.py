@@ -12,12 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from ipaddress import IPv6Address
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.http_writer import HttpVersion10, HttpVersion11
 
 from gateway import errors
+from gateway.settings import Limits
 
 # A registered name as DNS, Docker and Kubernetes give them, or an address; then a port.
 _HOST = re.compile(
@@ -27,6 +28,8 @@ _QUOTED = re.compile(r"""[:\s]*b?['"]""")  # where the parser begins to repeat w
 _TURNED_AWAY_S = 1.0  # how long a connection that is one too many may take to say its request
 _TURNED_AWAY_MAX = 1_000  # of them at once; more are closed unheard
 _AT_ONCE = struct.pack("ii", 1, 0)  # linger, for no time: close with a reset
+_TAKEN_BYTES_MIN = 64 * 1024
+"""What a client that is behind must take in `stall_s_max`; a modem of 1995 does."""
 _NEIGHBOURS = 64  # bits: who has one IPv6 address has all that begin with the same half
 
 OVERHEAD_FREE = 64 * 1024
@@ -46,6 +49,19 @@ class Wall:
     connections_max: int
     connections_per_address_max: int
     stall_s_max: float
+
+    @classmethod
+    def of(cls, limits: Limits, *, stall_s_max: float) -> Self:
+        """The wall that these limits ask for."""
+        return cls(
+            header_timeout_s=limits.header_timeout_s,
+            headers_max=limits.headers_max,
+            header_bytes_max=limits.header_bytes_max,
+            keep_alive_s=limits.keep_alive_s,
+            connections_max=limits.connections_max,
+            connections_per_address_max=limits.connections_per_address_max,
+            stall_s_max=stall_s_max,
+        )
 
 
 class Flaw(NamedTuple):
@@ -83,7 +99,8 @@ def answer_of(status: int, message: str | None) -> tuple[bytes, bytes]:
             "The gateway failed; nothing was charged.", code="internal_error"
         )
     else:
-        reason = _QUOTED.split((message or "unreadable").splitlines()[0], maxsplit=1)[0]
+        said = (message or "unreadable").splitlines()[0].replace("'Host'", "Host")  # that is ours
+        reason = _QUOTED.split(said, maxsplit=1)[0]
         error = errors.BadRequest(f"This is not a valid HTTP request: {reason}", code="bad_http")
     return b"Content-Type: application/json\r\n", errors.body(error)
 
@@ -145,23 +162,29 @@ class TurnedAway(asyncio.Protocol):
         self._ended()
 
 
+TellTurnedAway = Callable[[errors.GatewayError, str], None]
+"""Hears of each connection that is turned away: what it is told, and by which limit of `Wall`."""
+
+
 class Turnstile:
     """Counts connections and turns away those beyond the limits."""
 
-    def __init__(self, wall: Wall) -> None:
-        self._wall, self._addresses = wall, Addresses()
+    def __init__(self, wall: Wall, tell: TellTurnedAway) -> None:
+        self.wall, self._tell = wall, tell
+        self._addresses = Addresses()
         self._waiting = 0  # turned away, and not closed yet
-        self.refused = 0
 
     def admits(self, transport: asyncio.Transport, address: str, *, is_open: int) -> bool:
         """Whether there may be one more; then `left` must follow. Else it is turned away here."""
-        wall = self._wall
+        wall = self.wall
         if is_open >= wall.connections_max:
+            limit = "connections_max"
             error: errors.GatewayError = errors.Unavailable(
                 "The gateway has as many connections as it can take.", code="too_many_connections"
             )
         elif self._addresses.enter(address) > wall.connections_per_address_max:
             self._addresses.leave(address)
+            limit = "connections_per_address_max"
             error = errors.TooMany(
                 "Your address has as many connections as one may have.",
                 code="too_many_connections",
@@ -170,6 +193,7 @@ class Turnstile:
             )
         else:
             return True
+        self._tell(error, limit)
         self._turn_away(transport, error)
         return False
 
@@ -178,7 +202,6 @@ class Turnstile:
         self._addresses.leave(address)
 
     def _turn_away(self, transport: asyncio.Transport, error: errors.GatewayError) -> None:
-        self.refused += 1
         if self._waiting >= _TURNED_AWAY_MAX:
             transport.abort()
             return
@@ -205,7 +228,41 @@ def bind(host: str, port: int, *, stall_s_max: float) -> socket.socket:
     return listener
 
 
-def reset(transport: asyncio.Transport) -> None:
+class Stall:
+    """Watches one client that takes less than it is sent: it must take some of it in time."""
+
+    __slots__ = ("_loop", "_s_max", "_watching")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, s_max: float) -> None:
+        self._loop, self._s_max = loop, s_max
+        self._watching: asyncio.TimerHandle | None = None
+
+    def watch(self, transport: asyncio.Transport) -> None:
+        """From now on, until `end`."""
+        size = transport.get_write_buffer_size()
+        self._watching = self._loop.call_later(self._s_max, self._see_taken, transport, size)
+
+    def _see_taken(self, transport: asyncio.Transport, before: int) -> None:
+        """Cut a client that leaves untaken what it was sent; `before`: how much it was."""
+        size = transport.get_write_buffer_size()
+        if size and before - size < _TAKEN_BYTES_MIN:
+            _reset(transport)
+        elif size:
+            self.watch(transport)
+
+    def see_closed(self, transport: asyncio.Transport) -> None:
+        """A transport closes when all is sent; one whose client takes nothing never would."""
+        if self._watching is None and transport.get_write_buffer_size():
+            self._watching = self._loop.call_later(self._s_max, _reset, transport)
+
+    def end(self) -> None:
+        """It has taken most of it, or is gone."""
+        if self._watching is not None:
+            self._watching.cancel()
+            self._watching = None
+
+
+def _reset(transport: asyncio.Transport) -> None:
     """Cut a client that does not take what it was sent, and drop that in the system's buffers, too.
 
     Closed otherwise, the system would keep megabytes for it while it takes a byte now and then.

@@ -31,7 +31,7 @@ class Limits:
 
 @dataclass(slots=True)
 class Tallies:
-    """What has happened so far; the metrics read it."""
+    """What has happened so far: for tests, and for who looks into a process."""
 
     created: int = 0  # connections made
     failed: int = 0  # connections that could not be made

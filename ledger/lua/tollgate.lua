@@ -1,5 +1,5 @@
 #!lua name=tollgate
--- version: 3
+-- version: 4
 --
 -- The Redis side of the ledger: what is held, charged and logged, each step atomic, many per call.
 --
@@ -46,7 +46,8 @@ local MINUTE_MS = 60000
 local TWINS = {}   -- meta key -> {gen, seq}: what this process wrote last
 local PRUNES = {}  -- meta key -> cursor of the search for rate buckets that are full again
 
--- An end replaces an earlier one of the same call only if it knows more.
+-- An end replaces an earlier one of the same call only if it knows more: it ranks higher, or both
+-- are lost and it has seen more consumed.
 local RANK = {expired = 1, lost = 2, released = 3, settled = 3}
 
 --------------------------------------------------------------------------------------------------
@@ -732,12 +733,14 @@ local function finish(call, id, row, kind, charge, caps, record)
   return append_end(call, id, "1", kind, row.head[H_WALLET], charge, windows, record)
 end
 
--- The stream id of the end a text stands for, if it is of this generation and knows as much as
--- `kind`. What an older generation logged was drained then and proves nothing now.
-local function same_end(call, text, kind)
-  local gen, stream_id, before = string.match(text, "^x|(%d+)|%d+|([%d-]+)|(%a+)$")
-  if gen == call.gen and RANK[before] >= RANK[kind] then return stream_id end
-  return nil
+-- The stream id of the end a text stands for, if it is of this generation and knows as much as the
+-- one of this head. What an older generation logged was drained then and proves nothing now.
+local function same_end(call, text, head)
+  local gen, charge, stream_id, before = string.match(text, "^x|(%d+)|(%d+)|([%d-]+)|(%a+)$")
+  local kind = head[E_KIND]
+  if gen ~= call.gen or RANK[before] < RANK[kind] then return nil end
+  if before == "lost" and kind == "lost" and tonumber(charge) < head[E_CHARGE] then return nil end
+  return stream_id
 end
 
 -- Charge and record of an end: who ends a dead gateway's call knows no more than it told here last.
@@ -753,7 +756,7 @@ local function settle_step(call, id, head, bytes)
   local known = text_of(call, id)
   if not known then return "U" end
   if not is_open(known) then
-    local stream_id = same_end(call, known, head[E_KIND])
+    local stream_id = same_end(call, known, head)
     return stream_id and "D" .. stream_id or "U"
   end
   local row = row_of(known)
@@ -799,7 +802,7 @@ local function late_step(call, id, head, bytes)
   local was_open = is_open(known)
   if was_open and call.state == "A" then return "O" end
   if known and not was_open then
-    local stream_id = same_end(call, known, head[E_KIND])
+    local stream_id = same_end(call, known, head)
     if stream_id then return "D" .. stream_id end
   end
   local owed = call.state == "A" and arrears_of(call, head[E_OWED])

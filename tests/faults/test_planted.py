@@ -1,10 +1,12 @@
 """The tests are tested: each fault of a patch in this folder is planted in a copy, and caught.
 
-A patch names in its first line the test that must fail with it. `make faults` plants them all;
-FAULT=drop-the-gate make faults plants one.
+A patch names in its first line the test that must fail with it. In a copy without a fault all of
+them pass, or they would prove nothing. `make faults` plants them all; FAULT=drop-the-gate make
+faults plants one.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,10 +17,33 @@ import pytest
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 TREES = ("gateway", "ledger", "providers", "tests", "pyproject.toml")
-FEWEST = 20
-_FAILED = 1  # what pytest ends with when tests failed; nothing else will do
+FEWEST = 25
+_PASSED, _FAILED = 0, 1  # what pytest ends with when tests failed; nothing else will do
 _ONLY = os.environ.get("FAULT", "")  # noqa: TID251 - chosen by whoever runs the tests
 _PATCHES = sorted(HERE.glob("*.patch"))
+
+
+def copied(tree: Path) -> None:
+    """Fill a folder with what the tests of a patch run from."""
+    for name in TREES:
+        source = ROOT / name
+        if source.is_dir():
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(source, tree / name, ignore=ignored)
+        else:
+            shutil.copy(source, tree / name)
+
+
+def tried(tree: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """`pytest` in a tree, which imports nothing of this one."""
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options],
+        cwd=tree,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(tree)},  # noqa: TID251 - a child's
+    )
 
 
 def git_apply(patch: Path, tree: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -54,28 +79,29 @@ def test_there_are_enough_of_them_and_the_one_asked_for() -> None:
 
 
 @pytest.mark.fault
+@pytest.mark.timeout(900)
+def test_without_a_fault_every_catcher_passes(tmp_path: Path) -> None:
+    catchers = {catcher(patch) for patch in _PATCHES if _ONLY in {"", patch.stem}}
+    copied(tmp_path)
+    ran = tried(tmp_path, *sorted(catchers))
+    assert ran.returncode == _PASSED, ran.stdout[-3000:]
+    closing = ran.stdout.splitlines()[-1]
+    counted = re.search(r"^(\d+) passed in", closing)
+    assert counted, f"some were not run: {closing}"
+    assert int(counted[1]) >= len(catchers)
+    print(f"without a fault, {len(catchers)} catchers: {closing}")
+
+
+@pytest.mark.fault
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("patch", _PATCHES, ids=lambda patch: patch.stem)
 def test_a_planted_fault_is_caught(patch: Path, tmp_path: Path) -> None:
     if _ONLY and patch.stem != _ONLY:
         pytest.skip(f"only {_ONLY}")
-    for name in TREES:
-        source = ROOT / name
-        if source.is_dir():
-            ignored = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(source, tmp_path / name, ignore=ignored)
-        else:
-            shutil.copy(source, tmp_path / name)
+    copied(tmp_path)
     done = git_apply(patch, tmp_path)
     assert done.returncode == 0, done.stderr
-    ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", catcher(patch)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},  # noqa: TID251 - a child's
-    )
+    ran = tried(tmp_path, "-x", catcher(patch))
     assert ran.returncode == _FAILED, f"{patch.name} was not caught:\n{ran.stdout[-3000:]}"
     failed = [line for line in ran.stdout.splitlines() if line.startswith("FAILED")]
     assert failed, f"{patch.name}: no test failed, it broke down:\n{ran.stdout[-3000:]}"

@@ -101,6 +101,7 @@ class TestMistakes:
             ("limits: {body_bytes_max: 5}\nlimits: {headers_max: 50}\n", "stands here again"),
             ("ledger: {hold_lease_s: 30, hold_renew_s: 20}", "at most half of hold_lease_s"),
             ("ledger: {journal: {bytes_max: 64 MiB}}", "at most half of bytes_max"),
+            ("limits: {body_bytes_in_all: 31 MiB}", "at least body_bytes_max"),
             ("listeners: {metrics: {host: 0.0.0.0}}", "0.0.0.0 is not loopback"),
             ("listeners: {metrics: {port: 8080}}", "is the port of listeners.data, too"),
             ("ledger: {durability: replica}", "replica needs redis.url"),

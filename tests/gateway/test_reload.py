@@ -1,17 +1,25 @@
 """A changed file is applied as a whole or not at all, and never while it is being written."""
 
+import ast
 import asyncio
 import os
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
+from typing import TypeGuard
 
 import pytest
 
 from gateway.config import load
 from gateway.metrics import Metrics
-from gateway.reload import ConfigFile, Result, changes
+from gateway.reload import FIXED, ConfigFile, Result, changes
 from gateway.settings import Config
 
 GOOD = "limits: {headers_max: 50}\n"
+ROOT = Path(__file__).parents[2]
+MARK = "(restart)"
+# Where what runs already learns of a new configuration, in the modules that put processes together.
+LEARN = {"app.py": ["configure"], "control.py": ["configure", "_reprice"]}
 
 
 class Setup:
@@ -176,3 +184,56 @@ def test_changes_are_named_by_their_paths_and_secrets_are_compared(tmp_path: Pat
     assert changes(config("k1"), config("k1")) == []
     assert changes(config("k1"), config("k2")) == ["providers.own.api_key"]
     assert changes(config("k1"), config("k1", GOOD)) == ["limits.headers_max"]
+
+
+def test_config_yaml_marks_what_waits_for_a_restart_and_nothing_else() -> None:
+    shown = (ROOT / "config.yaml").read_text().splitlines()
+    settings = [line for line in shown if line and not line.startswith("#")]
+
+    marked = [line.partition(":")[0] for line in settings if MARK in line]
+
+    assert sorted(marked) == sorted(FIXED)
+
+
+@pytest.mark.parametrize("module", LEARN)
+def test_what_a_process_is_built_with_waits_for_a_restart_or_is_learned_anew(module: str) -> None:
+    tree = ast.parse((ROOT / "gateway" / module).read_text())
+    functions = {
+        each.name: each
+        for each in ast.walk(tree)
+        if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    learned = {
+        path for name in _called(LEARN[module], functions) for path in _read(functions[name])
+    }
+
+    kept = {path for path in _read(tree) if path.partition(".")[0] not in FIXED}
+
+    assert kept - learned == set(), "mark it (restart) in config.yaml and in FIXED, or apply it"
+    assert learned
+
+
+def _called(names: list[str], functions: Mapping[str, ast.AST]) -> set[str]:
+    """These functions, and all of the same module that they lead to."""
+    found, left = set[str](), list(names)
+    while left:
+        name = left.pop()
+        if name not in found:
+            found.add(name)
+            left += [each.id for each in ast.walk(functions[name]) if _is_one(each, functions)]
+    return found
+
+
+def _is_one(node: ast.AST, functions: Mapping[str, ast.AST]) -> TypeGuard[ast.Name]:
+    return isinstance(node, ast.Name) and node.id in functions
+
+
+def _read(tree: ast.AST) -> Iterator[str]:
+    """The settings that are read of a `config`, as paths: "limits.headers_max"."""
+    sections = {each.name for each in fields(Config)}
+    for node in ast.walk(tree):
+        path = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+        of, found, rest = path.rpartition("config.")
+        is_kept = found and not of.endswith("terms.")  # those of the moment are replaced
+        if is_kept and rest.partition(".")[0] in sections:
+            yield rest

@@ -3,13 +3,17 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
+import orjson
 import pytest
 
 from gateway.serve import Child, Role
+from tests.gateway.proxy.door import post
 from tests.scenarios.deployment import Deployment
 from tests.vendor import Vendor
 
@@ -61,6 +65,51 @@ async def test_sigterm_ends_everything_in_good_order(tollgate: Deployment) -> No
 
     assert not any(map(is_alive, children))
     assert not list((tollgate.data / "journal").glob("worker-*")), "nothing was left to prove"
+
+
+async def test_a_call_whose_body_still_comes_at_sigterm_is_answered(
+    tollgate: Deployment,
+) -> None:
+    key = await tollgate.new_key()
+    port = tollgate.ports["data"]
+    body = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 100_000}]})
+    head = f"Authorization: Bearer {key.secret}"
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(post(b"", head, "Expect: 100-continue").replace(b": 0\r", b": %d\r" % len(body)))
+    await reader.readuntil(b"100 Continue\r\n\r\n")
+    writer.write(body[:10])
+
+    tollgate.tell(signal.SIGTERM)
+    await until(lambda: not is_open(port))
+    writer.write(body[10:])
+
+    assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+    await reader.read()
+    writer.close()
+    assert await tollgate.gone() == 0
+
+
+def is_open(port: int) -> bool:
+    """Whether somebody listens there."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+async def test_limits_of_connections_hold_for_new_ones_once_they_are_applied(
+    tollgate: Deployment,
+) -> None:
+    tollgate.config["limits"] = {**tollgate.config.get("limits", {}), "connections_max": 1}
+    tollgate.write_config()
+    tollgate.tell(signal.SIGHUP)
+
+    async with asyncio.timeout(20), AsyncExitStack() as stack:
+        while True:
+            reader, writer = await asyncio.open_connection("127.0.0.1", tollgate.ports["data"])
+            stack.callback(writer.close)
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+            if b" 503 " in await reader.readline():
+                break
+            await asyncio.sleep(0.05)
 
 
 async def test_children_do_not_outlive_a_killed_supervisor_and_the_next_start_recovers(

@@ -32,6 +32,12 @@ async def test_a_worker_waits_for_the_sheet_of_its_configuration(tmp_path: Path)
     assert sheet.version == PriceSheet.load(ONE).version
 
 
+def test_a_sheet_is_good_for_its_prices_and_its_partitions() -> None:
+    other = read("ledger: {partitions: 8}", {})
+    assert len({fingerprint(config) for config in (PLAIN, PRICED, other)}) == 3
+    assert fingerprint(read("logging: {level: debug}", {})) == fingerprint(PLAIN)
+
+
 async def test_a_worker_that_is_stopped_waits_no_longer(tmp_path: Path) -> None:
     stop = asyncio.Event()
     stop.set()

@@ -1,9 +1,11 @@
 """A ledger on real servers, and the words its tests are told in."""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
 
@@ -12,10 +14,12 @@ import msgspec
 import uuid_utils
 from redis.asyncio import Redis
 
+import ledger.library
 from ledger.admission import Cap, End, Held, Hold
 from ledger.book import Book, CreditKind, Organization
 from ledger.commit import Committed, Position, Source, commit_all
 from ledger.drain import Drain, acknowledge
+from ledger.fcall import execute
 from ledger.functions import Partition, install
 from ledger.money import Nanos
 from ledger.record import EndKind, Outcome, Record, encode
@@ -25,6 +29,7 @@ from ledger.verify import verify
 from ledger.withdrawals import Wanted, WithdrawalKind, Withdrawals
 from ledger.withheld import conclude
 
+LIBRARY = Path(ledger.library.__file__).parent / "lua" / "tollgate.lua"
 KEY_ID = str(UUID(int=7))
 ACTOR = "a test"
 
@@ -164,6 +169,14 @@ class Deployment:
         made = await self.organization(credit)
         assert await self.recover(made) is not None
         return made
+
+    async def newer(self, *, by: int) -> None:
+        """Have Redis run the library as a release so much later would name it."""
+        code = LIBRARY.read_text()
+        found = re.search(r"^-- version: (\d+)$", code, re.MULTILINE)
+        assert found is not None
+        code = code.replace(found[0], f"-- version: {int(found[1]) + by}")
+        await execute(self.redis, "FUNCTION LOAD", "REPLACE", code)
 
     def partition(self, organization: Organization) -> Partition:
         return Partition(self.redis, organization.partition)

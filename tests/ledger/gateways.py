@@ -53,6 +53,7 @@ class Gateway:
                     group.create_task(gateway._hear(), name="generations"),
                     group.create_task(gateway.journals.hear_proofs(gateway.redis), name="proofs"),
                     group.create_task(gateway.journals.retell(gateway.redis), name="retell"),
+                    group.create_task(gateway.journals.hand_over(), name="hand over"),
                 ]
                 yield gateway
                 for task in tasks:

@@ -52,6 +52,11 @@ def lines(plan: Plan, organization: Organization) -> list[Line]:
     ]
 
 
+def _knowledge(end: Line) -> tuple[int, int]:
+    """Who saw more of a lost call knows more; who knows how it ended, all of it."""
+    return KNOWS[end.kind], end.charge if end.kind is EndKind.LOST else 0
+
+
 class Expected:
     """What must be so after these ends, by nothing but the rules of the design."""
 
@@ -59,7 +64,7 @@ class Expected:
         best: dict[bytes, Line] = {}
         for end in ends:
             known = best.get(end.call_id)
-            if known is None or KNOWS[end.kind] > KNOWS[known.kind]:
+            if known is None or _knowledge(end) > _knowledge(known):
                 best[end.call_id] = end
         self.calls = best
         self.charged = sum(end.charge for end in best.values())

@@ -46,8 +46,8 @@ def place(journal: Journal, *numbers: int, generation: int = 1, partition: int =
         )
 
 
-def to_send(journal: Journal, generation: int, older_than_s: float = 0.0) -> list[bytes]:
-    ends = journal.unproven({7: generation}, older_than_s=older_than_s)
+def to_send(journal: Journal, generation: int) -> list[bytes]:
+    ends = journal.unproven({7: generation})
     return [each.call_id for some in ends for each in some]
 
 

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from ledger.admission import Held, Hold, Refused
+from ledger.admission import End, Held, Hold, Refused
 from ledger.lane import Lane
 from ledger.step import Asked, Settled, Step, Tell
 from tests.ledger.partitions import hold
@@ -42,6 +42,18 @@ def ask(lane: Lane, one: Hold | None = None, *, deadline_s: float = NOW_S + 0.3)
     asked = Asked(one or hold(5), future, NOW_S, deadline_s)
     lane.ask(asked)
     return asked
+
+
+def missing(lane: Lane, generation: int, *ends: End) -> None:
+    """Tell ends that this generation's stream does not have, as journals do."""
+    owing = lane.owing(generation)
+    if owing is not None:
+        for end in ends:
+            owing.add(end)
+        lane.owed(owing)
+    for end in ends:
+        lane.late(generation, end)
+    lane.all_late(generation)
 
 
 def only(lane: Lane, function: str, *, now_s: float = NOW_S) -> Step:

@@ -34,7 +34,10 @@ class Line:
     def _told(self, partition: int, generation: int) -> None:
         """As journals answer that have nothing to tell."""
         self.generations.append((partition, generation))
-        self.conveyor.told(partition, generation, [])
+        owing = self.conveyor.owing(partition, generation)
+        if owing is not None:
+            self.conveyor.owed(owing)
+            self.conveyor.all_late(partition, generation)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Conveyor]:

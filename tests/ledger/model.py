@@ -57,7 +57,9 @@ class Model:
     state: str = ""
     wallets: dict[str, Wallet] = field(default_factory=dict)
     open: dict[bytes, Open] = field(default_factory=dict)
-    ended: dict[bytes, tuple[int, str]] = field(default_factory=dict)  # generation, kind
+    ended: dict[bytes, tuple[int, str, int]] = field(
+        default_factory=dict
+    )  # generation, kind, charge
     owed: dict[bytes, Open] = field(default_factory=dict)  # sums that ended calls owe
     log: list[Entry] = field(default_factory=list)  # of this generation
     bases: int = 0  # base entries in this generation's log
@@ -168,7 +170,7 @@ class Model:
         for cap in end.caps if end.charge else ():
             self.wallets.setdefault(window(cap), Wallet(cap.limit)).spent += end.charge
         self.wallets[end.wallet].spent += end.charge
-        self.ended[end.call_id] = (self.generation, end.kind)
+        self.ended[end.call_id] = (self.generation, end.kind, end.charge)
         self.log.append(Entry(end.kind, True, end.call_id, end.wallet, end.charge, end.record))
         return Ended("late")
 
@@ -180,7 +182,7 @@ class Model:
         if end.call_id not in self.open and self._ended_as_well(end):
             return Ended("duplicate")
         self.open.pop(end.call_id, None)
-        self.ended[end.call_id] = (self.generation, end.kind)
+        self.ended[end.call_id] = (self.generation, end.kind, end.charge)
         self.log.append(Entry(end.kind, False, end.call_id, end.wallet, end.charge, end.record))
         return Ended("late")
 
@@ -321,14 +323,19 @@ class Model:
 
     def _log_end(self, call_id: bytes, kind: str, charge: int, record: bytes) -> None:
         wallet = self.open.pop(call_id).hold.wallet
-        self.ended[call_id] = (self.generation, kind)
+        self.ended[call_id] = (self.generation, kind, charge)
         self.log.append(Entry(kind, True, call_id, wallet, charge, record))
 
     def _ended_here(self, call_id: bytes) -> bool:
-        return self.ended.get(call_id, (0, ""))[0] == self.generation
+        return self.ended.get(call_id, (0, "", 0))[0] == self.generation
 
     def _ended_as_well(self, end: End) -> bool:
-        return self._ended_here(end.call_id) and RANK[self.ended[end.call_id][1]] >= RANK[end.kind]
+        if not self._ended_here(end.call_id):
+            return False
+        _, kind, charge = self.ended[end.call_id]
+        if (kind, end.kind) == ("lost", "lost"):
+            return charge >= end.charge
+        return RANK[kind] >= RANK[end.kind]
 
 
 def window(cap: Cap) -> str:

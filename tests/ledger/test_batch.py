@@ -3,10 +3,11 @@
 from collections import Counter
 from uuid import UUID
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ledger.batch import Judgement, Known, firsts_of, judge, known_of, replaced
+from ledger.batch import Correction, Judgement, Known, firsts_of, judge, known_of, replaced
 from ledger.book import Organization
 from ledger.money import Nanos
 from ledger.record import EndKind, decode
@@ -46,20 +47,22 @@ class Books:
         for call, first in firsts.items():
             self.known.setdefault(call, known_of(first.ended, first.row))
         for correction in judgement.corrections:
-            self._correct(correction.call_id, entries, correction.kind, correction.number)
+            self._correct(correction, entries)
         self.letters += len(judgement.dead_letters)
         self.corrections += len(judgement.corrections)
         return judgement
 
-    def _correct(self, call_hex: str, entries: list[Parsed], kind: str, number: int) -> None:
-        call = bytes.fromhex(call_hex)
-        before = self.known[call]
-        if kind != before.kind:
+    def _correct(self, correction: Correction, entries: list[Parsed]) -> None:
+        call = bytes.fromhex(correction.call_id)
+        before, after = self.known[call], (correction.kind, correction.charge)
+        if after != (before.kind, before.charge):
             ended = next(
-                e for e in entries if isinstance(e, Ended) and (e.call_id, e.kind) == (call, kind)
+                e
+                for e in entries
+                if isinstance(e, Ended) and e.call_id == call and (e.kind, e.charge) == after
             )
             before = replaced(before, ended, row_of(ended))
-        self.known[call] = before._replace(corrections=number)
+        self.known[call] = before._replace(corrections=correction.number)
 
 
 def parsed(ends: list[Line]) -> list[Parsed]:
@@ -135,6 +138,26 @@ def test_a_late_end_after_a_lost_one_corrects_the_estimate() -> None:
     (correction,) = judgement.corrections
     assert (correction.spent_delta, correction.base_delta, correction.charge) == (0, 30, 70)
     assert decode(correction.record).call_id == call
+
+
+@pytest.mark.parametrize("moved", [False, True])
+@pytest.mark.parametrize("is_one_batch", [False, True])
+@pytest.mark.parametrize("order", [(10, 50, 50, 10), (50, 10, 10, 50)])
+def test_of_two_ends_of_a_lost_call_the_higher_counts_whatever_comes_first(
+    order: tuple[int, ...], *, moved: bool, is_one_batch: bool
+) -> None:
+    books, call = Books(), new_call_id()
+    first, *later = parsed([one(EndKind.LOST, charge, moved=False, call=call) for charge in order])
+    first = first if not moved else parsed([one(EndKind.LOST, order[0], call=call)])[0]
+    batches = [[first, *later]] if is_one_batch else [[first], *([each] for each in later)]
+
+    for batch in batches:
+        books.take(batch)
+
+    assert (books.known[call].kind, books.known[call].charge) == ("lost", 50)
+    assert books.corrections == (order[0] == 10)
+    assert books.base[ACME.id] - books.spent[ACME.id] == books.posted[ACME.id] == -50
+    assert books.charge == 50
 
 
 def test_an_end_for_another_wallet_is_a_dead_letter_and_its_money_is_posted() -> None:

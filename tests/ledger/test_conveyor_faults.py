@@ -27,7 +27,11 @@ async def test_what_ended_calls_owe_is_held_while_they_are_told_and_a_lease_long
     line = Line(redis_url, needs_replica=True, gateway="g", renew_s=0.1, lease_s=0.4)
     async with line.running() as conveyor:
         await until(lambda: (NUMBER, 1) in line.generations)
-        conveyor.told(NUMBER, 1, [end_of(hold(300), 300)])  # for ever: there is no replica
+        owing, end = conveyor.owing(NUMBER, 1), end_of(hold(300), 300)
+        assert owing is not None
+        owing.add(end)
+        conveyor.owed(owing)
+        conveyor.late(end, 1)  # for ever: there is no replica
         async with asyncio.timeout(5.0):
             while not (found := await partition.open_holds(1)):
                 await asyncio.sleep(0.002)

@@ -1,18 +1,12 @@
 """Rules of one step from a stream into Postgres."""
 
-import re
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
-from redis.asyncio import Redis
 
-import ledger.library
 from ledger.drain import BATCH_MAX, Drain, NewerRelease
-from ledger.fcall import execute, key_names
+from ledger.fcall import key_names
 from tests.ledger.deployment import Deployment
-
-LIBRARY = Path(ledger.library.__file__).parent / "lua" / "tollgate.lua"
 
 
 async def test_a_step_takes_what_follows_the_watermark_up_to_its_limit(
@@ -42,7 +36,7 @@ async def test_what_a_newer_release_logs_is_left_to_its_flusher(deployment: Depl
     await deployment.call(acme, 6)
     async with deployment.connected() as connection:
         drain = Drain(connection)
-        await newer(deployment.redis, by=1)
+        await deployment.newer(by=1)
         step = await drain.step(partition, await deployment.watermark(acme))
         assert (step.read, [done.entries for done in step.committed]) == (BATCH_MAX, [1])
         with pytest.raises(NewerRelease):
@@ -50,20 +44,11 @@ async def test_what_a_newer_release_logs_is_left_to_its_flusher(deployment: Depl
         assert await deployment.count("dead_letter") == 0
         assert await deployment.balance(acme) == 1_000_000 - 5
 
-        await newer(deployment.redis, by=0)
+        await deployment.newer(by=0)
         await drain.step(partition, await deployment.watermark(acme))
 
     assert await deployment.count("dead_letter") == 1, "no release knows it"
     assert await deployment.balance(acme) == 1_000_000 - 11
-
-
-async def newer(redis: Redis, *, by: int) -> None:
-    """Have Redis run the library as a release so much later would name it."""
-    code = LIBRARY.read_text()
-    found = re.search(r"^-- version: (\d+)$", code, re.MULTILINE)
-    assert found is not None
-    code = code.replace(found[0], f"-- version: {int(found[1]) + by}")
-    await execute(redis, "FUNCTION LOAD", "REPLACE", code)
 
 
 async def test_what_postgres_has_is_forgotten_by_redis(deployment: Deployment) -> None:

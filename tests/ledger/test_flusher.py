@@ -5,38 +5,52 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import pytest
 from redis.asyncio import Redis
 
 from ledger.admission import Cap
 from ledger.clients import open_redis
 from ledger.commit import Position
 from ledger.drain import PROVEN_CHANNEL, proof_lines, read_proof
-from ledger.flusher import Flusher, watermarks
+from ledger.fcall import key_names
+from ledger.flusher import Flusher, Pace, watermarks
+from ledger.functions import Renewal
 from ledger.money import Nanos
-from tests.ledger.deployment import Deployment, until
+from ledger.record import EndKind, encode
+from tests.ledger.deployment import Deployment, record_of, until
 
 CAP = Cap("key-1", Nanos(5_000), (0,))
 
 
-def flusher_of(deployment: Deployment, on_epoch: Callable[[int], None]) -> Flusher:
-    return flusher_at(deployment.url, deployment.redis, on_epoch)
+def flusher_of(
+    deployment: Deployment, on_epoch: Callable[[int], None], pace: Pace | None = None
+) -> Flusher:
+    return flusher_at(deployment.url, deployment.redis, on_epoch, pace)
 
 
-def flusher_at(url: str, redis: Redis, on_epoch: Callable[[int], None] = lambda _: None) -> Flusher:
+def flusher_at(
+    url: str,
+    redis: Redis,
+    on_epoch: Callable[[int], None] = lambda _: None,
+    pace: Pace | None = None,
+) -> Flusher:
     return Flusher(
         url,
         redis,
         partitions=range(16),
         clock=time.time,  # noqa: TID251 - a test is its own root
         on_epoch=on_epoch,
+        pace=pace,
     )
 
 
 @asynccontextmanager
 async def running(
-    deployment: Deployment, on_epoch: Callable[[int], None] = lambda _: None
+    deployment: Deployment,
+    on_epoch: Callable[[int], None] = lambda _: None,
+    pace: Pace | None = None,
 ) -> AsyncIterator[Flusher]:
-    flusher = flusher_of(deployment, on_epoch)
+    flusher = flusher_of(deployment, on_epoch, pace)
     async with asyncio.TaskGroup() as group:
         task = group.create_task(flusher.run(), name="flusher")
         yield flusher
@@ -97,6 +111,35 @@ async def test_overdue_holds_are_ended_and_a_late_end_corrects_them(
     assert await deployment.differences() == []
 
 
+@pytest.mark.parametrize("is_swept_first", [True, False])
+async def test_a_lost_call_costs_the_most_that_anybody_knew_of_it(
+    deployment: Deployment, *, is_swept_first: bool
+) -> None:
+    acme = await deployment.active()
+    partition, call_id = deployment.partition(acme), await deployment.hold(acme)
+    so_far = encode(record_of(acme, call_id, charge=10))
+    await partition.renew(1, [Renewal(call_id, 0, 10, so_far)])
+    await deployment.redis.zadd(f"tg:{{p{acme.partition:02d}}}:due", {call_id: 1})
+    adopted = deployment.end(acme, call_id, 50)._replace(kind=EndKind.LOST)
+
+    if is_swept_first:
+        assert await partition.sweep(1, 10) == 1
+        assert (await partition.settle(1, adopted)).outcome == "unknown"
+        assert (await partition.late(1, adopted)).outcome == "late"
+    else:
+        assert (await partition.settle(1, adopted)).outcome == "settled"
+        assert await partition.sweep(1, 10) == 0
+    await deployment.flush(acme)
+    assert (await partition.late(1, adopted)).outcome == "late", "Redis has forgotten the call"
+    await deployment.flush(acme)
+
+    (row,) = await deployment.pool.fetch("SELECT kind, charge, is_corrected FROM usage_call")
+    assert tuple(row) == ("lost", 50, is_swept_first)
+    assert await deployment.count("correction") == is_swept_first
+    assert await deployment.balance(acme) == 1_000_000 - 50
+    assert await deployment.differences() == []
+
+
 async def test_it_survives_that_its_connections_are_cut_again_and_again(
     deployment: Deployment,
 ) -> None:
@@ -136,6 +179,41 @@ async def test_a_partition_in_trouble_does_not_keep_the_others_waiting(
             return flusher.tallies.failures > 0
 
         await until(told)
+
+
+async def test_an_entry_of_a_newer_release_stops_flushing_alone(deployment: Deployment) -> None:
+    acme = await deployment.active()
+    await deployment.newer(by=1)
+    await deployment.recover(acme)
+    log = key_names(acme.partition, await deployment.generation(acme))[-1]
+    await deployment.call(acme, 2)
+    await deployment.call(acme, 3)
+    await deployment.flush(acme)
+    await deployment.redis.xadd(log, {"k": "new", "w": acme.id, "c": "7"})
+    overdue = await deployment.hold(acme)
+    await deployment.redis.zadd(f"tg:{{p{acme.partition:02d}}}:due", {overdue: 1})
+    async with running(deployment, pace=Pace(keep_bytes=0)) as flusher:
+
+        async def waits() -> bool:
+            return flusher.tallies.trouble.get("cause") == "NewerRelease"
+
+        await until(waits)
+        await deployment.credit(acme, 50)
+
+        async def is_swept() -> bool:
+            return flusher.tallies.swept == 1
+
+        async def has_credit() -> bool:
+            return await deployment.free(acme) == 1_000_000 - 5 + 50
+
+        await until(is_swept)
+        await until(has_credit)
+    left = await deployment.partition(acme).peek(await deployment.generation(acme), "0-0", 9)
+    assert [entry.fields[b"k"] for entry in left][-3:] == [b"new", b"expired", b"base"], (
+        "nothing unflushed is trimmed"
+    )
+    assert await deployment.count("usage_record") == 2
+    assert await deployment.count("dead_letter") == 0
 
 
 async def test_two_of_them_do_the_work_once(deployment: Deployment) -> None:

@@ -258,6 +258,22 @@ class TestSweep:
         assert entry.fields[b"r"] == b"\xffso far"
         assert [i.spent for i in (await images(partition)).values()] == [70, 70]
 
+    async def test_keeps_what_its_adopter_knows_better_once(self, partition: Partition) -> None:
+        one = await held(partition, 200, lease_ms=0)
+        await partition.renew(1, [Renewal(one.call_id, 0, 10, b"so far")])
+        await partition.sweep(1, 10)
+        adopted = end_of(one, 50, EndKind.LOST)
+
+        assert (await partition.settle(1, adopted)).outcome == "unknown"
+        assert (await partition.late(1, adopted)).outcome == "late"
+
+        for again in (adopted, end_of(one, 10, EndKind.LOST), end_of(one, 49, EndKind.LOST)):
+            assert (await partition.settle(1, again)).outcome == "duplicate"
+            assert (await partition.late(1, again)).outcome == "duplicate"
+        entries = await partition.peek(1, "0", 10)
+        assert [(e.fields[b"c"], e.fields[b"m"]) for e in entries] == [(b"10", b"1"), (b"50", b"0")]
+        assert (await partition.late(1, end_of(one, 7))).outcome == "late", "its own end knows best"
+
     async def test_ends_no_more_than_it_is_told(self, partition: Partition) -> None:
         for _ in range(5):
             await held(partition, 1, lease_ms=0)

@@ -70,13 +70,6 @@ def test_ends_of_other_partitions_are_not_sent(journal: Journal) -> None:
     assert to_send(journal, 1) == ids(1)
 
 
-def test_ends_that_redis_may_still_answer_are_left_out(journal: Journal, clock: Clock) -> None:
-    write(journal, 1)
-    clock.now_s += 5
-    write(journal, 2)
-    assert to_send(journal, 1, older_than_s=3.0) == ids(1)
-
-
 def test_the_age_of_what_is_unproven_is_known(journal: Journal, clock: Clock) -> None:
     assert journal.unproven_oldest_s == 0
     write(journal, 1)

@@ -98,6 +98,33 @@ async def test_an_end_that_waits_for_proof_is_carried_from_segment_to_segment(
     journal.close()
 
 
+@pytest.mark.parametrize("is_placed", [False, True])
+async def test_what_is_carried_while_the_journal_is_read_is_read_as_well(
+    tmp_path: Path, clock: Clock, *, is_placed: bool
+) -> None:
+    journal = create(tmp_path, clock, segment_bytes=20_000)
+    for straggler in (1, 2):
+        write(journal, straggler, partition=3)
+        if is_placed:
+            place(journal, straggler, partition=3)
+        for number in range(straggler * 1_000, straggler * 1_000 + 400):
+            write(journal, number, bulk=200)
+            place(journal, number)
+            journal.proven(7, generation=1, stream_id=f"{number}-0")
+    reading = journal.unproven({3: 2}) if is_placed else journal.unsent()
+
+    first = next(reading)
+    clock.now_s += 2
+    await journal.sync()
+    rest = [each.call_id for some in reading for each in some]
+
+    assert len(segments(tmp_path)) == 1
+    assert [each.call_id for each in first] == ids(1)
+    assert set(ids(2)) <= set(rest) <= set(ids(1, 2))
+    assert {each.call_id for some in journal.unsent() for each in some} == set(ids(1, 2))
+    journal.close()
+
+
 async def test_a_backlog_is_not_copied_about(tmp_path: Path, clock: Clock) -> None:
     journal = create(tmp_path, clock, segment_bytes=2_000)
     write(journal, *range(60))

@@ -7,7 +7,7 @@ from ledger.admission import LedgerUnavailable
 from ledger.fcall import Renewal
 from ledger.lane import TELL_EVERY_S, Lane
 from ledger.waiting import RECOVERY_WAIT_S
-from tests.ledger.lanes import NOW_S, Told, ask, only, sent, state
+from tests.ledger.lanes import NOW_S, Told, ask, missing, only, sent, state
 from tests.ledger.partitions import NUMBER, end_of, hold
 
 
@@ -51,8 +51,8 @@ class TestGenerations:
         lane.doubt()
         lane.answered(only(lane, "tg_state"), state(4, b"R"), NOW_S)
 
-        lane.told(3, [end_of(hold(1), 5)])
-        lane.told(4, [gone])
+        missing(lane, 3, end_of(hold(1), 5))
+        missing(lane, 4, gone)
 
         again, owed = (step for step in lane.steps(NOW_S) if step.function != "tg_state")
         assert (again.function, again.items) == ("tg_rehold", [goes_on.hold])
@@ -63,7 +63,7 @@ class TestGenerations:
     async def test_once_active_what_is_missing_is_told_and_the_rest_of_its_sum_given_back(
         self, lane: Lane
     ) -> None:
-        lane.told(3, [end_of(hold(1), 5), end_of(hold(1), 7)])
+        missing(lane, 3, end_of(hold(1), 5), end_of(hold(1), 7))
         owed, late = lane.steps(NOW_S)
         assert [step.function for step in (owed, late)] == ["tg_owe", "tg_late"]
         lane.answered(owed, [1], NOW_S)
@@ -76,7 +76,7 @@ class TestGenerations:
     async def test_a_library_that_knows_no_sums_is_told_the_ends_all_the_same(
         self, lane: Lane
     ) -> None:
-        lane.told(3, [end_of(hold(1), 5)])
+        missing(lane, 3, end_of(hold(1), 5))
         owed, late = lane.steps(NOW_S)
         lane.answered(owed, ReplyError("ERR Function not found"), NOW_S)
         lane.answered(late, ReplyError("EPOCH 3 A"), NOW_S)

@@ -28,7 +28,7 @@ def test_a_watermark_of_a_newer_generation_proves_nothing_about_an_older_one() -
     proof.proven(7, generation=2, stream_id="900-0")
     assert proof.placed_count == 1
     assert len(proof.pending()) == 1
-    assert len(proof.stale(7, generation=2)) == 1
+    assert len(proof.stale({7: 2})) == 1
 
 
 def test_a_watermark_of_an_older_generation_proves_nothing_about_a_newer_one() -> None:
@@ -186,7 +186,7 @@ class Model:
 
     def send_again(self, number: int, generation: int, _place: int) -> None:
         partition = number % 2
-        for span in self.proof.stale(partition, generation=generation):
+        for span in self.proof.stale({partition: generation}):
             for each, where in self.where.items():
                 if where is span and each % 2 == partition:
                     self.proof.unplaced(call_id(each), span)

@@ -104,8 +104,11 @@ class Caller:
     async def answer(self) -> Answer:
         """Wait for a whole answer; `EOFError` if it is cut."""
         async with asyncio.timeout(PATIENCE_S):
-            head = await self.head()
-            body = b"".join([piece async for piece in self.pieces(head)])
+            return await self.rest(await self.head())
+
+    async def rest(self, head: Head) -> Answer:
+        """What comes behind `head`; `EOFError` if it is cut."""
+        body = b"".join([piece async for piece in self.pieces(head)])
         return Answer(head.status, head.headers, body)
 
     async def some(self, count: int) -> bytes:

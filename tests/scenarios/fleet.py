@@ -22,6 +22,7 @@ from tests.scenarios.deployment import Deployment, Key, configured, shared
 
 HOST = "127.0.0.1"
 DRAIN_DELAY_S, STREAMS_S_MAX = 3, 20
+CALLERS = 4
 _PAUSE_S = 0.03  # between a caller's calls: enough load to fail in, and time for the rest
 _CONFIG = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"
 
@@ -137,20 +138,28 @@ async def status(port: int, path: str) -> int:
 class Traffic:
     """Callers that keep their connections, as SDKs do, repeat nothing, and remember everything."""
 
-    def __init__(self, port: int, key: Key, models: Sequence[str]) -> None:
-        self._port, self._key, self._models = port, key, models
+    def __init__(
+        self, port: int, key: Key, models: Sequence[str], streams: Mapping[str, int]
+    ) -> None:
+        self._port, self._key, self._models, self._streams = port, key, models, streams
+        self._pause_s = _PAUSE_S
         self._stop = asyncio.Event()
         self.answered: list[str] = []  # the ids of the calls that were answered in full
         self.failed: list[str] = []
-        self.slowest_s = dict.fromkeys(models, 0.0)
+        self.slowest_s = dict.fromkeys([*models, *streams], 0.0)
 
     async def run(self, callers: int) -> None:
-        """Call until `stop`; each model has so many callers."""
+        """Call until `stop`; each model has so many callers, of which every other one streams."""
+        self._pause_s *= max(1.0, callers / CALLERS)  # as many calls a second, however many call
         async with asyncio.TaskGroup() as group:
             for model in self._models:
                 for number in range(callers):
                     body = asks(CHAT, model, max_tokens=1_000, stream=number % 2 == 0)
                     group.create_task(self._caller(body), name=f"caller {number}")
+            for model, count in self._streams.items():
+                for number in range(count):
+                    body = asks(CHAT, model, max_tokens=1_000, stream=True)
+                    group.create_task(self._caller(body), name=f"stream {number}")
 
     def stop(self) -> None:
         """Let every caller end its call and no more."""
@@ -186,15 +195,23 @@ class Traffic:
             self.answered.append(answer.headers["x-request-id"])
             if answer.headers.get("connection") == "close":
                 return
-            await asyncio.sleep(_PAUSE_S)
+            await asyncio.sleep(self._pause_s)
 
 
 @asynccontextmanager
 async def traffic(
-    port: int, key: Key, models: Sequence[str], *, callers: int = 4
+    port: int,
+    key: Key,
+    models: Sequence[str],
+    *,
+    callers: int = CALLERS,
+    streams: Mapping[str, int] | None = None,
 ) -> AsyncIterator[Traffic]:
-    """Calls that go on for as long as the block does; all have ended when it is left."""
-    calls = Traffic(port, key, models)
+    """Calls that go on for as long as the block does; all have ended when it is left.
+
+    `callers` of each model; `streams`: models with so many callers, all of whom stream.
+    """
+    calls = Traffic(port, key, models, streams or {})
     async with asyncio.TaskGroup() as group:
         group.create_task(calls.run(callers), name="traffic")
         try:

@@ -16,6 +16,7 @@ from tests.scenarios.deployment import P1, Deployment, Key
 from tests.vendor import Entry
 
 SETTLED_S_MAX = 30.0
+_NANOS = {unit: round(float(usd) * 1000) for unit, usd in P1.items()}  # of a token
 _CLOSE_WAIT = "08"  # of /proc/net/tcp: the peer has closed, and we have not
 
 _RECORDS = """
@@ -90,13 +91,16 @@ async def open_holds(tollgate: Deployment, key: Key) -> list[OpenHold]:
 
 def owed(entries: Iterable[Entry]) -> int:
     """What the vendor's own log says that its answers cost by P1, nano-USD."""
-    per_token = {unit: round(float(usd) * 1000) for unit, usd in P1.items()}
     return sum(
-        (entry.billed_input - entry.billed_cached) * per_token["input"]
-        + entry.billed_cached * per_token["cache_read"]
-        + entry.billed_output * per_token["output"]
+        priced(entry.billed_input - entry.billed_cached, entry.billed_output)
+        + entry.billed_cached * _NANOS["cache_read"]
         for entry in entries
     )
+
+
+def priced(input_tokens: int, output_tokens: int) -> int:
+    """What so many tokens cost by P1, nano-USD."""
+    return input_tokens * _NANOS["input"] + output_tokens * _NANOS["output"]
 
 
 async def _settled(tollgate: Deployment, organization_id: str, records: int) -> Books:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,7 +14,7 @@ from gateway.embedded import Embedded
 from ledger.money import nanos
 from ledger.stream import admitted_ms
 from tests.scenarios.deployment import Deployment, Key, shared
-from tests.scenarios.storm import books
+from tests.scenarios.storm import books, scarce
 from tests.scenarios.storm.load import Answered, Load
 from tests.vendor import Vendor
 
@@ -30,10 +31,19 @@ _LEDGER: dict[str, Any] = {
 class Machines:
     """Deployments that know nothing of each other, and what their callers got."""
 
-    def __init__(self, deployments: list[Deployment], keys: list[Key], vendor: Vendor) -> None:
+    def __init__(
+        self,
+        deployments: list[Deployment],
+        keys: list[Key],
+        purses: list[scarce.Wallet],
+        vendor: Vendor,
+    ) -> None:
         self.deployments, self._keys, self._vendor = deployments, keys, vendor
-        self.loads = [Load(one, keys, number) for number, one in enumerate(deployments)]
+        self._purses = purses
+        crowds = [purse.crowd() for purse in purses]
+        self.loads = [Load(one, keys, number, crowds) for number, one in enumerate(deployments)]
         self._began_s = books.now_s()
+        self._healed_s = 0.0  # when callers were told to stop, by the loop's clock
 
     @classmethod
     @asynccontextmanager
@@ -64,16 +74,30 @@ class Machines:
             ]
             deployments = await asyncio.gather(*(stack.enter_async_context(one) for one in started))
             keys = [await deployments[0].new_key(credit_usd=CREDIT_USD) for _ in range(12)]
-            yield cls([*deployments], keys, vendor)
+            purses = await scarce.purses(deployments[0])
+            yield cls([*deployments], keys, purses, vendor)
 
     @asynccontextmanager
     async def loaded(self) -> AsyncIterator[None]:
         """Callers at every deployment, meanwhile."""
+        for purse in self._purses:
+            await purse.begin(self.deployments[0])
         async with AsyncExitStack() as stack:
             for load in self.loads:
                 await stack.enter_async_context(load.running(CALLERS))
             await self.answers(CALLERS)
             yield
+            self._healed_s = asyncio.get_running_loop().time()
+
+    async def use_up(self) -> None:
+        """What is scarce is used up by calls under way: so a loss now finds it held."""
+        await scarce.use_up(self._purses, self.deployments[0], self.loads)
+
+    def forget_calls_of(self, number: int) -> None:
+        """This deployment and its disk are gone: nobody can tell of the calls that it serves."""
+        load = self.loads[number]
+        ports = {made.port for made in load.made.values()}
+        load.go_astray(ports, since_s=time.monotonic(), until_s=math.inf)
 
     async def answers(self, count: int, *, within_s: float = 20.0) -> None:
         """Wait for so many more answers of each."""
@@ -129,15 +153,24 @@ class Machines:
         """Drain, then compare callers, vendor, records and wallets; what it came to."""
         everything = self.loads[0]
         everything.answered.update(self.answered)
+        for load in self.loads:
+            everything.made.update(load.made)
         sums = await books.settled(
             self.deployments[0],
             self._vendor,
             everything,
             since_s=self._began_s,
-            granted={key.organization_id: nanos(CREDIT_USD) for key in self._keys},
+            healed_s=self._healed_s,
+            granted={key.organization_id: nanos(CREDIT_USD) for key in self._keys}
+            | {purse.key.organization_id: purse.granted for purse in self._purses},
             is_disk_lost=is_disk_lost,
             beside=self.deployments[1:],
         )
+        seen = await self._vendor.log()
+        for purse in self._purses:
+            wrong = await purse.judge(self.deployments[0], everything, seen)
+            assert not wrong, f"{purse.name}: {wrong}"
+            assert purse.refused > 0, f"{purse.name}: nobody was refused for want of it"
         connection = await self.deployments[0].postgres()
         try:
             recoveries, middle_ms, high_ms = await books.recoveries(connection)
@@ -148,7 +181,8 @@ class Machines:
             assert '"drift of' not in one.log_path.read_text(errors="replace")
         return (
             f"{len(self.answered):,} calls answered by {len(self.deployments)} gateways, refused"
-            f" {self.refused}, ends {dict(sums.kinds)}; {recoveries} recoveries, median"
+            f" {self.refused}, of what was scarce {scarce.told(self._purses)}; ends"
+            f" {dict(sums.kinds)}; {recoveries} recoveries, median"
             f" {middle_ms:.0f} ms, p99 {high_ms:.0f} ms; drained in {sums.drained_s:.1f} s; exact,"
             " verify finds no difference"
         )

@@ -5,5 +5,8 @@ import time
 
 LONG = bool(os.environ.get("LONG"))  # noqa: TID251 - chosen by whoever runs the tests
 
+# Where nobody reads what was skipped, nothing may be.
+IS_CI = bool(os.environ.get("CI"))  # noqa: TID251 - as above
+
 # Of what is drawn by chance. A test that uses it prints it: STORM_SEED=N draws the same again.
 SEED = int(os.environ.get("STORM_SEED") or time.time_ns() % 1_000_000)  # noqa: TID251 - as above

@@ -3,7 +3,8 @@
 python -m tests.scenarios.siege PORT KEY MODEL OF_EACH
 
 Slow heads, slow bodies and slow readers of MODEL's answer; who is cut comes back at once. A line is
-printed when all are there; when the input ends, how long each was let, as JSON: {"head": [10.02]}.
+printed when all are there; when the input ends, what became of them, as JSON:
+{"cut": {"body": [10.02]}, "open": {"body": [3.1]}, "told": {"body": ["408"]}}.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from subprocess import PIPE
+from typing import NamedTuple
 
 from tests.scenarios.caller import CHAT, asks, request
 
@@ -27,8 +29,25 @@ _ESTABLISHED = "01"  # as /proc/net/tcp has it
 _ROOT = Path(__file__).parents[2]
 
 
+class Let(NamedTuple):
+    """How long slow clients of each kind were let, seconds, and what they were told."""
+
+    cut: dict[str, list[float]]
+    open: dict[str, list[float]]  # those that were connected yet when it ended: their age then
+    told: dict[str, list[str]]  # every status that one of them got; "" is a close without a word
+
+
+def nobody() -> Let:
+    """Of each kind none yet."""
+    return Let(
+        cut={kind: [] for kind in KINDS},
+        open={kind: [] for kind in KINDS},
+        told={kind: [] for kind in KINDS},
+    )
+
+
 class Siege:
-    """The slow clients, and how long each was let, seconds."""
+    """The slow clients, and how long each was let."""
 
     def __init__(self, port: int, secret: str, model: str) -> None:
         self._port = port
@@ -40,7 +59,7 @@ class Siege:
             "body": (large[: large.index(b"\r\n\r\n") + 5], b"x"),
             "reader": (read, b""),  # it drips by reading
         }
-        self.cut_s: dict[str, list[float]] = {kind: [] for kind in KINDS}
+        self.let = nobody()
         self._made = Counter[str]()
         self._served: set[int] = set()  # the clients' ports
 
@@ -64,7 +83,10 @@ class Siege:
             try:
                 await self._once(kind)
             except OSError:
-                self.cut_s[kind].append(time.monotonic() - began_s)
+                self.let.cut[kind].append(time.monotonic() - began_s)
+            except asyncio.CancelledError:
+                self.let.open[kind].append(time.monotonic() - began_s)
+                raise
 
     async def _once(self, kind: str) -> None:
         """Until it is cut, which is an `OSError`."""
@@ -78,8 +100,9 @@ class Siege:
             reader, writer = await asyncio.open_connection(sock=sock)
             try:
                 writer.write(first)
-                while not await self._is_told(reader):
+                while (said := await self._said(reader)) is None:
                     writer.write(drip)
+                self._note(kind, said)
                 raise ConnectionResetError
             finally:
                 writer.transport.abort()
@@ -89,6 +112,7 @@ class Siege:
         sock.setblocking(False)
         await loop.sock_sendall(sock, first)
         port = sock.getsockname()[1]
+        self._note("reader", await loop.sock_recv(sock, 100))
         while await loop.sock_recv(sock, 100):
             await asyncio.sleep(DRIP_S)
             if port not in self._served:
@@ -104,31 +128,35 @@ class Siege:
             self._served = {int(address.rpartition(":")[2], 16) for address in ours}
             await asyncio.sleep(1.0)
 
-    async def _is_told(self, reader: asyncio.StreamReader) -> bool:
+    async def _said(self, reader: asyncio.StreamReader) -> bytes | None:
         try:
             async with asyncio.timeout(DRIP_S):
-                await reader.read(100)
+                return await reader.read(100)
         except TimeoutError:
-            return False
-        return True
+            return None
+
+    def _note(self, kind: str, said: bytes) -> None:
+        status = said[9:12].decode()  # after "HTTP/1.1 "
+        if status not in self.let.told[kind]:
+            self.let.told[kind].append(status)
 
 
 @asynccontextmanager
-async def besieged(
-    port: int, secret: str, model: str, *, of_each: int
-) -> AsyncIterator[dict[str, list[float]]]:
+async def besieged(port: int, secret: str, model: str, *, of_each: int) -> AsyncIterator[Let]:
     """So many of each kind meanwhile; how long each was let is there after the block."""
     command = (sys.executable, "-m", "tests.scenarios.siege", str(port), secret, model)
     siege = await asyncio.create_subprocess_exec(
         *command, str(of_each), cwd=_ROOT, stdin=PIPE, stdout=PIPE
     )
-    cut_s: dict[str, list[float]] = {}
+    let = nobody()
     assert siege.stdout is not None
     try:
         assert await siege.stdout.readline(), "the slow clients could not connect"
-        yield cut_s
+        yield let
         told, _ = await siege.communicate(b"")  # and end its input
-        cut_s.update(json.loads(told))
+        said = json.loads(told)
+        for name, found in let._asdict().items():
+            found.update(said[name])
     finally:
         if siege.returncode is None:
             siege.kill()
@@ -145,7 +173,7 @@ async def main(port: int, secret: str, model: str, of_each: int) -> None:
         await asyncio.to_thread(sys.stdin.read)
         for task in tasks:
             task.cancel()
-    print(json.dumps(siege.cut_s))
+    print(json.dumps(siege.let._asdict()))
 
 
 if __name__ == "__main__":

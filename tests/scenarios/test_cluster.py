@@ -81,9 +81,12 @@ class Storm:
             number for number in PARTITIONS if await self._cluster.owner(slot_of(number)) is primary
         ]
         await replica.stop_replicating()
-        await self._machines.answers(20)
+        await self._machines.everybody_answers()  # so each partition has ends that it lacks
+        await self._machines.use_up()
         generations = {number: await _generation(primary, number) for number in at}
-        self.behind_bytes += await primary.offset() - await replica.offset()
+        behind_bytes = await primary.offset() - await replica.offset()
+        assert behind_bytes > 0, "the replica has all that its primary has"
+        self.behind_bytes += behind_bytes
         began_s = time.monotonic()
         await replica.ask("CLUSTER", "FAILOVER", "TAKEOVER")
         for number, generation in generations.items():

@@ -116,7 +116,8 @@ async def test_no_answer_has_a_byte_of_anothers_whoever_leaves_when(
         await crowd.call(min(ROUND, CALLS - start))
         assert crowd.foreign == 0, f"{crowd.foreign} nonces of others were seen"
         entries = await vendor_apart.quiet()
-        await books.drained(tollgate, vendor_apart)
+        ended_s = asyncio.get_running_loop().time()
+        await books.drained(tollgate, vendor_apart, healed_s=ended_s)
         whole, partial, cut = whole + crowd.whole, partial + crowd.partial, cut + crowd.cut
         statuses.update(crowd.statuses)
         seen += len(entries)

@@ -3,16 +3,19 @@
 import asyncio
 import os
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI
 
 from tests.scenarios.deployment import Deployment, Key
+from tests.scenarios.invariants import owed, priced
 from tests.scenarios.scale import LONG
-from tests.vendor import Vendor
+from tests.vendor import Entry, Vendor
 
 pytestmark = pytest.mark.scenario
 STREAMS = 500 if LONG else 200
@@ -73,8 +76,11 @@ class Load:
 async def assert_all_recorded(
     deployment: Deployment, key: Key, vendor: Vendor, answered: set[str]
 ) -> int:
-    """Every call the vendor saw has one record, no hold is left, and `verify` finds nothing."""
-    seen = len(await vendor.quiet())
+    """Every call the vendor saw has one record of what it billed, no hold is left, and `verify`
+    finds nothing.
+    """
+    entries = await vendor.quiet()
+    seen = len(entries)
     rows = await deployment.records(key.organization_id, count=seen, within_s=90)
     ids = {str(row["call_id"]) for row in rows}
     assert len(ids) == len(rows)
@@ -83,10 +89,26 @@ async def assert_all_recorded(
         while await open_holds(redis):
             await asyncio.sleep(0.1)
     rows = await deployment.records(key.organization_id, count=seen)
+    _assert_charges(rows, entries, answered)
     charged = sum(row["charge"] for row in rows)
     assert await deployment.wallet(key.organization_id) == 10_000_000_000 - charged
     assert "No difference." in deployment.run("verify")
     return len(rows)
+
+
+def _assert_charges(rows: list[Any], entries: list[Entry], answered: set[str]) -> None:
+    """What is settled was billed, what was answered is settled, and a lost call has its bound."""
+    settled = Counter(row["charge"] for row in rows if row["kind"] == "settled")
+    strange = settled - Counter(owed([entry]) for entry in entries)
+    assert not strange, f"settled, and not billed: {strange}"
+    others = [row for row in rows if row["kind"] != "settled"]
+    assert not any(str(row["call_id"]) in answered for row in others), "answered, and not settled"
+    worst = max(
+        priced(entry.body_bytes, msgspec.json.decode(entry.body)["max_tokens"]) for entry in entries
+    )
+    for row in others:
+        most = worst if row["kind"] == "lost" else 0
+        assert row["charge"] <= most, f"{row} may cost {most} at most"
 
 
 async def open_holds(redis: Any) -> int:

@@ -1,4 +1,7 @@
-"""How long a recovery takes, with live gateways, open calls and a backlog; and that it is exact."""
+"""How long a recovery takes, with live gateways, open calls and a backlog; and that it is exact.
+
+Promised is p99. `LONG=1` judges it; the short form has too few for one, and judges their median.
+"""
 
 import asyncio
 import random
@@ -122,6 +125,7 @@ async def test_recoveries_are_fast_and_exact(
 
     took_s = sorted(one.seconds for one in rounds.recovered)
     p99_s = took_s[int(len(took_s) * 0.99)]
+    judged = "p99" if LONG else "p50 only; LONG=1: p99"
     pauses_s = sorted(rounds.pauses_s)
     print(
         f"{len(took_s)} recoveries (seed {SEED}), two live gateways with {len(open_calls)} open"
@@ -129,8 +133,9 @@ async def test_recoveries_are_fast_and_exact(
         f" p50 {statistics.median(took_s) * 1e3:.0f} ms, p99 {p99_s * 1e3:.0f} ms,"
         f" most {took_s[-1] * 1e3:.0f} ms; a call waited"
         f" p50 {statistics.median(pauses_s) * 1e3:.0f} ms, most {pauses_s[-1] * 1e3:.0f} ms;"
-        " 0 admitted beyond the wallet, 0 lost, 0 doubled, no difference"
+        " 0 admitted beyond the wallet, 0 lost, 0 doubled, no difference;"
+        f" held against {PROMISE_S:.0f} s: {judged}"
     )
     assert len(took_s) >= ROUNDS
-    # The slowest are bound by the processor: here gateways, recovery and test share one process.
-    assert statistics.median(took_s) < PROMISE_S
+    # Of a few rounds p99 is the slowest, which other work on the machine decides.
+    assert (p99_s if LONG else statistics.median(took_s)) <= PROMISE_S

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.ledger.cluster import Watched, until
+from ledger.fcall import execute, key_names
+from tests.ledger.cluster import Node, Watched, until
 from tests.scenarios.deployment import Deployment
 from tests.scenarios.machines import Machines
 from tests.scenarios.scale import LONG, SEED
@@ -20,8 +21,8 @@ from tests.vendor import Vendor
 pytestmark = [pytest.mark.scenario, pytest.mark.timeout(900 if LONG else 120)]
 
 STRICT = ("appendfsync always", "min-replicas-to-write 1", "min-replicas-max-lag 10")
+PARTITIONS = range(6)
 DEATHS = 10 if LONG else 1
-AHEAD_S = 0.5
 
 
 async def test_what_was_answered_survives_the_death_of_master_gateway_and_its_disk_at_once(
@@ -30,6 +31,7 @@ async def test_what_was_answered_survives_the_death_of_master_gateway_and_its_di
     chance = random.Random(SEED)  # noqa: S311 - a test that can be repeated
     # Flushed seldom, or the books would have what Redis loses.
     ledger = {"durability": "replica", "flush_interval_s": 3}
+    ahead_bytes = 0
     async with (
         Watched.started(*STRICT) as watched,
         Machines.started(folder, vendor_apart, redis_url=watched.url, ledger=ledger) as machines,
@@ -42,15 +44,16 @@ async def test_what_was_answered_survives_the_death_of_master_gateway_and_its_di
                     await master.start()
                     await until(watched.is_whole)
                 await machines.answers(100)
+                await machines.use_up()
                 master = await watched.master()
                 # Or it would refuse by itself, and not show what the gateway does.
                 await master.ask("CONFIG SET", "min-replicas-to-write", 0)
                 replicas = [node for node in watched.nodes if node is not master]
                 await asyncio.gather(*(replica.stop_replicating() for replica in replicas))
-                # For so long calls end that only the master has, and none may be answered.
-                await asyncio.sleep(AHEAD_S)
+                ahead_bytes += await _run_ahead(master)
                 ends: list[Callable[[], None]] = [master.kill, partial(_kill_at_once, victim)]
                 chance.shuffle(ends)
+                machines.forget_calls_of(0)
                 for end in ends:
                     end()
                 await asyncio.gather(*(replica.replicate_again() for replica in replicas))
@@ -60,8 +63,30 @@ async def test_what_was_answered_survives_the_death_of_master_gateway_and_its_di
         told = await machines.assert_exact(is_disk_lost=True)
     print(
         f"\nT4 replica, seed {SEED}: {DEATHS} times master and gateway killed at once, its"
-        f" journal deleted: {told}"
+        f" journal deleted, {ahead_bytes:,} bytes ahead of its replicas in all: {told}"
     )
+
+
+async def _run_ahead(master: Node) -> int:
+    """Wait until calls have ended that only the master has, and none may be answered; bytes."""
+    before, offset = await _ends(master), await master.offset()
+
+    async def has_more() -> bool:
+        return await _ends(master) > before
+
+    await until(has_more)
+    ahead_bytes = await master.offset() - offset
+    assert ahead_bytes > 0, "the replicas may have all that the master has"
+    return ahead_bytes
+
+
+async def _ends(node: Node) -> int:
+    """How many entries the logs of all partitions have."""
+    found = 0
+    for number in PARTITIONS:
+        generation = int(await node.client.hget(key_names(number, 0)[0], "gen") or 0)
+        found += int(await execute(node.client, "XLEN", key_names(number, generation)[-1]))
+    return found
 
 
 def _kill_at_once(gateway: Deployment) -> None:

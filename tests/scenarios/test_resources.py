@@ -1,6 +1,6 @@
 """What is sent to use up memory or time is refused with the right status, in bounded memory.
 
-Short form: a bomb of 128 MiB; LONG=1: of 1 GiB, from 1 MiB.
+Short form: a bomb of 512 MiB; LONG=1: of 1 GiB, from 1 MiB.
 """
 
 import base64

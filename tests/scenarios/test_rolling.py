@@ -21,6 +21,10 @@ ROUNDS = 10 if LONG else 1
 STREAMS = 20
 CREDIT = 1_000_000_000_000
 STREAM_S = 15.0 if LONG else 3.0
+LONG_STREAMS = 100 if LONG else 4  # a third of the callers; the others are answered at once
+OPEN_MIN = LONG_STREAMS // 2  # when a gateway is told to stop; some are between two calls
+# Promised are 0.1 s; the short form runs beside other tests, and proves the order of things.
+UNREADY_S_MAX = 0.1 if LONG else 1.0
 _LATE_S = 5.0  # the limit of each step is promised; a busy machine takes its time between them
 
 
@@ -40,7 +44,7 @@ async def stopped(gateway: Deployment) -> tuple[float, float]:
         await asyncio.sleep(0.005)
     unready_s = loop.time() - began_s
     assert said == 503, "it went without a word"
-    assert unready_s < DRAIN_DELAY_S
+    assert unready_s <= UNREADY_S_MAX
     # It takes calls all the same, because balancers look away later than it says so.
     assert await status(port, "/healthz") == 200
     assert await gateway.gone() == 0
@@ -71,14 +75,18 @@ async def assert_exact(fleet: Fleet, vendor: Vendor, key: Key, calls: Traffic) -
 async def test_gateways_restarted_one_by_one_fail_no_call_and_lose_no_record(
     folder: Path, vendor_apart: Vendor
 ) -> None:
-    asked = await models(vendor_apart)
+    swift, long = await models(vendor_apart)
+    callers, streams = 2 * LONG_STREAMS, {long: LONG_STREAMS}
+    fewest_open = LONG_STREAMS
     took: list[tuple[float, float]] = []
     async with Fleet.started(folder, vendor_port=vendor_apart.port, count=2) as fleet:
         key = await fleet.bank.new_key(credit_usd="1000")
-        async with traffic(fleet.port, key, asked) as calls:
+        async with traffic(fleet.port, key, [swift], callers=callers, streams=streams) as calls:
             for _ in range(ROUNDS):
                 for gateway in fleet.gateways:
                     await calls.until(50)
+                    state = await vendor_apart.until(lambda state: state.open >= OPEN_MIN)
+                    fewest_open = min(fewest_open, state.open)
                     took.append(await stopped(gateway))
                     await gateway.start()
                     await fleet.until_balanced()
@@ -87,8 +95,10 @@ async def test_gateways_restarted_one_by_one_fail_no_call_and_lose_no_record(
         count = await assert_exact(fleet, vendor_apart, key, calls)
     unready, gone = (max(times) for times in zip(*took, strict=True))
     print(
-        f"G1: {len(took)} of 2 gateways restarted behind HAProxy under load: {count} calls,"
-        f" 0 failed, 0 lost; readiness 503 after {unready * 1000:.0f} ms at most,"
+        f"G1: {len(took)} of 2 gateways restarted behind HAProxy, {callers} callers and"
+        f" {LONG_STREAMS} with streams of {STREAM_S:.0f} s, {fewest_open} or more of them open at"
+        f" each SIGTERM: {count} calls, 0 failed, 0 lost; readiness 503 after"
+        f" {unready * 1000:.0f} ms at most (limit {UNREADY_S_MAX * 1000:.0f}),"
         f" gone with code 0 after {gone:.1f} s at most"
     )
 

@@ -3,7 +3,7 @@
 import asyncio
 import io
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,20 @@ CANARIES = {
 }
 SPLIT_KEY = f"{CANARIES['key with line breaks']}\r\nX-Evil: 1"
 MAY_SAY_IT = {"answer"}  # to the client, whose answer it is
+# What is put there on purpose, once nothing else was found: the search must find it.
+CONTROLS = {
+    "control in a text": "postgres",
+    "control in bytes": "postgres",
+    "control in a string": "redis",
+    "control in a hash": "redis",
+    "control in a sorted set": "redis",
+    "control in a set": "redis",
+    "control in a stream": "redis",
+    "control in the log": "log",
+    "control in a file": "files",
+    "control to a client": "clients",
+    "control by a command": "check-config",
+}
 
 
 def changes(vendor_port: int) -> dict[str, Any]:
@@ -213,10 +227,56 @@ def flattened(held: Any) -> Iterator[bytes]:
             yield from flattened(one)
 
 
+def hits(secrets: Mapping[str, str], places: Mapping[str, bytes]) -> list[tuple[str, str]]:
+    """Which secret is where, in clear or as Postgres dumps bytes."""
+    return [
+        (what, where)
+        for what, text in secrets.items()
+        for where, found in places.items()
+        if not (where == "clients" and what in MAY_SAY_IT)
+        if text.encode() in found or text.encode().hex().encode() in found
+    ]
+
+
 def files(folder: Path) -> bytes:
     """Every file of the data folder: journals, snapshots, the servers' own."""
     found = (path for path in folder.rglob("*") if path.is_file())
     return b"\n".join(path.read_bytes() for path in found)
+
+
+async def places(tollgate: Deployment, given: list[bytes], said: str) -> dict[str, bytes]:
+    """All that is searched."""
+    async with tollgate.redis() as redis:
+        held = await redis_dump(redis)
+    return {
+        "clients": b"\n".join(given),
+        "check-config": said.encode(),
+        "metrics": (await page(tollgate)).text.encode(),
+        "postgres": await postgres_dump(tollgate),
+        "redis": held,
+        "log": tollgate.log_path.read_bytes(),
+        "files": files(tollgate.data),
+    }
+
+
+async def plant(tollgate: Deployment) -> None:
+    """Every control of a deployment's own places, each where its name says."""
+    connection = await tollgate.postgres()
+    try:
+        await connection.execute("CREATE TABLE control (said text, kept bytea)")
+        row = ("control in a text", b"control in bytes")
+        await connection.execute("INSERT INTO control VALUES ($1, $2)", *row)
+    finally:
+        await connection.close()
+    async with tollgate.redis() as redis:
+        await execute(redis, "SET", "control:1", "control in a string")
+        await execute(redis, "HSET", "control:2", "a", "control in a hash")
+        await execute(redis, "ZADD", "control:3", 1, "control in a sorted set")
+        await execute(redis, "SADD", "control:4", "control in a set")
+        await execute(redis, "XADD", "control:5", "*", "a", "control in a stream")
+    with tollgate.log_path.open("a") as log:
+        log.write("control in the log\n")
+    (tollgate.data / "run" / "control").write_text("control in a file")
 
 
 async def test_no_secret_and_no_content_is_left_anywhere(
@@ -230,28 +290,19 @@ async def test_no_secret_and_no_content_is_left_anywhere(
         answer = await line.post(CHAT, key.secret, asks(CHAT, "vendor/m", max_tokens=5))
         assert answer.status == 200, "the old configuration is in use"
     await tollgate.records(key.organization_id, count=10)
-    async with tollgate.redis() as redis:
-        places = {
-            "clients": b"\n".join(given),
-            "check-config": said.encode(),
-            "metrics": (await page(tollgate)).text.encode(),
-            "postgres": await postgres_dump(tollgate),
-            "redis": await redis_dump(redis),
-        }
-    places["log"] = tollgate.log_path.read_bytes()
-    places["files"] = files(tollgate.data)
-    hits = [
-        (what, where)
-        for what, text in {**CANARIES, "client key": key.secret}.items()
-        for where, found in places.items()
-        if not (where == "clients" and what in MAY_SAY_IT)
-        if text.encode() in found or text.encode().hex().encode() in found
-    ]
-    assert hits == []
-    assert b"call ended" in places["log"]
-    assert b"journal adopted" in places["log"]
-    sizes = ", ".join(f"{name} {len(found) / 1024:.0f} KiB" for name, found in places.items())
+    searched = await places(tollgate, given, said)
+    assert hits({**CANARIES, "client key": key.secret}, searched) == []
+    assert b"call ended" in searched["log"]
+    assert b"journal adopted" in searched["log"]
+    assert b"tollgate_" in searched["metrics"]
+    controls = {what: what for what in CONTROLS}
+    assert hits(controls, searched) == []
+    await plant(tollgate)
+    said, given = f"{said} control by a command", [*given, b"a control to a client"]
+    found = hits(controls, await places(tollgate, given, said))
+    assert CONTROLS.items() <= {*found}, "the search does not find what is there"
+    sizes = ", ".join(f"{name} {len(text) / 1024:.0f} KiB" for name, text in searched.items())
     print(
-        f"F3: {len(CANARIES) + 1} canaries, {len(given)} provoked failures, 2 crashes:"
-        f" 0 hits in {sizes}"
+        f"F3: {len(CANARIES) + 1} canaries, {len(given) - 1} provoked failures, 2 crashes:"
+        f" 0 hits in {sizes}; {len(CONTROLS)} controls planted and found"
     )

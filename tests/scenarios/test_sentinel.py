@@ -31,6 +31,7 @@ async def test_calls_are_answered_again_within_seconds_of_the_death_of_a_watched
                     await master.start()
                     await until(watched.is_whole)
                 master = await watched.master()
+                await machines.use_up()
                 began_s = time.monotonic()
                 master.kill()
                 await machines.everybody_answers(within_s=BACK_S_MAX)

@@ -5,9 +5,9 @@ import os
 import random
 import signal
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import asyncpg
 import pytest
@@ -27,8 +27,10 @@ pytestmark = pytest.mark.scenario
 SEED = 31
 ROUNDS = 60 if LONG else 4
 EACH = 6  # withdrawals in a round, at once
+HEARD = ("booked", "told")  # cuts after which a client hears that it is done
 GRANTED = 10_000_000_000
 AWAY = (RedisError, Epoch, OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
+_ASKED = "SELECT reference FROM withdrawal"
 _BOOKED = "SELECT reference FROM withdrawal WHERE state = 'booked'"
 _TWICE = """
     SELECT kind, reference FROM ledger_transaction
@@ -47,6 +49,8 @@ class Storm:
         self.tollgate, self.keys, self.chance = tollgate, keys, chance
         self.lines: dict[str, str] = {}
         self.answered: set[str] = set()
+        self.reached: dict[str, set[str]] = {cut: set() for cut in CUTS}
+        self.struck = Counter[str]()
 
     def draw(self) -> list[str]:
         """Some withdrawals that nobody has asked for before."""
@@ -61,20 +65,42 @@ class Storm:
             lines.append(self.lines[reference])
         return lines
 
-    async def round(self, cut: str, strike: Callable[[], Awaitable[None]]) -> None:
-        """One process that dies at the cut, and a server or job killed while it works."""
+    async def round(self, cut: str, victim: str, pid: int | None) -> None:
+        """One process that dies at the cut, and a server or job killed at its first word."""
         at = urls(self.tollgate.data)
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "tests.scenarios.withdrawing"),
             *(at.postgres, at.redis_admin, cut, *self.draw()),
             stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": str(Path.cwd())},  # noqa: TID251 - a child's
         )
-        await asyncio.sleep(self.chance.uniform(0.4, 1.2))  # at any point of its work
-        await strike()
-        said, _ = await process.communicate()
+        assert process.stdout is not None
+        first = await process.stdout.readline()
+        if pid is not None:
+            await kill(pid)  # while the others are on their way
+            self.struck[victim] += 1
+        said, why = await process.communicate()
         assert process.returncode == -signal.SIGKILL
-        self.answered |= set(said.decode().split())
+        assert first, f"no line reached {cut}: {why.decode()}"
+        reached = (first + said).decode().split()
+        self.reached[cut].update(reached)
+        if cut in HEARD:
+            self.answered.update(reached)
+
+    async def until_back(self) -> None:
+        """Wait until whoever was killed is there again."""
+        await self.tollgate.until_ready()
+        async with asyncio.timeout(60):
+            while not await self._is_back():
+                await asyncio.sleep(0.05)
+
+    async def _is_back(self) -> bool:
+        try:
+            async with self.tollgate.stores() as stores:
+                return bool(await stores.redis.ping())
+        except AWAY:
+            return False
 
     async def ask_again(self, reference: str) -> None:
         """As whoever heard no answer does, until there is one."""
@@ -116,6 +142,8 @@ async def assert_exact(storm: Storm) -> tuple[int, int]:
         async with asyncio.timeout(60):
             while await connection.fetchval(_PENDING):
                 await asyncio.sleep(0.1)
+        asked = {row[0] for row in await connection.fetch(_ASKED)}
+        assert set().union(*storm.reached.values()) <= asked, "what was asked for is forgotten"
         booked = {row[0] for row in await connection.fetch(_BOOKED)}
         assert storm.answered <= booked, "what was answered did not leave"
         assert await connection.fetch(_TWICE) == []
@@ -148,23 +176,20 @@ async def test_withdrawals_are_done_once_or_not_at_all_whoever_dies(
     async def nobody() -> None:
         """Only the process itself."""
 
-    async def strike(pid_of: Callable[[], Awaitable[int]]) -> None:
-        await kill(await pid_of())
-
-    victims: dict[str, Callable[[], Awaitable[Any]]] = {
+    victims: dict[str, Callable[[], Awaitable[int | None]]] = {
         "nobody": nobody,
-        "control": lambda: strike(lambda: running(tollgate, "control")),
-        "valkey": lambda: strike(lambda: valkey_pid(tollgate)),
-        "postgres": lambda: strike(lambda: postgres_pid(tollgate)),
+        "control": lambda: running(tollgate, "control"),
+        "valkey": lambda: valkey_pid(tollgate),
+        "postgres": lambda: postgres_pid(tollgate),
     }
     model = await vendor_apart.script("fast")
     async with tollgate.openai(keys[0]) as client, asyncio.TaskGroup() as group:
         load = Load(client, model)
         group.create_task(load.run(4))
         for number in range(ROUNDS):
-            victim = victims[[*victims][(number + number // 4) % 4]]
-            await storm.round(CUTS[number % len(CUTS)], victim)
-            await tollgate.until_ready()
+            victim = [*victims][(number + number // 4) % 4]
+            await storm.round(CUTS[number % len(CUTS)], victim, await victims[victim]())
+            await storm.until_back()
         load.stop()
     silent = sorted(storm.lines.keys() - storm.answered)
     for reference in [*silent[::2], *sorted(storm.answered)[:5]]:
@@ -176,8 +201,14 @@ async def test_withdrawals_are_done_once_or_not_at_all_whoever_dies(
     booked, given_up = await assert_exact(storm)
 
     assert booked
+    counts = {cut: len(reached) for cut, reached in storm.reached.items()}
+    assert min(counts.values()) >= ROUNDS // len(CUTS)
+    assert sum(counts.values()) >= len(storm.lines) // 2, "most die before their step"
+    assert {*storm.struck} == {*victims} - {"nobody"}
+    counted = ", ".join(f"{cut} {count}" for cut, count in counts.items())
+    struck = ", ".join(f"{victim} {count}" for victim, count in storm.struck.items())
     print(
-        f"withdrawals (seed {SEED}): {ROUNDS} processes killed -9 at {len(CUTS)} steps, with"
-        f" control, Valkey and Postgres killed beside {ROUNDS * 3 // 4} of them and {seen} calls:"
+        f"withdrawals (seed {SEED}): {ROUNDS} processes killed -9, of {len(storm.lines)} lines"
+        f" reached: {counted}; killed meanwhile: {struck}; beside {seen} calls:"
         f" {booked} booked, {given_up} given up; 0 twice, 0 lost, wallets = postings"
     )

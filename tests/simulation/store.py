@@ -35,6 +35,7 @@ class Store:
         self.places: dict[bytes, str] = {}  # call id -> where this generation's stream has its end
         self.deadlines: dict[bytes, float] = {}
         self.signed: set[bytes] = set()
+        self.on_admitted: Callable[[Hold], None] = lambda _: None
 
     def freeze(self, generation: int) -> None:
         """A new generation: its stream is empty, the older ones stay."""
@@ -130,6 +131,7 @@ class Store:
             return int(done)
         partition, wallet, amount, *_, lease_ms = _unpacked(packed)
         hold = Hold(call_id, partition, wallet, Nanos(amount), lease_ms=lease_ms, ticket=record)
+        is_new = function == "tg_hold" and call_id not in self.model.open
         answer: Held | Refused | bool | None = {
             "tg_hold": self.model.hold,
             "tg_extend": self.model.extend,
@@ -138,6 +140,8 @@ class Store:
         if answer:
             self._lease(call_id, lease_ms)
         if isinstance(answer, Held):
+            if is_new:
+                self.on_admitted(hold)
             return [1, answer.free]
         if isinstance(answer, Refused):
             code, scope = answer.code.encode(), answer.scope.encode()

@@ -75,13 +75,15 @@ def test_whatever_the_seed_every_call_is_recorded_once_and_the_wallet_is_its_rec
             losses=world.losses,
             recoveries=world.recoveries,
             network=world.net.faults,
+            refused=world.refused,
         )
     assert ALONE or min(sums.values()) > 0
     print(
         f"simulation, seeds {seeds[0]} + {len(seeds):,}: {sums['dispatched']:,} calls sent,"
-        f" {sums['answered']:,} answered; {sums['kills']:,} kills, {sums['losses']:,} flushes and"
-        f" stale failovers, {sums['network']:,} network faults, {sums['recoveries']:,} recoveries;"
-        f" 0 lost, 0 doubled, 0 wrong; {time.monotonic() - began_s:.0f} s"
+        f" {sums['answered']:,} answered, {sums['refused']:,} refused; {sums['kills']:,} kills,"
+        f" {sums['losses']:,} flushes and stale failovers, {sums['network']:,} network faults,"
+        f" {sums['recoveries']:,} recoveries; 0 lost, 0 doubled, 0 wrong, 0 overdrawn;"
+        f" {time.monotonic() - began_s:.0f} s"
     )
 
 

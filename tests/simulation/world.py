@@ -28,10 +28,11 @@ from ledger.pricing import PriceSheet
 from ledger.record import EndKind, Outcome, Record, encode
 from tests.ledger.model import Fenced, Wallet
 from tests.simulation.books import Books
+from tests.simulation.claims import Claim, Claims
 from tests.simulation.store import Net, SimulatedAddress, Store
 
 WALLET = "0190a5b4-0000-7000-8000-000000000001"
-GRANTED = 2_000
+GRANTED = (600, 2_000)  # of which the first is too little for most
 ROLL_CALL_S = 1.5
 LEASE_MS = 12_000
 CALM = 0.05  # of batches in trouble: no lease can be missed
@@ -65,7 +66,12 @@ class Gateway:
         system = System(sync=lambda _: None, clock=clock)
         self.journal = Journal.create(world.folder, worker=name, system=system)
         sheet = cast(PriceSheet, _NoPrices())
-        self.journals = Journals(self.journal, world.folder, prices=lambda: sheet)
+        self.journals = Journals(
+            self.journal,
+            world.folder,
+            prices=lambda: sheet,
+            unanswered_max=world.chance.choice((1, 3, 20_000)),
+        )
         self.conveyor = Conveyor(
             "unix:///nowhere",
             partitions=1,
@@ -88,6 +94,7 @@ class Gateway:
                 group.create_task(self.conveyor.run())
                 group.create_task(self.journals.adopt_orphans())
                 group.create_task(self.journals.retell(cast(Redis, _NoClient())))
+                group.create_task(self.journals.hand_over())
                 group.create_task(self.journal.sync_loop())
         finally:
             self._die()
@@ -112,6 +119,7 @@ class Gateway:
         amount = chance.randrange(1, 200)
         ticket = encode(_record(call_id))
         hold = Hold(call_id, 0, WALLET, Nanos(amount), lease_ms=LEASE_MS, ticket=ticket)
+        world.claims.begin(call_id, Claim(self.name, amount, self._held_now))
         try:
             async with asyncio.timeout(chance.choice((None, None, None, 0.01, 0.1))):
                 answer = await self.conveyor.hold(hold)
@@ -134,6 +142,11 @@ class Gateway:
         self.journal.finished(end)
         self.conveyor.settle(end)
         world.answered[call_id] = (kind, charge)
+        world.claims.end(call_id, charge)
+
+    def _held_now(self, call_id: bytes) -> int | None:
+        there = self.conveyor._lanes[0].open.get(call_id)
+        return None if there is None else there.amount
 
 
 class World:
@@ -144,7 +157,7 @@ class World:
         self.folder = folder
         self._loop = asyncio.get_running_loop()
         self.net = Net(self.chance)
-        self.store, self.books = Store(self._loop.time), Books(WALLET, GRANTED)
+        self.store, self.books = Store(self._loop.time), Books(WALLET, self.chance.choice(GRANTED))
         self.notice = asyncio.Event()
         self.live: dict[str, tuple[Gateway, asyncio.Task[None]]] = {}
         self.dispatched: set[bytes] = set()
@@ -152,6 +165,7 @@ class World:
         self.refused = self.kills = self.losses = self.recoveries = 0
         self._made, self.net_trouble = 0, 0.0
         self._replica = self.store.copied()
+        self.claims = Claims(self.store, self.books)
 
     async def run(self) -> None:
         """Faults for a while; then none, and everything must come right."""
@@ -202,6 +216,7 @@ class World:
                 gateway, task = self.live.pop(self.chance.choice(list(self.live)))
                 gateway.kill()
                 task.cancel()
+                self.claims.die(gateway.name)
                 self.kills += 1
             case "start" if len(self.live) < 3:
                 self._start(group)
@@ -251,6 +266,8 @@ class World:
 
     def _wrong_money(self) -> str:
         books, model = self.books, self.store.model
+        if self.claims.wrong:
+            return self.claims.wrong
         if self.store.is_fenced or model.state != "A" or model.open:
             return f"Redis is {model.state!r}, {len(model.open)} holds are open"
         if model.free(WALLET) != books.base - books.spent:

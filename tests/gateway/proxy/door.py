@@ -8,7 +8,7 @@ from typing import NamedTuple, Self
 from gateway.proxy.exchange import Exchange
 from gateway.proxy.intake import body_at_hand, read_rest
 from gateway.proxy.server import DataServer, Handler
-from gateway.proxy.wall import Wall, bind
+from gateway.proxy.wall import TellTurnedAway, Wall, bind
 from gateway.settings import Limits
 
 WALL = Wall(
@@ -55,6 +55,7 @@ class Door:
 
     def __init__(self, port: int, server: DataServer) -> None:
         self.port, self.server = port, server
+        self.turned_away: list[str] = []  # connections, by the limit that they met
         self._lines: list[Line] = []
 
     async def line(self) -> Line:
@@ -65,12 +66,16 @@ class Door:
 
     @classmethod
     @asynccontextmanager
-    async def opened(cls, handler: Handler, *, wall: Wall = WALL) -> AsyncIterator[Self]:
+    async def opened(
+        cls, handler: Handler, *, wall: Wall = WALL, tell: TellTurnedAway | None = None
+    ) -> AsyncIterator[Self]:
         """Listen on a free port of the loopback."""
-        server = DataServer(handler, wall)
+        turned_away = list[str]()
+        server = DataServer(handler, wall, tell=tell or (lambda _, by: turned_away.append(by)))
         listener = bind("127.0.0.1", 0, stall_s_max=wall.stall_s_max)
         listening = await asyncio.get_running_loop().create_server(server, sock=listener)
         door = cls(listener.getsockname()[1], server)
+        door.turned_away = turned_away
         try:
             yield door
         finally:
@@ -83,7 +88,7 @@ class Door:
 async def body_of(exchange: Exchange, limits: Limits) -> bytes:
     """The whole body, read as calls read it."""
     body = body_at_hand(exchange, limits)
-    return await read_rest(exchange, limits) if body is None else body
+    return await read_rest(exchange, limits, lambda _: None) if body is None else body
 
 
 def post(body: bytes, *lines: str, path: str = "/v1/chat/completions") -> bytes:

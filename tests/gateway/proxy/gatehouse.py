@@ -155,13 +155,15 @@ class Gatehouse:
                 group.create_task(parts.authenticator.run(), name="auth"),
                 group.create_task(parts.journals.retell(redis), name="retell"),
             ]
-            door = await stack.enter_async_context(Door.opened(table.handle))
+            door = await stack.enter_async_context(
+                Door.opened(table.handle, tell=teller.turned_away)
+            )
             gate = cls(door, calls, parts, redis)
             gate.metrics, gate.lines = metrics, lines
             try:
                 yield gate
             finally:
-                await calls.all_ended()
+                await calls.under_way.all_ended()
                 await parts.conveyor.drain(5)
                 await parts.upstream.close()
                 for task in tasks:
@@ -187,7 +189,7 @@ class Gatehouse:
 
     async def settled(self) -> dict[str, int]:
         """The wallet once no call is open and every end is in the stream."""
-        await self.calls.all_ended()
+        await self.calls.under_way.all_ended()
         assert await self.parts.conveyor.drain(5) == 0
         image = await Partition(self.redis, 0).snap(1, [WALLET])
         return image.wallets[0]._asdict()

@@ -77,7 +77,7 @@ async def test_a_worker_that_stops_ends_its_calls_with_what_they_have_consumed(
     while not gate.calls.draining:
         await asyncio.sleep(0.01)
 
-    gate.calls.cut()
+    gate.calls.under_way.cut()
 
     records = await gate.records()
     outcomes = {record.outcome for record in records}
@@ -253,6 +253,41 @@ async def test_redis_has_its_whole_time_for_a_hold_however_long_postgres_took_fo
         valkey.resume()
 
         assert (await line.ask(b""))[0] == 200
+
+
+async def test_bodies_have_a_limit_together_and_one_that_is_over_makes_room(
+    open_gate: OpenGate, vendor: Vendor
+) -> None:
+    model = await vendor.script("h", hold_at=-1)
+    sizes = {"body_bytes_max": 100_000, "body_bytes_in_all": 250_000, "body_timeout_s": 5}
+    limits = {**sizes, "timeouts": {"connect_s": 2, "first_byte_s": 5, "idle_s": 5}}
+    call = request({**ASK, "model": "m", "user": "x" * 98_000})
+    async with open_gate(changes={"limits": limits}) as gate, asyncio.timeout(8):
+        unfinished = [await gate.line() for _ in range(2)]
+        for line in unfinished:
+            line.writer.write(call[:-1])
+        while gate.calls.bodies.size < 2 * 98_000:
+            await asyncio.sleep(0.01)
+        kept = await gate.line()
+        kept.writer.write(request({**ASK, "model": model, "user": "x" * 40_000}))
+        await vendor.held(1)
+
+        for size in (len(call) - 1, len(call)):  # one more that is unfinished, and a whole one
+            one_more = await gate.line()
+            status, headers, body = await one_more.ask(call[:size])
+            assert (status, headers["retry-after"]) == (503, "1")
+            assert orjson.loads(body)["error"]["code"] == "too_many_bodies"
+        assert gate.metrics.refusals.series == {("too_many_bodies",): 2}
+
+        unfinished[0].writer.transport.abort()
+        while gate.calls.bodies.size > 150_000:
+            await asyncio.sleep(0.01)
+        assert (await gate.post({**ASK, "model": "m", "user": "x" * 90_000}))[0] == 200
+        assert (await unfinished[1].ask(call[-1:]))[0] == 200
+        await vendor.release()
+        assert (await kept.ask(b""))[0] == 200
+        await gate.settled()
+        assert gate.calls.bodies.size == 0
 
 
 async def test_a_gateway_that_is_pointed_at_itself_says_so(gate: Gatehouse) -> None:

@@ -55,6 +55,34 @@ async def test_a_body_is_the_same_however_it_comes(
     assert record.first_byte_us > 0
 
 
+@pytest.mark.parametrize("status", [418, 419, 498, 499])
+async def test_a_refusal_with_a_status_that_no_standard_names_arrives_whole(
+    gate: Gatehouse, vendor: Vendor, status: int
+) -> None:
+    model = await vendor.script("odd", status=status, error={"message": "no room"})
+    line = await gate.line()
+
+    for _ in range(2):  # and its connection goes on
+        told, _, body = await line.ask(request({**ASK, "model": model}))
+        assert (told, orjson.loads(body)["error"]["message"]) == (status, "no room")
+
+    assert [record.charge for record in await gate.records()] == [0, 0]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_with_a_status_that_no_standard_names_is_whole_and_charged(
+    gate: Gatehouse, vendor: Vendor, *, stream: bool
+) -> None:
+    model = await vendor.script("odd", status=299, input_tokens=10, output_tokens=2)
+
+    status, _, body = await gate.post({**ASK, "model": model, "stream": stream})
+
+    assert status == 299
+    assert body.endswith(b"data: [DONE]\n\n" if stream else b"}")
+    (record,) = await gate.records()
+    assert (record.outcome, record.charge) == (Outcome.SUCCESS, 10 * 3000 + 2 * 15000)
+
+
 @pytest.mark.parametrize("kind", ["application/json", "text/event-stream"])
 async def test_an_answer_that_cannot_be_kept_is_given_up(
     gate: Gatehouse, vendor: Vendor, kind: str

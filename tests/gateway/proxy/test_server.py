@@ -94,7 +94,7 @@ async def test_connections_beyond_a_limit_are_told_when_to_return_and_closed(
         with suppress(ConnectionResetError):
             assert await silent.rest() == b""
         assert (await first.ask(post(b"y")))[2] == b"y"
-        assert door.server.turnstile.refused == 2
+        assert door.turned_away == [limit, limit]
 
 
 async def test_the_connections_of_an_address_count_until_they_are_lost() -> None:
@@ -193,7 +193,8 @@ async def test_stopping_closes_idle_connections_and_waits_for_calls() -> None:
         busy.writer.write(post(b"x", path="/wait"))
         await started.wait()
 
-        door.server.pre_shutdown()
+        door.server.leave()
+        assert len(door.server.close_idle()) == 1
         async with asyncio.timeout(5):
             assert await idle.rest() == b""
         stopping = asyncio.ensure_future(door.server.shutdown(60))

@@ -1,5 +1,6 @@
 """What is counted and logged of a call: enough to answer for it, nothing that is private."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import orjson
@@ -15,6 +16,7 @@ from ledger.admission import End
 from ledger.money import NANOS_MAX, Nanos
 from ledger.record import EndKind, Outcome, Record
 from ledger.usage import Source, Unit
+from tests.gateway.proxy.door import WALL
 from tests.gateway.proxy.gatehouse import KEY, Gatehouse
 from tests.vendor import Vendor
 
@@ -63,6 +65,25 @@ async def test_a_call_that_its_vendor_refused_is_one_line_with_the_error(
     assert gate.metrics.refusals.series == {}
     assert gate.metrics.calls.series == {("vendor", "*", "upstream_error", "4xx"): 1}
     assert gate.metrics.upstream_errors.series == {("vendor", "status"): 1}
+
+
+async def test_connections_that_are_turned_away_are_counted_and_told_once_a_second_by_limit(
+    gate: Gatehouse,
+) -> None:
+    first, server = await gate.line(), gate.door.server
+    assert (await first.ask(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"))[0] == 200
+
+    for limit in ("connections_max", "connections_per_address_max"):
+        server.wall = replace(WALL, **{limit: 1})
+        for _ in range(3):
+            line = await gate.line()
+            assert (await line.ask(b"GET / HTTP/1.1\r\n\r\n"))[0] in (429, 503)
+
+    assert gate.metrics.refusals.series == {("too_many_connections",): 6}
+    told = [(line["event"], line["status"], line["cause"]) for line in gate.lines]
+    assert ("connection refused", 503, "connections_max") in told
+    assert ("connection refused", 429, "connections_per_address_max") in told
+    assert len(told) < 6
 
 
 async def test_a_hold_that_is_refused_says_what_was_short(gate: Gatehouse) -> None:

@@ -9,7 +9,7 @@ import pytest
 from gateway import errors
 from gateway.proxy.answer import refuse
 from gateway.proxy.exchange import Answered, Exchange
-from gateway.proxy.wall import Addresses, answer_of
+from gateway.proxy.wall import Addresses, Wall, answer_of
 from gateway.settings import Limits
 from tests.gateway.proxy.door import WALL, Door, Line, body_of, post
 from tests.smuggled import smuggled
@@ -73,6 +73,20 @@ async def test_hosts_as_clients_send_them_are_good(host: str) -> None:
         request = post(b"{}").replace(b"tollgate", host.encode())
 
         assert [(await line.ask(request))[0] for _ in range(2)] == [200, 200]
+
+
+async def test_a_wall_that_is_replaced_holds_for_the_connections_that_are_new() -> None:
+    async with Door.opened(Reader()) as door:
+        before = await door.line()
+        assert (await before.ask(post(b"{}")))[0] == 200
+        large = post(b"{}", f"X-Large: {'a' * 500}")
+
+        door.server.wall = replace(WALL, header_bytes_max=400, connections_max=2)
+
+        after, too_many = await door.line(), await door.line()
+        assert (await after.ask(large))[0] == 431
+        assert (await too_many.ask(post(b"{}")))[0] == 503
+        assert (await before.ask(large))[0] == 200
 
 
 async def test_a_host_is_looked_at_again_when_it_changes() -> None:
@@ -141,6 +155,20 @@ async def test_chunks_that_are_mostly_extensions_are_refused() -> None:
 
         assert (await line.ask(b""))[0] == 400
         assert await line.rest() == b""
+
+
+async def test_a_connection_that_closes_blames_no_body_for_what_it_drops_itself() -> None:
+    reader = Reader()
+    async with Door.opened(reader) as door:
+        line = await door.line()
+        line.writer.write(post(b"x" * 500_000)[:-499_999])
+        await reader.begun.wait()
+        (guard,) = door.server.connections
+        guard.close()
+
+        status, _, body = await line.ask(b"x" * 400_000)
+
+        assert (status, orjson.loads(body)["error"]["code"]) == (408, "request_timeout")
 
 
 async def test_chunks_of_one_byte_are_read() -> None:
@@ -245,6 +273,21 @@ def test_neighbours_of_one_ipv6_network_count_together() -> None:
     assert counts == [1, 2, 1, 1, 2]
 
 
+async def test_a_request_without_a_host_is_told_what_is_missing() -> None:
+    async with Door.opened(Reader()) as door:
+        line = await door.line()
+
+        status, _, body = await line.ask(b"GET / HTTP/1.1\r\nAccept: a\r\n\r\n")
+
+    assert (status, b"Missing Host header" in body) == (400, True)
+
+
 def test_what_a_client_sent_is_not_repeated_to_it() -> None:
     for said in ("Invalid HTTP header: b'secret'", "Bad status line 'secret'", "x:\n\n  b'secret'"):
         assert b"secret" not in answer_of(400, said)[1]
+
+
+def test_a_wall_is_as_its_limits_say() -> None:
+    wall = Wall.of(Limits(headers_max=11, keep_alive_s=7), stall_s_max=3)
+
+    assert (wall.headers_max, wall.keep_alive_s, wall.stall_s_max) == (11, 7, 3)

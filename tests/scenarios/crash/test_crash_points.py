@@ -132,8 +132,14 @@ class Deaths:
             await tollgate.struck(death)
             await load.until(CALLERS, within_s=BACK_S_MAX)
         await tollgate.until_ready(BACK_S_MAX)
+        healed_s = asyncio.get_running_loop().time()
         sums = await books.settled(
-            tollgate, self._vendor, load, since_s=began_s, granted=self._granted
+            tollgate,
+            self._vendor,
+            load,
+            since_s=began_s,
+            healed_s=healed_s,
+            granted=self._granted,
         )
         assert sums.dead_letters == 0
         self.drained_s = max(self.drained_s, sums.drained_s)

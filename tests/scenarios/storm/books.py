@@ -18,7 +18,7 @@ from ledger.fcall import key_names
 from ledger.functions import Epoch, Image, Partition
 from tests.scenarios.deployment import Deployment
 from tests.scenarios.invariants import owed
-from tests.scenarios.storm.load import Answered, Load, nonce_in
+from tests.scenarios.storm.load import Answered, Load, Made, nonce_in
 from tests.vendor import Entry, Vendor
 
 DRAINED_S_MAX = 10.0
@@ -63,7 +63,7 @@ class Sums(NamedTuple):
     records: int
     kinds: Mapping[str, int]
     dead_letters: int
-    drained_s: float  # from the last answer until nothing was under way
+    drained_s: float  # from healing until nothing was under way
 
 
 async def settled(
@@ -72,23 +72,25 @@ async def settled(
     load: Load,
     *,
     since_s: float,
+    healed_s: float,
     granted: Mapping[str, int],
     is_disk_lost: bool = False,
     beside: Iterable[Deployment] = (),
 ) -> Sums:
     """Wait until everything is booked and assert that it is what callers and vendor say.
 
-    `since_s`: when the round began; `granted`: what each wallet was ever given, nano-USD.
+    `since_s`: when the round began; `healed_s`: when nothing was broken any more, by the loop's
+    clock; `granted`: what each wallet was ever given, nano-USD.
     `is_disk_lost`: a gateway died with its journal, so what it had not answered may have no charge.
     `beside`: gateways that work on the same stores.
     """
     __tracebackhide__ = True
-    drained_s = await drained(tollgate, vendor, beside)
+    drained_s = await drained(tollgate, vendor, healed_s=healed_s, beside=beside)
     seen = await vendor.quiet()
     connection = await tollgate.postgres()
     try:
         records = {row["id"]: row for row in await connection.fetch(_CALLS, since_s)}
-        _compare(load.answered, seen, records, is_disk_lost=is_disk_lost)
+        _compare(load, seen, records, is_disk_lost=is_disk_lost)
         for wallet, balance, charged in await connection.fetch(_CHARGED):
             assert balance == granted.get(wallet, 0) - charged, f"wallet {wallet}"
         letters = await connection.fetchval(_LETTERS)
@@ -99,17 +101,18 @@ async def settled(
     return Sums(len(records), kinds, letters, drained_s)
 
 
-async def drained(tollgate: Deployment, vendor: Vendor, beside: Iterable[Deployment] = ()) -> float:
-    """Wait until nothing is under way any more; how long it took, seconds."""
+async def drained(
+    tollgate: Deployment, vendor: Vendor, *, healed_s: float, beside: Iterable[Deployment] = ()
+) -> float:
+    """Wait until nothing is under way any more; how long after healing that was, seconds."""
     loop = asyncio.get_running_loop()
-    began_s = loop.time()
     await vendor.quiet()
     gateways = (tollgate, *beside)
     while rest := "".join(map(_left_behind, gateways)) or await _unsettled(tollgate):
-        took_s = loop.time() - began_s
+        took_s = loop.time() - healed_s
         assert took_s < DRAINED_S_MAX, f"after {took_s:.1f} s: {rest}"
         await asyncio.sleep(0.1)
-    return loop.time() - began_s
+    return loop.time() - healed_s
 
 
 def _left_behind(tollgate: Deployment) -> str:
@@ -173,14 +176,11 @@ def _at(stream_id: str) -> tuple[int, ...]:
 
 
 def _compare(
-    answered: Mapping[str, Answered],
-    seen: Iterable[Entry],
-    records: Mapping[str, Any],
-    *,
-    is_disk_lost: bool,
+    load: Load, seen: Iterable[Entry], records: Mapping[str, Any], *, is_disk_lost: bool
 ) -> None:
     """Assert that every call is as callers and vendor say."""
     __tracebackhide__ = True
+    answered = load.answered
     billed: dict[str, list[Entry]] = {}
     for entry in seen:
         billed.setdefault(nonce_in(entry.body), []).append(entry)
@@ -192,9 +192,20 @@ def _compare(
     wrong = _wrong(answered, billed, records)
     assert not wrong, f"{len(wrong)} of {len(answered)} answered calls: {wrong[:3]}"
 
-    others = [row for call_id, row in records.items() if call_id not in set(ids)]
-    unanswered = [e for nonce, e in billed.items() if nonce not in answered]
-    _assert_of_cut(others, unanswered, is_disk_lost=is_disk_lost)
+    cut = [
+        (made, billed.pop(nonce))
+        for nonce, made in load.made.items()
+        if made.call_id and nonce not in answered
+    ]
+    found = (_wrong_of_cut(*one, records, is_disk_lost=is_disk_lost) for one in cut)
+    wrong = [told for told in found if told]
+    assert not wrong, f"{len(wrong)} of {len(cut)} calls whose answer was cut: {wrong[:3]}"
+
+    known = {*ids, *(made.call_id for made, _ in cut)}
+    others = [row for call_id, row in records.items() if call_id not in known]
+    unanswered = [entries for nonce, entries in billed.items() if nonce not in answered]
+    bounds = [made.asking.worst for made in load.made.values() if not made.status]
+    _assert_of_unknown(others, unanswered, bounds, is_disk_lost=is_disk_lost)
 
 
 def _wrong(
@@ -214,18 +225,42 @@ def _wrong(
     return found
 
 
-def _assert_of_cut(records: list[Any], billed: list[list[Entry]], *, is_disk_lost: bool) -> None:
-    """Of calls nobody got an answer to: each that the vendor saw has its record.
+def _wrong_of_cut(
+    made: Made, entries: list[Entry], records: Mapping[str, Any], *, is_disk_lost: bool
+) -> str:
+    """What is wrong with a call of which its caller saw the head of a good answer, and no end."""
+    row, amount = records.get(made.call_id), owed(entries)
+    if row is None or row["kind"] in ("expired", "released"):
+        return "" if is_disk_lost else f"{made} was billed {amount} and is {row}"
+    if row["kind"] == "lost":
+        return _wrong_of_lost(row, made.asking.worst)
+    return "" if row["charge"] == amount else f"{made} was billed {amount} and is {row}"
+
+
+def _wrong_of_lost(row: Any, worst: int) -> str:
+    is_right = row["usage_source"] == "estimated" and row["charge"] <= worst
+    return "" if is_right else f"{row} must be estimated, and cost {worst} at most"
+
+
+def _assert_of_unknown(
+    records: list[Any], billed: list[list[Entry]], bounds: list[int], *, is_disk_lost: bool
+) -> None:
+    """Of calls without even the head of an answer: each that the vendor saw has its record.
 
     Nobody outside knows their ids, so they are compared as a whole: what is settled was billed to
-    the nano-USD, what is lost is marked as estimated, and nothing else costs anything.
+    the nano-USD; what is lost is marked as estimated, and the dearest is not above the worst case
+    of the dearest call, the next not above that of the next; and nothing else costs anything.
+    `bounds`: the worst cases of those calls, and of those that never came to the vendor.
     """
     settled = Counter(row["charge"] for row in records if row["kind"] == "settled")
-    amounts = Counter(owed(entries) for entries in billed)
-    strange = settled - amounts
+    strange = settled - Counter(owed(entries) for entries in billed)
     assert not strange, f"settled, but billed to nobody: {strange}"
     lost = [row for row in records if row["kind"] == "lost"]
-    assert all(row["usage_source"] == "estimated" for row in lost), "lost, and not estimated"
+    assert len(lost) <= len(bounds), "more calls were lost than made"
+    lost.sort(key=lambda row: int(row["charge"]), reverse=True)
+    pairs = zip(lost, sorted(bounds, reverse=True), strict=False)
+    wrong = [told for row, worst in pairs if (told := _wrong_of_lost(row, worst))]
+    assert not wrong, f"{len(wrong)} of {len(lost)} lost calls: {wrong[:3]}"
     free = [row for row in records if row["kind"] in ("expired", "released")]
     assert not any(row["charge"] for row in free), "a call that consumed nothing has a charge"
     ended = settled.total() + len(lost)

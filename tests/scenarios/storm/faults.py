@@ -9,8 +9,9 @@ import random
 import shutil
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,10 @@ from tests.scenarios.deployment import Deployment
 from tests.scenarios.storm.load import Load
 
 _CONFIRMED_S = 10.0
+_A_LINE = b"XADD"  # what an end of a call is in the server's log of commands
 _STOPPED_S = (0.2, 2.5)
+_ADOPTED_S = 10.0  # until others have told what a dead worker's journal has, whatever is hit next
+_TOLD_S = 3.0  # until a worker that was stopped has held again what it serves
 _AWAY = (RedisError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
 _POISONS: tuple[dict[Any, Any], ...] = (
     {b"x": b"garbage"},
@@ -80,14 +84,27 @@ class Faults:
         pid = self._child(role)
         if pid is None or not self._is_hit(role, pid):
             return False
-        os.kill(pid, signal.SIGKILL)
-        return await _until(lambda: _state(pid) in ("Z", "X", ""))
+        with self._astray(role, pid, known_after_s=_ADOPTED_S):
+            os.kill(pid, signal.SIGKILL)
+            return await _until(lambda: _state(pid) in ("Z", "X", ""))
 
     async def _stop_child(self, role: str) -> bool:
         pid = self._child(role)
         if pid is None or not self._is_hit(role, pid):
             return False
-        return await self._still([pid])
+        with self._astray(role, pid, known_after_s=_TOLD_S):
+            return await self._still([pid])
+
+    @contextmanager
+    def _astray(self, role: str, pid: int, *, known_after_s: float) -> Iterator[None]:
+        """The calls of this worker are known to it alone meanwhile, and for so long afterwards."""
+        ports = _peers(pid, self._tollgate.ports["data"]) if role == "worker" else set()
+        since_s = time.monotonic()
+        try:
+            yield
+        finally:
+            until_s = time.monotonic() + known_after_s
+            self._load.go_astray(ports, since_s=since_s, until_s=until_s)
 
     def _child(self, role: str) -> int | None:
         pids = self._tollgate.pids(role)
@@ -143,7 +160,10 @@ class Faults:
             return bool(await redis.flushall()) and had
 
     async def _fail_over(self) -> bool:
-        """Kill Valkey and put older data in its place before it can start again."""
+        """Kill Valkey and put older data in its place before it can start again.
+
+        It counts only if an end of a call is among what the older data lack.
+        """
         pid = self._server("valkey")
         there = self._tollgate.data / "valkey" / "appendonlydir"
         if (
@@ -158,13 +178,14 @@ class Faults:
             await _until(lambda: _state(self._supervisor) == "T")
             os.kill(pid, signal.SIGKILL)
             is_dead = await _until(lambda: _state(pid) in ("Z", "X", ""))
+            lacks = _lacking(self._copy, there)
             shutil.rmtree(there)
             shutil.copytree(self._copy, there)
             for path in (there, *there.rglob("*")):
                 os.chown(path, owner.st_uid, owner.st_gid)
         finally:
             _signal(self._supervisor, signal.SIGCONT)
-        return is_dead
+        return is_dead and _A_LINE in lacks
 
     async def _poison(self) -> bool:
         async with self._redis() as redis:
@@ -191,6 +212,17 @@ async def _until(is_so: Callable[[], bool]) -> bool:
         while not is_so():
             await asyncio.sleep(0.002)
     return True
+
+
+def _lacking(older: Path, newer: Path) -> bytes:
+    """What was appended to the newer log of commands since the older was copied from it."""
+    found = b""
+    for path in newer.glob("*.incr.aof"):
+        before = older / path.name
+        with path.open("rb") as file:
+            file.seek(before.stat().st_size if before.exists() else 0)
+            found += file.read()
+    return found
 
 
 def _state(pid: int) -> str:

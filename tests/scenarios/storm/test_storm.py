@@ -17,7 +17,7 @@ from gateway.principal import Period
 from ledger.money import nanos
 from tests.scenarios.deployment import Deployment, Key
 from tests.scenarios.scale import SEED
-from tests.scenarios.storm import books
+from tests.scenarios.storm import books, scarce
 from tests.scenarios.storm.faults import Faults
 from tests.scenarios.storm.load import Load
 from tests.vendor import Vendor
@@ -31,6 +31,7 @@ ROUND_S = 60.0
 BACK_S_MAX = 20.0  # a worker killed again and again is started after 5 s
 CALLERS, WORKERS = 24, 3
 CREDIT_USD = "100000"
+LOSSES = {"flushall", "stale failover"}  # what is open must be held again
 TERMS: tuple[dict[str, Any], ...] = (
     *({}, {}, {}, {"concurrency": CALLERS}),
     *({"budget": nanos(CREDIT_USD), "period": period} for period in Period),
@@ -50,11 +51,15 @@ pytestmark = [pytest.mark.scenario, pytest.mark.timeout(STORM_S * 2 + 240)]
 class Storm:
     """A deployment, its load and its faults, round after round."""
 
-    def __init__(self, tollgate: Deployment, vendor: Vendor, keys: list[Key]) -> None:
+    def __init__(
+        self, tollgate: Deployment, vendor: Vendor, keys: list[Key], purses: list[scarce.Wallet]
+    ) -> None:
         self._tollgate, self._vendor, self._keys = tollgate, vendor, keys
+        self._purses = purses
         self._chance = random.Random(SEED)  # noqa: S311 - a storm that can be repeated
         self._granted = {key.organization_id: nanos(CREDIT_USD) for key in keys}
         self._kinds: list[str] = []  # still to come before any comes again
+        self._is_calm = True  # whether what was hit last is back
         self.counted: Counter[str] = Counter()
         self.tried: Counter[str] = Counter()
         self.ended: Counter[str] = Counter()
@@ -67,7 +72,10 @@ class Storm:
         """Load and faults for a while; then heal, drain, and compare everything."""
         await self._vendor.forget()
         began_s = books.now_s()
-        load = Load(self._tollgate, self._keys, SEED * 1_000 + number)
+        for purse in self._purses:
+            await purse.begin(self._tollgate)
+        crowds = [purse.crowd() for purse in self._purses]
+        load = Load(self._tollgate, self._keys, SEED * 1_000 + number, crowds)
         faults = Faults(self._tollgate, load, self._chance)
         loop = asyncio.get_running_loop()
         until_s = loop.time() + seconds
@@ -76,9 +84,20 @@ class Storm:
             while loop.time() < until_s:
                 await self._strike(load, faults)
             await self._tollgate.until_ready(BACK_S_MAX)
+            healed_s = loop.time()
+        granted = {purse.key.organization_id: purse.granted for purse in self._purses}
         sums = await books.settled(
-            self._tollgate, self._vendor, load, since_s=began_s, granted=self._granted
+            self._tollgate,
+            self._vendor,
+            load,
+            since_s=began_s,
+            healed_s=healed_s,
+            granted=self._granted | granted,
         )
+        seen = await self._vendor.log()
+        for purse in self._purses:
+            wrong = await purse.judge(self._tollgate, load, seen)
+            assert not wrong, f"{purse.name}: {wrong}"
         self.drained_s = max(self.drained_s, sums.drained_s)
         self._assert_no_drift()
         self.letters = sums.dead_letters
@@ -93,6 +112,9 @@ class Storm:
             self._chance.shuffle(self._kinds)
         kind = self._kinds.pop()
         self.tried[kind] += 1
+        if kind in LOSSES and self._is_calm:
+            await scarce.use_up(self._purses, self._tollgate, [load])
+        self._is_calm = False
         self.counted[kind] += await faults.strike(kind)
         if self._chance.random() < 0.25:
             return  # the next one hits a system that is still down
@@ -101,6 +123,7 @@ class Storm:
         except TimeoutError as error:
             told = self._tollgate.log_path.read_text(errors="replace")[-4_000:]
             raise AssertionError(f"nobody is answered after {kind!r}: {told}") from error
+        self._is_calm = True
         if self._chance.random() < 0.5:
             faults.keep_copy()
         await asyncio.sleep(self._chance.uniform(0, 0.5))
@@ -120,6 +143,9 @@ class Storm:
             kind for kind, tries in self.tried.items() if tries > 2 and not self.counted[kind]
         ]
         assert not missed, f"of these none counted: {missed}"
+        for purse in self._purses:
+            assert purse.calls > 0, f"{purse.name}: nobody was let in"
+            assert purse.refused > 0, f"{purse.name}: nobody was refused for want of it"
 
     def told(self, recovered: tuple[int, float, float]) -> str:
         """What came of it, for people."""
@@ -129,8 +155,9 @@ class Storm:
         return (
             f"storm, seed {SEED}: {self.answered:,} calls answered; {self.counted.total()} faults"
             f" of {self.tried.total()} counted ({kinds}); ends {ends}; refused"
-            f" {refused}; {self.letters} dead letters; drained in {self.drained_s:.1f} s"
-            f" at most; {count} recoveries, median {middle:.0f} ms, p99 {high:.0f} ms;"
+            f" {refused}; of what was scarce: {scarce.told(self._purses)};"
+            f" {self.letters} dead letters; drained in {self.drained_s:.1f} s at most;"
+            f" {count} recoveries, median {middle:.0f} ms, p99 {high:.0f} ms;"
             " none lost, none doubled, no wrong amount, no drift"
         )
 
@@ -143,7 +170,7 @@ async def test_nothing_is_lost_doubled_or_wrong_whatever_is_killed_stopped_or_pu
         folder, vendor_port=vendor_apart.port, workers=WORKERS, changes=CHANGES
     ) as tollgate:
         keys = [await tollgate.new_key(credit_usd=CREDIT_USD, **terms) for terms in TERMS]
-        storm = Storm(tollgate, vendor_apart, keys)
+        storm = Storm(tollgate, vendor_apart, keys, await scarce.purses(tollgate))
         loop = asyncio.get_running_loop()
         until_s = loop.time() + STORM_S
         number = 0
