@@ -32,12 +32,15 @@ _COUNT_MAX = 2**31 - 1  # of an integer column
 _BY_DIGEST = """
     SELECT k.digest, k.id, k.organization_id, k.project_id, k.member_id, k.budget_limit,
            k.budget_period, k.rpm, k.tpm, k.concurrency, k.models, k.expires_at,
-           k.revoked_at IS NOT NULL OR o.deleted_at IS NOT NULL AS is_revoked,
+           k.revoked_at IS NOT NULL OR o.deleted_at IS NOT NULL
+               -- Made while its member was being removed, so the removal has not seen it.
+               OR m.removed_at IS NOT NULL AS is_revoked,
            o.partition, o.time_zone, o.unpriced_allowed,
            o.grace_nanos, o.suspended_at IS NOT NULL AS is_suspended,
            -- Both only grow, so whatever changes, the sum is above every one seen before.
            k.version + o.version AS version
     FROM api_key AS k JOIN organization AS o ON o.id = k.organization_id
+    LEFT JOIN member AS m ON m.id = k.member_id
     WHERE k.digest = ANY($1::bytea[])
 """
 _DIGESTS = "SELECT digest FROM api_key WHERE organization_id = $1"
