@@ -1,6 +1,14 @@
 """Every route of the management API. A route that is not here does not exist."""
 
-from gateway.management import people, policies, sessions, tenants
+from gateway.management import (
+    invitations,
+    invited,
+    members,
+    people,
+    policies,
+    sessions,
+    tenants,
+)
 from gateway.rest.route import Route
 
 ROUTES: tuple[Route, ...] = (
@@ -8,4 +16,7 @@ ROUTES: tuple[Route, ...] = (
     *sessions.ROUTES,
     *tenants.ROUTES,
     *policies.ROUTES,
+    *members.ROUTES,
+    *invitations.ROUTES,
+    *invited.ROUTES,
 )
