@@ -11,9 +11,11 @@ import msgspec
 from ledger.chain import Audited, audit_hash
 from ledger.postgres import Connection, one_row
 
+# NO KEY: a row inserted for the organization before has its key, and two such would wait for each
+# other.
 _END_OF_CHAIN = """
     SELECT audit_number, audit_hash, (extract(epoch FROM now()) * 1000000)::bigint AS now_us
-    FROM organization WHERE id = $1 FOR UPDATE
+    FROM organization WHERE id = $1 FOR NO KEY UPDATE
 """
 _APPEND = """
     WITH appended AS (

@@ -34,7 +34,9 @@ _BY_DIGEST = """
            coalesce(s.member_id, k.member_id) AS member_id, k.budget_limit,
            k.budget_period, k.rpm, k.tpm, k.concurrency, k.models,
            least(k.expires_at, s.ends_at) AS expires_at, k.disabled_at IS NOT NULL AS is_disabled,
-           k.revoked_at IS NOT NULL OR o.deleted_at IS NOT NULL OR m.removed_at IS NOT NULL
+           k.revoked_at IS NOT NULL OR o.deleted_at IS NOT NULL
+           -- Or it was made while its member was being removed, and the removal has not seen it.
+           OR m.removed_at IS NOT NULL
            OR coalesce(s.ends_at <= now(), false) AS is_revoked,
            o.partition, o.time_zone, o.unpriced_allowed,
            o.grace_nanos, o.suspended_at IS NOT NULL AS is_suspended,
@@ -48,7 +50,7 @@ _BY_DIGEST = """
     ) AS s
     JOIN api_key AS k ON k.id = s.key_id
     JOIN organization AS o ON o.id = k.organization_id
-    LEFT JOIN member AS m ON m.id = s.member_id
+    LEFT JOIN member AS m ON m.id = coalesce(s.member_id, k.member_id)
 """
 _OF_ORGANIZATION = "SELECT id FROM api_key WHERE organization_id = $1"
 # Secrets that ended some days ago are refused everywhere and need no news.

@@ -86,7 +86,6 @@ class Doorman:
                     raise Forbidden("This is for who runs the installation.", code="not_operator")
                 return caller
             case Who.MEMBER:
-                assert access.permission is not None, "a route for members names its permission"
                 return await self._placed(known, access.permission, knock.organization)
             case _:
                 assert_never(access.who)
@@ -140,7 +139,7 @@ class Doorman:
         role = None if row["role"] is None else Role(row["role"])
         return _Known(caller, row["account_id"], row["organization_id"], role, is_strong=True)
 
-    async def _placed(self, known: _Known, wanted: Permission, named: str | None) -> Caller:
+    async def _placed(self, known: _Known, wanted: Permission | None, named: str | None) -> Caller:
         organization_id = _organization(known, named)
         if known.token_role is not None:
             row = await self._desk.pool.fetchrow(_ORGANIZATION, organization_id)
@@ -151,6 +150,8 @@ class Doorman:
         if row is None:
             raise _no_organization(organization_id)
         place = _place(organization_id, member_id, role, row)
+        if wanted is None:
+            return known.caller._replace(at=place)
         if (
             role is Role.OWNER
             and place.policy.owners_need_second_factor

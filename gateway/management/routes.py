@@ -2,9 +2,12 @@
 
 from gateway.management import (
     audit,
+    invitations,
+    invited,
     key_life,
     key_secrets,
     keyring,
+    members,
     operations,
     people,
     policies,
@@ -20,6 +23,9 @@ ROUTES: tuple[Route, ...] = (
     *sessions.ROUTES,
     *tenants.ROUTES,
     *policies.ROUTES,
+    *members.ROUTES,
+    *invitations.ROUTES,
+    *invited.ROUTES,
     *projects.ROUTES,
     *keyring.ROUTES,
     *key_life.ROUTES,

@@ -47,7 +47,7 @@ class Access(NamedTuple):
     """Who may call a route."""
 
     who: Who
-    permission: Permission | None = None  # of a member
+    permission: Permission | None = None  # of a member; None: every member has it
     scope: Scope | None = None  # of a token; None: no token will do
 
 
@@ -61,8 +61,11 @@ def person(scope: Scope) -> Access:
     return Access(Who.PERSON, scope=scope)
 
 
-def member(permission: Permission, scope: Scope | None) -> Access:
-    """Somebody who has this permission in the organization at hand; None: and no token."""
+def member(permission: Permission | None, scope: Scope | None) -> Access:
+    """Somebody who has this permission in the organization at hand.
+
+    No permission: whoever is in it, whatever its policy says. No scope: no token.
+    """
     return Access(Who.MEMBER, permission, scope)
 
 

@@ -41,6 +41,8 @@ _SAFE = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
+# Somebody else has it, or two wait for each other and Postgres chose who goes on.
+_BUSY = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -104,7 +106,7 @@ class Api:
                 return await self._answer(route, request, request_id)
             except GatewayError as error:
                 return problem_response(error, request_id)
-            except (asyncpg.LockNotAvailableError, *AWAY) as error:
+            except (*_BUSY, *AWAY) as error:
                 said = {"route": route.name, "reason": type(error).__name__}
                 log.warning("the management API cannot answer", extra={"cause": "postgres", **said})
                 text = "The database does not answer at the moment. Nothing was done; try again."
