@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from http.cookies import Morsel
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -64,6 +65,10 @@ class Browser:
         other = type(self)(self._url, self._http)
         other.headers = {**self.headers, "X-Organization-Id": organization_id}
         return other
+
+    def cookies(self) -> list[Morsel[str]]:
+        """What it keeps."""
+        return [*self._http.cookie_jar]
 
     async def ask(
         self,

@@ -136,6 +136,25 @@ async def test_a_rotation_ends_members_secrets_too(office: Office, acme: Browser
         assert await accepted(authenticator, after) < 1.0
 
 
+async def test_a_member_who_is_put_out_takes_no_secret_along(office: Office, acme: Browser) -> None:
+    made = (await acme.post("/api-keys", {"name": "k"})).body
+    path = f"/api-keys/{made['key']['id']}/secret"
+    bob, eve = [await joined(office, acme, f"{name}@example.com") for name in ("bob", "eve")]
+    his, hers = [(await one.post(path)).body["secret"] for one in (bob, eve)]
+    (member,) = [
+        one
+        for one in (await acme.get("/members")).body["data"]
+        if one["email"] == "bob@example.com"
+    ]
+    async with authenticator_of(office) as authenticator:
+        for secret in (made["secret"], his, hers):
+            await authenticator.principal(secret)
+        assert (await acme.delete(f"/members/{member['id']}")).status == 204
+        assert await refused(authenticator, his) < 1.0
+        for secret in (made["secret"], hers):
+            assert (await authenticator.principal(secret)).key_id == made["key"]["id"]
+
+
 async def test_where_secrets_are_shown_once_nobody_reveals_one(office: Office) -> None:
     once = await made_organization(await office.signed_up("ada@example.com"), "Once")
     key = (await once.post("/api-keys", {"name": "k"})).body["key"]
