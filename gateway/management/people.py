@@ -57,6 +57,10 @@ _LINK = """
     )
     RETURNING digest
 """
+_LINKED = """
+    SELECT person_id FROM link
+    WHERE digest = $1 AND purpose = $2 AND used_at IS NULL AND expires_at > $3
+"""
 _USE = """
     UPDATE link SET used_at = $3
     WHERE digest = $1 AND purpose = $2 AND used_at IS NULL AND expires_at > $3
@@ -236,18 +240,32 @@ async def send_link(
     await post(connection, Mail(email, purpose, facts), now)
 
 
+async def linked(desk: Desk, secret: str, purpose: str) -> UUID:
+    """Whose link this is; it goes on working. `BadRequest` as `used_link`."""
+    person_id = None
+    if kind_of(secret) is BearerKind.LINK:
+        person_id = await desk.pool.fetchval(_LINKED, desk.digest(secret), purpose, desk.now())
+    if person_id is None:
+        raise _invalid_link()
+    return UUID(str(person_id))
+
+
 async def used_link(desk: Desk, connection: Connection, secret: str, purpose: str) -> UUID:
     """Whose link this is; it works no more. `BadRequest` if it never did or does no more."""
     person_id = None
     if kind_of(secret) is BearerKind.LINK:
         person_id = await connection.fetchval(_USE, desk.digest(secret), purpose, desk.now())
     if person_id is None:
-        raise BadRequest(
-            "The link was used, is too old or is not whole. Ask for a new one.",
-            code="invalid_link",
-            param="secret",
-        )
+        raise _invalid_link()
     return UUID(str(person_id))
+
+
+def _invalid_link() -> BadRequest:
+    return BadRequest(
+        "The link was used, is too old or is not whole. Ask for a new one.",
+        code="invalid_link",
+        param="secret",
+    )
 
 
 async def make_account(desk: Desk, person_id: UUID) -> UUID:

@@ -14,6 +14,7 @@ from gateway.management import (
     projects,
     sessions,
     tenants,
+    tokens,
     wallet,
 )
 from gateway.rest.route import Route
@@ -32,5 +33,6 @@ ROUTES: tuple[Route, ...] = (
     *key_secrets.ROUTES,
     *wallet.ROUTES,
     *operations.ROUTES,
+    *tokens.ROUTES,
     *audit.ROUTES,
 )

@@ -186,11 +186,11 @@ async def reset_password(desk: Desk, asked: Asked[Nothing, NewPassword]) -> Answ
 
     The link proves the address, too.
     """
+    found = await people.one(desk, await people.linked(desk, asked.body.secret, "reset"))
+    # Before the link is used: a password that is refused leaves it as it was.
+    stored = await desk.passwords.hashed(asked.body.password, known=[found.email, found.name])
     async with desk.pool.acquire() as connection, connection.transaction():
         person_id = await people.used_link(desk, connection, asked.body.secret, "reset")
-        found = await people.one(desk, person_id)
-        # A password that is refused leaves the link as it was: the transaction is rolled back.
-        stored = await desk.passwords.hashed(asked.body.password, known=[found.email, found.name])
         await connection.execute(_SET_PASSWORD, person_id, stored)
         await connection.execute(people.VERIFY, person_id, desk.now())
         await connection.execute(_END_ALL, person_id, desk.now(), None)

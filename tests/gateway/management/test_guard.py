@@ -85,6 +85,12 @@ WANTED = {
     "operator.credit": "operator",
     "operator.refund": "operator",
     "operator.transfer": "operator",
+    "tokens.mine": "session",
+    "tokens.create": "session",
+    "tokens.revoke": "session",
+    "tokens.of_organization": "token.manage",
+    "tokens.create_for_organization": "token.manage",
+    "tokens.revoke_of_organization": "token.manage",
     "audit.list": "audit.read audit:read",
     "audit.check": "audit.read audit:read",
 }
@@ -278,5 +284,4 @@ def test_every_permission_is_wanted_by_some_route_or_named_as_not_yet() -> None:
         Permission.EXPORT_CREATE,
         Permission.PRIVACY_UPDATE,
         Permission.PROVIDER_KEY_MANAGE,
-        Permission.TOKEN_MANAGE,
     }
