@@ -25,7 +25,10 @@ _MISTAKES_SHOWN = 20
 
 # Sockets, servers, partitions and caches are set up once, what was hashed stays hashed, and who
 # waits for a process to stop waits as long as it was told when that began.
-FIXED = ("listeners", "data_dir", "redis", "postgres", "ledger", "shutdown", "auth")
+FIXED = (
+    *("listeners", "data_dir", "redis", "postgres", "ledger", "shutdown", "auth"),
+    *("management", "mail"),
+)
 
 
 class Result(StrEnum):

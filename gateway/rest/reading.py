@@ -11,6 +11,7 @@ from gateway.errors import BadRequest
 Form = TypeVar("Form")
 
 KEY_CHARACTERS_MAX = 200
+_DIGITS_MAX = 18  # of a version: what fits in 64 bits
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")  # valid JSON that no text column can keep
 _AT = re.compile(r" - at `\$\.?(.*)`\Z")
 
@@ -47,8 +48,13 @@ def version_in(headers: Mapping[str, str]) -> int | None:
     said = headers.get("If-Match", "*").strip()
     if said == "*":
         return None
-    number = said.removeprefix("W/").strip('"')
-    if not number.isascii() or not number.isdigit() or len(number) > len(str(2**62)):
+    number = said[1:-1]
+    if (
+        said != f'"{number}"'
+        or not number.isascii()
+        or not number.isdigit()
+        or len(number) > _DIGITS_MAX
+    ):
         raise BadRequest('If-Match takes the ETag of an answer, like "3".', code="invalid_if_match")
     return int(number)
 

@@ -359,9 +359,7 @@ def configured(folder: Path, vendor_port: int, changes: Mapping[str, Any]) -> di
     config: dict[str, Any] = {
         "data_dir": str(folder / "data"),
         "listeners": {
-            "data": {"host": "127.0.0.1", "port": 0},
-            "control": {"host": "127.0.0.1", "port": 0},
-            "metrics": {"host": "127.0.0.1", "port": 0},
+            name: {"host": "127.0.0.1", "port": 0} for name in ("data", "control", "metrics")
         },
         "providers": {
             "vendor": {

@@ -119,12 +119,16 @@ class Hands:
     """A clock that is `ahead` of this machine's."""
 
     ahead: timedelta = timedelta()
+    ahead_s: float = 0.0
+    is_rushing: bool = False  # for limits of rates an hour passes between any two requests
 
     def now(self) -> datetime:
         return datetime.now(UTC) + self.ahead  # noqa: TID251 - a test is its own composition root
 
     def monotonic_s(self) -> float:
-        return time.monotonic() + self.ahead.total_seconds()
+        if self.is_rushing:
+            self.ahead_s += 3600.0
+        return time.monotonic() + self.ahead.total_seconds() + self.ahead_s
 
 
 @dataclass(slots=True)
@@ -199,6 +203,7 @@ async def open_office(
             partition = Partition(redis, number)
             await partition.freeze(1)
             await partition.activate(1, 0)
+        await pool.execute("UPDATE part SET generation = 1, state = 'active'")
         clock = Hands()
         desk = Desk(
             config=config,

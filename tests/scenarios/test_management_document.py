@@ -1,0 +1,69 @@
+"""Requests that the management API's document allows, and some that it does not, by schemathesis.
+
+Asked as somebody who may do everything: an owner who is an operator. Nothing may fail, and every
+answer must be one that the document has, in the form that it gives.
+"""
+
+import asyncio
+import os
+import re
+import sys
+from pathlib import Path
+
+import orjson
+import pytest
+
+from gateway.management.routes import ROUTES
+from gateway.rest.server import SESSION_COOKIE
+from tests.gateway.management.office import Browser, Office, open_office
+from tests.scenarios.scale import LONG
+
+pytestmark = [pytest.mark.scenario, pytest.mark.timeout(3_000 if LONG else 240)]
+
+EXAMPLES = 300 if LONG else 6  # of each operation
+CHECKS = (
+    "not_a_server_error,status_code_conformance,content_type_conformance,"
+    "response_headers_conformance,response_schema_conformance,negative_data_rejection,"
+    "unsupported_method"
+)
+# Done once, they end the session that all the others are asked with.
+ENDING = ("sessions.sign_out", "sessions.end")
+_TESTED = re.compile(r"(\d+) generated")
+
+
+async def asked(office: Office, owner: Browser, document: Path, *arguments: str) -> str:
+    """What schemathesis says of the document's operations."""
+    said = (await owner.get("/openapi.json")).body
+    for operations in said["paths"].values():
+        for operation in operations.values():
+            del operation["security"]  # it comes with each request, so none is without
+    document.write_bytes(orjson.dumps(said))
+    (cookie,) = [one.value for one in owner.cookies() if one.key == SESSION_COOKIE]
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "schemathesis.cli", "run", str(document), "--url", office.url),
+        *("--max-examples", str(EXAMPLES), "--checks", CHECKS, "--mode", "all", "--no-color"),
+        *("--header", f"Cookie: {SESSION_COOKIE}={cookie}"),
+        *("--header", f"X-CSRF-Token: {owner.headers['X-CSRF-Token']}"),
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},  # noqa: TID251 - for a child
+    )
+    output, _ = await process.communicate()
+    text = output.decode()
+    assert process.returncode == 0, text[-30_000:]
+    return text
+
+
+async def test_every_answer_is_one_that_the_document_has(
+    postgres_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    async with open_office(postgres_url, redis_url, tmp_path) as office:
+        office.clock.is_rushing = True
+        owner = await office.operator("root@example.com")
+        left_out = [word for name in ENDING for word in ("--exclude-operation-id", name)]
+        text = await asked(office, owner, tmp_path / "openapi.json", *left_out)
+    tested = _TESTED.search(text)
+    assert tested, text
+    assert int(tested[1]) > len(ROUTES) * EXAMPLES
+    print(f"schemathesis: {len(ROUTES) - len(ENDING)} operations, {tested[1]} cases")
