@@ -60,6 +60,11 @@ class Running(NamedTuple):
         return f"http://{reached(self.config.listeners.data)}:{self.ports.data}/v1"
 
     @property
+    def management_url(self) -> str:
+        """Where the management API is."""
+        return f"http://{reached(self.config.listeners.control)}:{self.ports.control}"
+
+    @property
     def operator_url(self) -> str:
         """Where metrics and health are."""
         return f"http://{reached(self.config.listeners.metrics)}:{self.ports.metrics}"
@@ -319,6 +324,8 @@ def _print_directions(running: Running, key: str) -> None:
         f"  key      {key}\n"
         f"  API      {running.base_url}{reach}\n"
         f"  models   {NAME}{also}\n"
+        f"  people   {running.management_url}/api/v1/docs; sign in by:"
+        f" {command} operator you@example.com\n"
         f"  metrics  {running.operator_url}/metrics\n"
         f"  health   {running.operator_url}/healthz and /readyz\n"
         f"  usage    {command} usage {demo.ORGANIZATION} --recent 5\n\n"
