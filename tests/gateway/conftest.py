@@ -1,10 +1,15 @@
 """The gateway's tests run on the event loop that the gateway runs on."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 
 import pytest
 import uvloop
+from redis.asyncio import Redis
+
+from ledger.clients import open_redis
+from ledger.functions import Partition, WalletState, install
+from tests.gateway.proxy.gatehouse import CREDIT, WALLET
 
 
 def pytest_asyncio_loop_factories(
@@ -13,3 +18,16 @@ def pytest_asyncio_loop_factories(
     """The hook of pytest-asyncio; the key becomes part of the test's id."""
     del config, item
     return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    """A Valkey with one active partition and one wallet."""
+    client = open_redis(redis_url)
+    await install(client)
+    partition = Partition(client, 0)
+    await partition.freeze(1)
+    await partition.load(1, [WalletState(WALLET, CREDIT, 0, 1)])
+    await partition.activate(1, 1)
+    yield client
+    await client.aclose()
