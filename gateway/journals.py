@@ -39,6 +39,7 @@ AGAIN_S = 0.1  # after a journal that could not be read
 PROOF_S = 0.2
 UNANSWERED_MAX = 20_000  # ends in the conveyor with which no more are read from journals: 30 MiB
 
+UNREADABLE = (OSError, msgspec.MsgspecError)
 AnyJournal = Journal | AdoptedJournal
 
 
@@ -122,7 +123,7 @@ class Journals:
                 for partition in generations:
                     await self._prove_again(redis, partition)
                 await self._owe(generations)
-            except OSError:
+            except UNREADABLE:
                 log.exception("journal not read")
                 self._renewed = generations | self._renewed
                 self._has_renewed.set()
@@ -148,13 +149,18 @@ class Journals:
         current = {partition: owing.generation for partition, owing in owings.items()}
         journals = self._all()
         for journal in journals:
-            for ends in journal.unproven(current):
-                for end in ends:
-                    owings[end.partition].add(end)
-                await asyncio.sleep(0)  # a span took about a millisecond: calls are served between
-            for end in self._lost(journal):
-                if end.partition in owings:
-                    owings[end.partition].add(end)
+            try:
+                for ends in journal.unproven(current):
+                    for end in ends:
+                        owings[end.partition].add(end)
+                    await asyncio.sleep(0)  # a span took about a millisecond: calls are served
+                for end in self._lost(journal):
+                    if end.partition in owings:
+                        owings[end.partition].add(end)
+            except UNREADABLE as error:
+                if isinstance(journal, Journal):
+                    raise
+                self._give_up(journal, error)
         for owing in owings.values():
             self._conveyor.owed(owing)
         for journal in journals:
@@ -197,12 +203,9 @@ class Journals:
                 await asyncio.sleep(0)
             for end in self._lost(journal):
                 await self._hand(journal, end, again, is_fresh=is_fresh)
-        except (OSError, msgspec.MsgspecError) as error:
+        except UNREADABLE as error:
             if isinstance(journal, AdoptedJournal):
-                del self._adopted[journal.name]
-                self._leave_alone(journal.name, error)
-                journal.release()
-                self._told_first(journal)
+                self._give_up(journal, error)
                 return True
             log.exception("journal not read")
             self._tell_again(journal, again | self._again.get(journal, {}))
@@ -268,6 +271,14 @@ class Journals:
         self._unreadable.add(name)
         said = {"journal": name, "reason": str(error), "cause": name}
         log.error("journal cannot be read, until the next start", extra=said)
+
+    def _give_up(self, journal: AdoptedJournal, error: Exception) -> None:
+        """Leave it to the next start; both readings may find out."""
+        if self._adopted.pop(journal.name, None) is not None:
+            self._again.pop(journal, None)
+            self._leave_alone(journal.name, error)
+            journal.release()
+            self._told_first(journal)
 
     async def _retire(self, journal: AdoptedJournal) -> None:
         try:

@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 import uvloop
+from redis.asyncio import Redis
 
+from ledger.clients import open_redis
+from ledger.functions import Partition, WalletState, install
 from tests.gateway.management.office import Office, open_office
+from tests.gateway.proxy.gatehouse import CREDIT, WALLET
 
 
 def pytest_asyncio_loop_factories(
@@ -23,3 +27,16 @@ async def office(postgres_url: str, redis_url: str, tmp_path: Path) -> AsyncIter
     """The management API in this process, on a socket."""
     async with open_office(postgres_url, redis_url, tmp_path) as opened:
         yield opened
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    """A Valkey with one active partition and one wallet."""
+    client = open_redis(redis_url)
+    await install(client)
+    partition = Partition(client, 0)
+    await partition.freeze(1)
+    await partition.load(1, [WalletState(WALLET, CREDIT, 0, 1)])
+    await partition.activate(1, 1)
+    yield client
+    await client.aclose()
