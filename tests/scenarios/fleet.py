@@ -65,6 +65,10 @@ class Fleet:
                 home.mkdir()
                 gateway = Deployment(home, configured(home, vendor_port, changes), workers=1)
                 gateway.servers, gateway.source = servers, source or gateway.source
+                if source is not None:
+                    # The release before has none, and refuses settings that it does not know; this
+                    # one's share their usual port.
+                    del gateway.config["listeners"]["control"]
                 gateway.write_config()
                 gateways.append(gateway)
             for gateway in gateways:
