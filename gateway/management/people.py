@@ -62,6 +62,10 @@ _USE = """
     WHERE digest = $1 AND purpose = $2 AND used_at IS NULL AND expires_at > $3
     RETURNING person_id
 """
+_WHOSE = """
+    SELECT person_id FROM link
+    WHERE digest = $1 AND purpose = $2 AND used_at IS NULL AND expires_at > $3
+"""
 VERIFY = "UPDATE person SET verified_at = coalesce(verified_at, $2) WHERE id = $1"
 _SET_ACCOUNT = """
     UPDATE person SET account_id = $2, version = version + 1
@@ -248,6 +252,14 @@ async def used_link(desk: Desk, connection: Connection, secret: str, purpose: st
             param="secret",
         )
     return UUID(str(person_id))
+
+
+async def links_person(desk: Desk, secret: str, purpose: str) -> UUID | None:
+    """Whose link this is, unused; None: it does not work."""
+    if kind_of(secret) is not BearerKind.LINK:
+        return None
+    found = await desk.pool.fetchval(_WHOSE, desk.digest(secret), purpose, desk.now())
+    return None if found is None else UUID(str(found))
 
 
 async def make_account(desk: Desk, person_id: UUID) -> UUID:
