@@ -90,7 +90,9 @@ CREATE TABLE person (
     account_id   uuid REFERENCES organization (id),  -- their own account; made once verified
     otp_secret   bytea,                          -- sealed; see gateway/sealing.py
     otp_since    timestamptz,                    -- null: not asked for yet, the secret is on trial
-    otp_step     bigint NOT NULL DEFAULT 0       -- of the newest code that was taken: each works once
+    otp_step     bigint NOT NULL DEFAULT 0,      -- of the newest code that was taken: each works once
+    otp_wrong    integer NOT NULL DEFAULT 0,     -- codes shown since a right one, in the time at hand
+    otp_wrong_since timestamptz                  -- when that time began
 );
 CREATE UNIQUE INDEX person_email ON person (lower(email));
 

@@ -57,14 +57,14 @@ _LINK = """
     )
     RETURNING digest
 """
-_LINKED = """
-    SELECT person_id FROM link
-    WHERE digest = $1 AND purpose = $2 AND used_at IS NULL AND expires_at > $3
-"""
 _USE = """
     UPDATE link SET used_at = $3
     WHERE digest = $1 AND purpose = $2 AND used_at IS NULL AND expires_at > $3
     RETURNING person_id
+"""
+_WHOSE = """
+    SELECT person_id FROM link
+    WHERE digest = $1 AND purpose = $2 AND used_at IS NULL AND expires_at > $3
 """
 VERIFY = "UPDATE person SET verified_at = coalesce(verified_at, $2) WHERE id = $1"
 _SET_ACCOUNT = """
@@ -242,12 +242,10 @@ async def send_link(
 
 async def linked(desk: Desk, secret: str, purpose: str) -> UUID:
     """Whose link this is; it goes on working. `BadRequest` as `used_link`."""
-    person_id = None
-    if kind_of(secret) is BearerKind.LINK:
-        person_id = await desk.pool.fetchval(_LINKED, desk.digest(secret), purpose, desk.now())
+    person_id = await links_person(desk, secret, purpose)
     if person_id is None:
         raise _invalid_link()
-    return UUID(str(person_id))
+    return person_id
 
 
 async def used_link(desk: Desk, connection: Connection, secret: str, purpose: str) -> UUID:
@@ -266,6 +264,14 @@ def _invalid_link() -> BadRequest:
         code="invalid_link",
         param="secret",
     )
+
+
+async def links_person(desk: Desk, secret: str, purpose: str) -> UUID | None:
+    """Whose link this is, unused; None: it does not work."""
+    if kind_of(secret) is not BearerKind.LINK:
+        return None
+    found = await desk.pool.fetchval(_WHOSE, desk.digest(secret), purpose, desk.now())
+    return None if found is None else UUID(str(found))
 
 
 async def make_account(desk: Desk, person_id: UUID) -> UUID:

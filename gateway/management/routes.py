@@ -12,6 +12,7 @@ from gateway.management import (
     people,
     policies,
     projects,
+    second_factor,
     sessions,
     tenants,
     tokens,
@@ -22,6 +23,7 @@ from gateway.rest.route import Route
 ROUTES: tuple[Route, ...] = (
     *people.ROUTES,
     *sessions.ROUTES,
+    *second_factor.ROUTES,
     *tenants.ROUTES,
     *policies.ROUTES,
     *members.ROUTES,

@@ -2,6 +2,7 @@
 
 A session is a cookie of 256 random bits that scripts cannot read; every sign-in makes a new one. It
 ends after thirty days, after fourteen days unused, when its person ends it, or with their password.
+Who has a second factor shows it at every sign-in.
 """
 
 from datetime import datetime, timedelta
@@ -11,11 +12,12 @@ from uuid import UUID, uuid4
 import msgspec
 
 from gateway.errors import Forbidden, NotFound, Unauthenticated
-from gateway.management import people
+from gateway.management import people, second_factor
 from gateway.management.bearers import BearerKind, issue
 from gateway.management.desk import Desk
 from gateway.management.guard import SESSION_IDLE, csrf_of
-from gateway.management.people import Accepted, Email, EmailOnly, LinkSecret, Password, Person
+from gateway.management.people import Accepted, Email, EmailOnly, Password, Person
+from gateway.management.second_factor import Code
 from gateway.rest.caller import ANYBODY, SESSION
 from gateway.rest.cursor import Page
 from gateway.rest.route import Answer, Asked, Nothing, Route
@@ -26,8 +28,7 @@ SESSION_LIVES = timedelta(days=30)
 _SESSIONS_MAX = 50  # of one person; more are the oldest's end
 
 _BY_EMAIL = """
-    SELECT id, password, verified_at, disabled_at, otp_since IS NOT NULL AS has_otp
-    FROM person WHERE lower(email) = $1
+    SELECT id, password, verified_at, disabled_at FROM person WHERE lower(email) = $1
 """
 _STORED = "SELECT password FROM person WHERE id = $1"
 _INSERT = """
@@ -63,6 +64,14 @@ class SignIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     email: Email
     password: Password
+    code: Code | None = None  # of the second factor, where there is one
+
+
+class LinkSignIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What stood in the link, and the code of who has a second factor."""
+
+    secret: people.Secret
+    code: Code | None = None
 
 
 class NewPassword(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -115,11 +124,19 @@ async def sign_in(desk: Desk, asked: Asked[Nothing, SignIn]) -> Answer:
             " again.",
             code="email_not_verified",
         )
-    return await _signed_in(desk, asked, row["id"], is_strong=False)
+    is_strong = await second_factor.was_shown(desk, row["id"], wanted.code)
+    return await _signed_in(desk, asked, row["id"], is_strong=is_strong)
 
 
-async def sign_in_by_link(desk: Desk, asked: Asked[Nothing, LinkSecret]) -> Answer:
-    """Sign in by a link that the command line printed."""
+async def sign_in_by_link(desk: Desk, asked: Asked[Nothing, LinkSignIn]) -> Answer:
+    """Sign in by a link that the command line printed.
+
+    The session is never strong: nobody showed a password.
+    """
+    whose = await people.links_person(desk, asked.body.secret, "sign-in")
+    if whose is not None:
+        # Before the link is used: who forgot the code tries the same link again.
+        await second_factor.was_shown(desk, whose, asked.body.code)
     async with desk.pool.acquire() as connection, connection.transaction():
         person_id = await people.used_link(desk, connection, asked.body.secret, "sign-in")
     await people.make_account(desk, person_id)
@@ -258,7 +275,7 @@ ROUTES = (
         answers=Session,
         status=201,
         is_guessed=True,
-        raises=(401, 403),
+        raises=(401, 403, 409),
     ),
     Route(
         method="POST",
@@ -267,11 +284,11 @@ ROUTES = (
         says="Sign in by a link that the command line printed.",
         access=ANYBODY,
         handle=sign_in_by_link,
-        body=LinkSecret,
+        body=LinkSignIn,
         answers=Session,
         status=201,
         is_guessed=True,
-        raises=(409,),
+        raises=(401, 409),
     ),
     Route(
         method="GET",
