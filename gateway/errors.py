@@ -10,7 +10,6 @@ GatewayError                status  code                      raised when
   MethodNotAllowed          405     method_not_allowed
   Conflict                  409     (by thing)                it contradicts what was done before
   ClientTooSlow             408     request_timeout           the request did not arrive in time
-  ChangedMeanwhile          412     changed_meanwhile         If-Match names an older version
   TooLarge                  413     request_too_large
   UnsupportedMedia          415     unsupported_media_type
   TooMany                   429     (by limit)                a rate, a slot or money held by others
@@ -140,19 +139,6 @@ class ClientTooSlow(GatewayError):
     """408."""
 
     status, type = 408, "invalid_request_error"
-
-
-class ChangedMeanwhile(GatewayError):
-    """412."""
-
-    status, type = 412, "invalid_request_error"
-
-    def __init__(self, version: int) -> None:
-        super().__init__(
-            f"It was changed meanwhile and is at version {version} now. Read it again, and send"
-            " your change with the ETag of that answer.",
-            code="changed_meanwhile",
-        )
 
 
 class TooLarge(GatewayError):

@@ -12,7 +12,7 @@ from uuid import UUID
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from gateway.errors import BadRequest, ChangedMeanwhile, Conflict, Forbidden, NotFound
+from gateway.errors import BadRequest, Conflict, Forbidden, NotFound
 from gateway.keys import RANDOM_BYTES, issue
 from gateway.management import api_keys
 from gateway.management.api_keys import KeyLabel, KeyTerms
@@ -24,6 +24,7 @@ from gateway.policy import Permission
 from gateway.principal import Period
 from gateway.rest.caller import Place, Scope, member
 from gateway.rest.cursor import Page, Paged, cursor_at, moment_in
+from gateway.rest.problem import ChangedMeanwhile
 from gateway.rest.route import Answer, Asked, Nothing, Route
 from ledger.money import NANOS_MAX, Nanos
 

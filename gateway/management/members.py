@@ -11,7 +11,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from gateway.errors import ChangedMeanwhile, Conflict, Forbidden, NotFound
+from gateway.errors import Conflict, Forbidden, NotFound
 from gateway.management import api_keys, key_secrets
 from gateway.management.audit import note
 from gateway.management.desk import Desk
@@ -20,6 +20,7 @@ from gateway.management.limits import Limits, limits_in
 from gateway.policy import KeysOfLeavers, Permission, Policy, Preset, Role, may_give, policy_of
 from gateway.rest.caller import Place, Scope, member
 from gateway.rest.cursor import Page, Paged, cursor_at, moment_in
+from gateway.rest.problem import ChangedMeanwhile
 from gateway.rest.route import Answer, Asked, Nothing, Route
 from ledger.postgres import Connection
 

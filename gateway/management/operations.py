@@ -13,7 +13,7 @@ import asyncpg
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from gateway.errors import BadRequest, ChangedMeanwhile, Conflict, NotFound
+from gateway.errors import BadRequest, Conflict, NotFound
 from gateway.management import api_keys
 from gateway.management import credits as money
 from gateway.management.desk import Desk
@@ -21,6 +21,7 @@ from gateway.management.limits import Limits, limits_in
 from gateway.management.wallet import Amount, Reason, TransferView, transferred
 from gateway.rest.caller import OPERATOR
 from gateway.rest.cursor import Page, Paged, cursor_at, moment_in
+from gateway.rest.problem import ChangedMeanwhile
 from gateway.rest.route import Answer, Asked, Nothing, Route
 from ledger.money import NANOS_MAX, Nanos
 from ledger.trail import Change, append_change

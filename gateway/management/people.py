@@ -12,11 +12,12 @@ from uuid import UUID, uuid4
 import asyncpg
 import msgspec
 
-from gateway.errors import BadRequest, ChangedMeanwhile, Conflict, Forbidden
+from gateway.errors import BadRequest, Conflict, Forbidden
 from gateway.management.bearers import BearerKind, issue, kind_of
 from gateway.management.desk import Desk
 from gateway.management.mails import Mail, post
 from gateway.rest.caller import ANYBODY, SESSION, Scope, person
+from gateway.rest.problem import ChangedMeanwhile
 from gateway.rest.route import Answer, Asked, Nothing, Route
 from gateway.settings import SignUp
 from ledger.bases import tell

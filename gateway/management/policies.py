@@ -6,7 +6,6 @@ from uuid import UUID
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from gateway.errors import ChangedMeanwhile
 from gateway.management.audit import note
 from gateway.management.desk import Desk
 from gateway.management.guard import switches_in
@@ -22,6 +21,7 @@ from gateway.policy import (
     policy_of,
 )
 from gateway.rest.caller import Scope, member
+from gateway.rest.problem import ChangedMeanwhile
 from gateway.rest.route import Answer, Asked, Nothing, Route
 
 _encode = msgspec.json.encode

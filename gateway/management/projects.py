@@ -11,7 +11,7 @@ import asyncpg
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from gateway.errors import ChangedMeanwhile, Conflict, NotFound
+from gateway.errors import Conflict, NotFound
 from gateway.management import api_keys
 from gateway.management.audit import note
 from gateway.management.desk import Desk
@@ -21,6 +21,7 @@ from gateway.management.tenants import OrganizationName as ProjectName
 from gateway.policy import Permission
 from gateway.rest.caller import Scope, member
 from gateway.rest.cursor import Page, Paged, cursor_at, moment_in
+from gateway.rest.problem import ChangedMeanwhile
 from gateway.rest.route import Answer, Asked, Nothing, Route
 from ledger.postgres import Connection
 

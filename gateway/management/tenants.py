@@ -8,7 +8,7 @@ from zoneinfo import available_timezones
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from gateway.errors import BadRequest, ChangedMeanwhile, Conflict, Forbidden
+from gateway.errors import BadRequest, Conflict, Forbidden
 from gateway.management import api_keys, people
 from gateway.management.audit import note
 from gateway.management.desk import Desk
@@ -17,6 +17,7 @@ from gateway.management.people import Email
 from gateway.policy import Permission, Policy, Preset, Role, policy_of
 from gateway.rest.caller import Scope, member, person
 from gateway.rest.cursor import Page
+from gateway.rest.problem import ChangedMeanwhile
 from gateway.rest.route import Answer, Asked, Nothing, Route
 from ledger.bases import tell
 from ledger.book import Book

@@ -27,6 +27,19 @@ _TITLES = {
 }
 
 
+class ChangedMeanwhile(GatewayError):
+    """412: If-Match names an older version. Calls of the data plane have none."""
+
+    status, type = 412, "invalid_request_error"
+
+    def __init__(self, version: int) -> None:
+        super().__init__(
+            f"It was changed meanwhile and is at version {version} now. Read it again, and send"
+            " your change with the ETag of that answer.",
+            code="changed_meanwhile",
+        )
+
+
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
     """What went wrong. Details of some codes stand beside these members."""
 

@@ -2,8 +2,8 @@
 
 import orjson
 
-from gateway.errors import ChangedMeanwhile, Forbidden, NotFound
-from gateway.rest.problem import problem_of
+from gateway.errors import Forbidden, NotFound
+from gateway.rest.problem import ChangedMeanwhile, problem_of
 
 
 def test_a_problem_has_its_five_members_and_what_a_program_wants_to_know() -> None:
