@@ -3,7 +3,6 @@
 import asyncio
 import secrets
 from collections.abc import Sequence
-from functools import cache
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
@@ -16,15 +15,16 @@ _JUDGED_MAX = 72  # characters: the judge takes seconds for thousands, and these
 _SCORE_MIN = 3  # of 0..4: safe against ten thousand guesses a second, by zxcvbn's reckoning
 
 # RFC 9106's second choice: 64 MiB and three passes, 4 lanes; some 50 ms of a core.
-_hasher = PasswordHasher(time_cost=3, memory_cost=64 * 1024, parallelism=4)
+HASHER = PasswordHasher(time_cost=3, memory_cost=64 * 1024, parallelism=4)
 _AT_ONCE = 2  # 64 MiB each: a crowd that signs in waits, instead of filling memory
 
 
 class Passwords:
     """Judges, hashes and compares."""
 
-    def __init__(self) -> None:
-        self._turns = asyncio.Semaphore(_AT_ONCE)
+    def __init__(self, hasher: PasswordHasher = HASHER) -> None:
+        self._hasher, self._turns = hasher, asyncio.Semaphore(_AT_ONCE)
+        self._nobodys = ""  # of no password at all, made when it is needed first
 
     async def hashed(self, password: str, *, known: Sequence[str]) -> str:
         """The hash to store; `BadRequest` if it is too easily guessed.
@@ -47,24 +47,19 @@ class Passwords:
                     code="weak_password",
                     param="password",
                 )
-            return await asyncio.to_thread(_hasher.hash, password)
+            return await asyncio.to_thread(self._hasher.hash, password)
 
     async def matches(self, password: str, stored: str | None) -> bool:
         """Whether this is the password; takes as long where there is none to compare with."""
         async with self._turns:
             try:
-                return await asyncio.to_thread(_verified, password, stored)
+                return await asyncio.to_thread(self._verified, password, stored)
             except (VerificationError, InvalidHashError):
                 return False
 
-
-def _verified(password: str, stored: str | None) -> bool:
-    if stored is None:
-        _hasher.verify(_nobodys(), password)
+    def _verified(self, password: str, stored: str | None) -> bool:
+        if stored is not None:
+            return self._hasher.verify(stored, password)
+        self._nobodys = self._nobodys or self._hasher.hash(secrets.token_urlsafe(32))
+        self._hasher.verify(self._nobodys, password)
         return False
-    return _hasher.verify(stored, password)
-
-
-@cache
-def _nobodys() -> str:
-    return _hasher.hash(secrets.token_urlsafe(32))
