@@ -300,6 +300,7 @@ class Management:
     """The management API and what it says about itself."""
 
     public_url: Name = "http://127.0.0.1:8081"
+    proxies: Annotated[int, Between(0, 10)] = 0
     sign_up: SignUp = SignUp.OPEN
     organizations_max: Count = 3
     members_max: Count = 10

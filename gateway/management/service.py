@@ -84,6 +84,7 @@ async def served(
         once=AnsweredOnce(desk),
         rates=Rates(monotonic_s),
         is_secure=desk.site.startswith("https://"),
+        proxies=desk.config.management.proxies,
     ).add_to(application)
     runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=1)
     await runner.setup()

@@ -84,10 +84,11 @@ class Api:
         once: Once,
         rates: Rates,
         is_secure: bool,
+        proxies: int,
     ) -> None:
         self._routes, self._parts = routes, parts
         self._guard, self._once, self._rates = guard, once, rates
-        self._is_secure = is_secure
+        self._is_secure, self._proxies = is_secure, proxies
 
     def add_to(self, application: web.Application) -> None:
         """Serve them there, and whatever else is below the prefix with a problem."""
@@ -119,7 +120,7 @@ class Api:
         return handle
 
     async def _answer(self, route: Route, request: web.Request, request_id: str) -> web.Response:
-        knock = _knock(request)
+        knock = _knock(request, self._proxies)
         self._rates.take("address", knock.address, ASKING)
         if route.is_guessed:
             self._rates.take("guesses", knock.address, GUESSING)
@@ -214,10 +215,23 @@ async def _nothing_here(request: web.Request) -> web.Response:
     return problem_response(error, str(uuid7()))
 
 
-def _knock(request: web.Request) -> Knock:
+def address_of(peer: str, forwarded: str | None, *, proxies: int) -> str:
+    """Where a request comes from: what the outermost of our own proxies saw.
+
+    Each adds the address of its peer at the end; what stands before theirs, anybody may have made
+    up. Without a header the peer is a proxy's own, or somebody who went round it.
+    """
+    if not proxies or not forwarded:
+        return peer
+    seen = [each.strip() for each in forwarded.split(",")]
+    return seen[-proxies] if len(seen) >= proxies else seen[0]
+
+
+def _knock(request: web.Request, proxies: int) -> Knock:
     headers = request.headers
+    forwarded = ",".join(headers.getall("X-Forwarded-For", [])) or None
     return Knock(
-        address=request.remote or "",
+        address=address_of(request.remote or "", forwarded, proxies=proxies)[:100],
         agent=headers.get("User-Agent", "")[:300],
         authorization=headers.get("Authorization"),
         cookie=request.cookies.get(SESSION_COOKIE),

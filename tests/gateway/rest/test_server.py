@@ -1,8 +1,11 @@
 """Requests over a socket: what a route does not say is refused before any handler runs."""
 
+from pathlib import Path
+
 import pytest
 
-from tests.gateway.management.office import PASSWORD, Office
+from gateway.rest.server import address_of
+from tests.gateway.management.office import PASSWORD, Office, open_office
 
 SIGN_UP = {"email": "eve@example.com", "password": PASSWORD}
 
@@ -43,6 +46,35 @@ async def test_a_route_without_a_body_takes_none(office: Office) -> None:
 async def test_a_query_that_is_not_asked_for_is_refused(office: Office) -> None:
     got = await (await office.signed_up("ada@example.com")).get("/me?colour=red")
     assert (got.status, got.code) == (400, "invalid_query")
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "proxies", "address"),
+    [
+        ("203.0.113.7", 0, "10.0.0.1"),  # anybody may send the header
+        (None, 1, "10.0.0.1"),
+        ("203.0.113.7", 1, "203.0.113.7"),
+        ("198.51.100.1, 203.0.113.7", 1, "203.0.113.7"),
+        ("198.51.100.1,203.0.113.7, 10.0.0.9", 2, "203.0.113.7"),
+        ("203.0.113.7", 2, "203.0.113.7"),
+    ],
+)
+def test_an_address_is_what_ones_own_proxies_saw(
+    forwarded: str | None, proxies: int, address: str
+) -> None:
+    assert address_of("10.0.0.1", forwarded, proxies=proxies) == address
+
+
+async def test_behind_a_proxy_people_do_not_share_their_limits(
+    postgres_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    changes = "management: {proxies: 1}"
+    async with open_office(postgres_url, redis_url, tmp_path, changes=changes) as office:
+        eve = office.stranger()
+        for number in range(30):
+            here = {"X-Forwarded-For": f"203.0.113.{number}"}
+            wrong = {"email": "eve@example.com", "password": "x"}
+            assert (await eve.post("/session", wrong, headers=here)).status == 401
 
 
 async def test_a_bug_is_told_without_its_details(office: Office) -> None:
