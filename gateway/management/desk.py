@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 
 from gateway.key_cache import KeyCache
 from gateway.management.passwords import Passwords
+from gateway.rest.rates import Rates
 from gateway.sealing import Sealer
 from gateway.settings import Config
 
@@ -25,6 +26,7 @@ class Desk(NamedTuple):
     digest: Callable[[str], bytes]  # of keys, tokens and cookies
     sealer: Sealer
     passwords: Passwords
+    rates: Rates
 
     @property
     def site(self) -> str:

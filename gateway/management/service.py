@@ -64,15 +64,14 @@ async def managed(
             digest=key_digester(secret),
             sealer=sealer(secret, secrets.token_bytes),
             passwords=Passwords(),
+            rates=Rates(monotonic_s),
         )
-        async with served(config.listeners.control, desk, monotonic_s=monotonic_s):
+        async with served(config.listeners.control, desk):
             yield Postman(pool, config.mail, config.data_dir / "outbox", now)
 
 
 @asynccontextmanager
-async def served(
-    listener: Listener, desk: Desk, *, monotonic_s: Callable[[], float]
-) -> AsyncIterator[int]:
+async def served(listener: Listener, desk: Desk) -> AsyncIterator[int]:
     """Serves until the block is left; gives the port."""
     application = web.Application(client_max_size=0)
     said = document(ROUTES, release=version("tollgate"))
@@ -82,7 +81,7 @@ async def served(
         desk,
         guard=Doorman(desk),
         once=AnsweredOnce(desk),
-        rates=Rates(monotonic_s),
+        rates=desk.rates,
         is_secure=desk.site.startswith("https://"),
         proxies=desk.config.management.proxies,
     ).add_to(application)

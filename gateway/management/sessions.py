@@ -20,6 +20,7 @@ from gateway.management.people import Accepted, Email, EmailOnly, Password, Pers
 from gateway.management.second_factor import Code
 from gateway.rest.caller import ANYBODY, SESSION
 from gateway.rest.cursor import Page
+from gateway.rest.rates import GUESSING
 from gateway.rest.route import Answer, Asked, Nothing, Route
 from gateway.rest.server import SESSION_COOKIE
 from ledger.postgres import Connection
@@ -112,6 +113,8 @@ class OpenSession(msgspec.Struct, frozen=True, kw_only=True):
 async def sign_in(desk: Desk, asked: Asked[Nothing, SignIn]) -> Answer:
     """Sign in by password."""
     wanted = asked.body
+    # By account as well: many machines may try, each a few times.
+    desk.rates.take("account", wanted.email.lower(), GUESSING)
     row = await desk.pool.fetchrow(_BY_EMAIL, wanted.email.lower())
     stored = None if row is None or row["disabled_at"] is not None else row["password"]
     if not await desk.passwords.matches(wanted.password, stored) or row is None:

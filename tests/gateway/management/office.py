@@ -30,6 +30,7 @@ from gateway.management import operators
 from gateway.management.desk import Desk
 from gateway.management.passwords import Passwords
 from gateway.management.service import served
+from gateway.rest.rates import Rates
 from gateway.sealing import sealer
 from gateway.settings import Config, Listener
 from ledger.clients import open_redis
@@ -218,8 +219,9 @@ async def open_office(
             digest=key_digester(PEPPER),
             sealer=sealer(PEPPER, secrets.token_bytes),
             passwords=Passwords(CHEAP),
+            rates=Rates(clock.monotonic_s),
         )
-        async with served(Listener(port=0), desk, monotonic_s=clock.monotonic_s) as port:
+        async with served(Listener(port=0), desk) as port:
             office = Office(desk, f"http://127.0.0.1:{port}", clock, [])
             try:
                 yield office

@@ -1,8 +1,9 @@
 """Signing in and out, over HTTP."""
 
 from datetime import timedelta
+from pathlib import Path
 
-from tests.gateway.management.office import PASSWORD, Office
+from tests.gateway.management.office import PASSWORD, Office, open_office
 
 
 async def test_who_has_not_proved_their_address_cannot_sign_in(office: Office) -> None:
@@ -52,6 +53,21 @@ async def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites(office: Off
     assert "HttpOnly" in cookie
     assert "SameSite=Lax" in cookie
     assert "tg_session_" not in str(got.body)
+
+
+async def test_many_machines_try_passwords_of_one_account_no_more_than_one_does(
+    postgres_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    changes = "management: {proxies: 1}"
+    async with open_office(postgres_url, redis_url, tmp_path, changes=changes) as office:
+        await office.signed_up("ada@example.com")
+        eve = office.stranger()
+        said = []
+        for number in range(12):
+            here = {"X-Forwarded-For": f"203.0.113.{number}"}
+            wrong = {"email": "Ada@example.com", "password": "x"}
+            said.append((await eve.post("/session", wrong, headers=here)).status)
+        assert said == [401] * 9 + [429] * 3, "with her own, ten at once"
 
 
 async def test_a_change_without_the_token_of_the_session_is_refused(office: Office) -> None:
