@@ -93,6 +93,7 @@ async def run_control(
         tasks = [group.create_task(work, name=name) for name, work in jobs]
         log.info("control runs", extra={"workers": workers})
         await stop.wait()
+        postman.leave()
         for task in tasks:
             task.cancel()
         await control.flusher.flush_rest(within_s=FLUSH_REST_S_MAX)

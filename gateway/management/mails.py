@@ -84,6 +84,7 @@ class Postman:
         now: Callable[[], datetime],
     ) -> None:
         self._pool, self._settings, self._outbox, self._now = pool, settings, outbox, now
+        self._is_leaving = False
 
     async def run(self) -> None:
         """Send for as long as the process lives."""
@@ -92,8 +93,15 @@ class Postman:
                 while await self.send_some():
                     pass
             except (asyncpg.PostgresError, *AWAY) as error:
+                if self._is_leaving:
+                    return
                 log.warning("mails are not looked at", extra=outage(error))
             await asyncio.sleep(_EVERY_S)
+
+    def leave(self) -> None:
+        """Break off what is under way: a server that is silent now must hold up no stop."""
+        self._is_leaving = True
+        self._pool.terminate()
 
     async def send_some(self) -> int:
         """Try the next few; how many were sent."""

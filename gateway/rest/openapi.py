@@ -8,6 +8,7 @@ import msgspec
 
 from gateway.rest.caller import Who
 from gateway.rest.problem import CONTENT_TYPE, Problem
+from gateway.rest.reading import KEY_PATTERN
 from gateway.rest.route import PREFIX, Nothing, Route
 
 _PARAMETER = re.compile(r"{(\w+)}")
@@ -123,7 +124,7 @@ def _in_headers(route: Route) -> list[dict[str, Any]]:
     schemas = {
         "X-Organization-Id": {"type": "string", "format": "uuid"},
         "If-Match": {"type": "string", "pattern": '^"[0-9]{1,18}"$'},
-        "Idempotency-Key": {"type": "string", "pattern": "^[!-~]{1,200}$"},
+        "Idempotency-Key": {"type": "string", "pattern": KEY_PATTERN},
     }
     return [
         {"name": name, "in": "header", "schema": schemas[name], "description": says}

@@ -11,6 +11,7 @@ from gateway.errors import BadRequest
 Form = TypeVar("Form")
 
 KEY_CHARACTERS_MAX = 200
+KEY_PATTERN = rf"^[!-~]{{1,{KEY_CHARACTERS_MAX}}}$"  # of an Idempotency-Key
 _DIGITS_MAX = 18  # of a version: what fits in 64 bits
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")  # valid JSON that no text column can keep
 _AT = re.compile(r" - at `\$\.?(.*)`\Z")
@@ -62,9 +63,9 @@ def version_in(headers: Mapping[str, str]) -> int | None:
 def key_in(headers: Mapping[str, str]) -> str | None:
     """What Idempotency-Key says; None: nothing."""
     key = headers.get("Idempotency-Key")
-    if key is not None and not (0 < len(key) <= KEY_CHARACTERS_MAX and key.isprintable()):
+    if key is not None and not re.match(KEY_PATTERN, key):
         raise BadRequest(
-            f"Idempotency-Key has 1 to {KEY_CHARACTERS_MAX} printable characters.",
+            f"Idempotency-Key has 1 to {KEY_CHARACTERS_MAX} visible ASCII characters.",
             code="invalid_idempotency_key",
         )
     return key
