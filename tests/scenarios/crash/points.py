@@ -60,7 +60,7 @@ gateway.journals Journals._take_over Journals._lost
 ledger.segments Folder.create Folder.claim Folder.remove"""
 
 _WORKER_IN_RECOVERY = """\
-gateway.journals Journals.on_generation Journals._missing
+gateway.journals Journals.on_generation Journals._owe
 ledger.lane Lane._state_answered Lane._needs_recovery
 ledger.rollcall Signature.give"""
 
