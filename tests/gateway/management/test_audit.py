@@ -1,18 +1,9 @@
 """The audit log over HTTP."""
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
 
-from tests.gateway.management.office import Browser, Office, open_office
+from tests.gateway.management.office import Browser, Office
 from tests.gateway.management.rooms import joined, made_organization
-
-
-@pytest.fixture
-async def office(postgres_url: str, redis_url: str, tmp_path: Path) -> AsyncIterator[Office]:
-    async with open_office(postgres_url, redis_url, tmp_path) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -1,12 +1,9 @@
 """Keys that rest, come back and end, as gateways see it."""
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
 
 from gateway.auth import AuthLimits
-from tests.gateway.management.office import Browser, Office, open_office
+from tests.gateway.management.office import Browser, Office
 from tests.gateway.management.rooms import (
     accepted,
     authenticator_of,
@@ -14,12 +11,6 @@ from tests.gateway.management.rooms import (
     made_organization,
     refused,
 )
-
-
-@pytest.fixture
-async def office(postgres_url: str, redis_url: str, tmp_path: Path) -> AsyncIterator[Office]:
-    async with open_office(postgres_url, redis_url, tmp_path) as opened:
-        yield opened
 
 
 @pytest.fixture

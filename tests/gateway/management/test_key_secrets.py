@@ -1,14 +1,12 @@
 """Several secrets of one key: rotated with a grace, and each member's own."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from gateway.management import api_keys
 from gateway.management.key_secrets import end_members
-from tests.gateway.management.office import Browser, Office, open_office
+from tests.gateway.management.office import Browser, Office
 from tests.gateway.management.rooms import (
     accepted,
     authenticator_of,
@@ -16,12 +14,6 @@ from tests.gateway.management.rooms import (
     made_organization,
     refused,
 )
-
-
-@pytest.fixture
-async def office(postgres_url: str, redis_url: str, tmp_path: Path) -> AsyncIterator[Office]:
-    async with open_office(postgres_url, redis_url, tmp_path) as opened:
-        yield opened
 
 
 @pytest.fixture

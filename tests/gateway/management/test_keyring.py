@@ -1,22 +1,14 @@
 """API keys over HTTP: made, listed and changed, each change live within a second."""
 
-from collections.abc import AsyncIterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from tests.gateway.management.office import Browser, Office, open_office
+from tests.gateway.management.office import Browser, Office
 from tests.gateway.management.rooms import accepted, authenticator_of, joined, made_organization
 from tests.gateway.tenancy import until
-
-
-@pytest.fixture
-async def office(postgres_url: str, redis_url: str, tmp_path: Path) -> AsyncIterator[Office]:
-    async with open_office(postgres_url, redis_url, tmp_path) as opened:
-        yield opened
 
 
 @pytest.fixture
