@@ -159,7 +159,7 @@ async def test_an_invitation_is_sent_once_a_minute_at_most(office: Office) -> No
 
 async def test_the_same_request_again_sends_one_mail(office: Office) -> None:
     team = await founded(office)
-    once = {"Idempotency-Key": "invite bob"}
+    once = {"Idempotency-Key": "invite-bob"}
     body = {"email": "bob@example.com"}
     first = await team.owner.post("/invitations", body, headers=once)
     second = await team.owner.post("/invitations", body, headers=once)

@@ -57,7 +57,7 @@ async def test_nobody_but_the_operator_gets_in(office: Office, acme: Browser) ->
 async def test_fifty_identical_credits_at_once_are_one(
     office: Office, operator: Browser, acme: Browser
 ) -> None:
-    headers = {"Idempotency-Key": "invoice 7"}
+    headers = {"Idempotency-Key": "invoice-7"}
     got = await asyncio.gather(
         *(operator.post(_path(acme, "/credits"), CREDIT, headers=headers) for _ in range(50))
     )

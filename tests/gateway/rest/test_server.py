@@ -73,7 +73,7 @@ async def test_behind_a_proxy_people_do_not_share_their_limits(
         eve = office.stranger()
         for number in range(30):
             here = {"X-Forwarded-For": f"203.0.113.{number}"}
-            wrong = {"email": "eve@example.com", "password": "x"}
+            wrong = {"email": f"eve{number}@example.com", "password": "x"}
             assert (await eve.post("/session", wrong, headers=here)).status == 401
 
 
