@@ -11,6 +11,8 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
+from gateway.display import CREDITS, USD, DisplayUnit
+
 
 class Role(StrEnum):
     """What a member is. Each may do all that the one after it may."""
@@ -98,6 +100,7 @@ class Switches(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     keys_of_leavers: KeysOfLeavers | None = None
     transfers_self_service: bool | None = None  # personal credits to the organization
     owners_need_second_factor: bool | None = None
+    display_unit: DisplayUnit | None = None  # in which people read their money
 
 
 class Policy(NamedTuple):
@@ -110,6 +113,7 @@ class Policy(NamedTuple):
     keys_of_leavers: KeysOfLeavers
     transfers_self_service: bool
     owners_need_second_factor: bool
+    display_unit: DisplayUnit | None  # None: the installation's own
 
     def allows(self, role: Role, permission: Permission) -> bool:
         """Whether a member of this role may."""
@@ -163,12 +167,13 @@ def _preset(
         keys_of_leavers=KeysOfLeavers.END,
         transfers_self_service=False,
         owners_need_second_factor=False,
+        display_unit=USD,
     )
 
 
 PRESETS: Mapping[Preset, Policy] = {
     Preset.STUDIO: _preset({_P.EXPORT_CREATE: _MEMBERS})._replace(
-        secret_visibility=SecretVisibility.MEMBERS
+        secret_visibility=SecretVisibility.MEMBERS, display_unit=None
     ),
     Preset.POOLED: _preset(
         {_P.ORGANIZATION_DELETE: _ADMINS, _P.POLICY_UPDATE: _ADMINS, _P.KEY_CREATE: _MEMBERS},
@@ -191,7 +196,7 @@ PRESETS: Mapping[Preset, Policy] = {
             _P.PRIVACY_UPDATE: _OWNERS,
         },
         {**_NAMES, Role.MEMBER: "Developer"},
-    ),
+    )._replace(display_unit=CREDITS),
 }
 
 
@@ -210,6 +215,7 @@ def policy_of(preset: Preset, switches: Switches) -> Policy:
         owners_need_second_factor=_either(
             switches.owners_need_second_factor, policy.owners_need_second_factor
         ),
+        display_unit=switches.display_unit or policy.display_unit,
     )
 
 

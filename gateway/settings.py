@@ -267,6 +267,7 @@ class Shutdown:
 class Credits:
     unit: Name = "GP"
     per_usd: Annotated[int, Between(1, 1_000_000_000)] = 1_000
+    decimals: Annotated[int, Between(0, 9)] = 0
 
 
 class Level(StrEnum):

@@ -7,8 +7,10 @@ from typing import NamedTuple
 import asyncpg
 from redis.asyncio import Redis
 
+from gateway.display import DisplayUnit
 from gateway.key_cache import KeyCache
 from gateway.management.passwords import Passwords
+from gateway.policy import Policy
 from gateway.rest.rates import Rates
 from gateway.sealing import Sealer
 from gateway.settings import Config
@@ -32,3 +34,10 @@ class Desk(NamedTuple):
     def site(self) -> str:
         """How browsers reach this installation, without a slash at its end."""
         return self.config.management.public_url.rstrip("/")
+
+    def unit_of(self, policy: Policy) -> DisplayUnit:
+        """In what an organization with this policy reads its money."""
+        if policy.display_unit is not None:
+            return policy.display_unit
+        own = self.config.credits
+        return DisplayUnit(name=own.unit, per_usd=own.per_usd, decimals=own.decimals)

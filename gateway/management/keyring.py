@@ -12,6 +12,7 @@ from uuid import UUID
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from gateway.display import Display, display
 from gateway.errors import BadRequest, Conflict, Forbidden, NotFound
 from gateway.keys import RANDOM_BYTES, issue
 from gateway.management import api_keys
@@ -135,6 +136,7 @@ class ApiKeyView(msgspec.Struct, frozen=True, kw_only=True):
     revoked_at: datetime | None
     created_at: datetime
     version: int
+    display: Display
 
 
 class NewKeyView(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,15 +149,16 @@ class NewKeyView(msgspec.Struct, frozen=True, kw_only=True):
 async def listed(desk: Desk, asked: Asked[KeysWanted, Nothing]) -> Answer:
     """The organization's keys, the oldest first."""
     wanted = asked.query
+    place = asked.caller.place
     rows = await desk.pool.fetch(
         _LISTED,
-        asked.caller.place.organization_id,
+        place.organization_id,
         wanted.revoked,
         wanted.project_id,
         *moment_in(wanted.cursor),
         wanted.limit + 1,
     )
-    found = [_view(desk, row) for row in rows[: wanted.limit]]
+    found = [_view(desk, place, row) for row in rows[: wanted.limit]]
     more = len(rows) > wanted.limit
     return Answer(
         Page[ApiKeyView](
@@ -252,7 +255,7 @@ async def one(desk: Desk, place: Place, key_id: UUID) -> ApiKeyView:
     row = await desk.pool.fetchrow(_ONE, key_id, place.organization_id)
     if row is None:
         raise NotFound(f"There is no API key {key_id} here.", code="api_key_not_found")
-    return _view(desk, row)
+    return _view(desk, place, row)
 
 
 async def manageable(
@@ -280,7 +283,7 @@ async def published(desk: Desk, place: Place, key_id: UUID) -> Answer:
     return Answer(view, view.version)
 
 
-def _view(desk: Desk, row: Any) -> ApiKeyView:
+def _view(desk: Desk, place: Place, row: Any) -> ApiKeyView:
     said = dict(row)
     period = said.pop("budget_period")
     state = KeyState.ACTIVE
@@ -290,7 +293,12 @@ def _view(desk: Desk, row: Any) -> ApiKeyView:
         state = KeyState.DISABLED
     elif row["expires_at"] is not None and row["expires_at"] <= desk.now():
         state = KeyState.EXPIRED
-    return ApiKeyView(**said, state=state, budget_period=None if period is None else Period(period))
+    return ApiKeyView(
+        **said,
+        state=state,
+        budget_period=None if period is None else Period(period),
+        display=display(desk.unit_of(place.policy), has={"budget": row["budget_nanos"]}),
+    )
 
 
 def _check_expiry(desk: Desk, expires_at: datetime | None) -> None:

@@ -6,6 +6,7 @@ from uuid import UUID
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from gateway.display import DisplayUnit
 from gateway.management.audit import note
 from gateway.management.desk import Desk
 from gateway.management.guard import switches_in
@@ -52,6 +53,7 @@ class PolicyView(msgspec.Struct, frozen=True, kw_only=True):
     keys_of_leavers: KeysOfLeavers
     transfers_self_service: bool
     owners_need_second_factor: bool
+    display_unit: DisplayUnit
     version: int
 
 
@@ -89,7 +91,8 @@ async def _policy(desk: Desk, organization_id: UUID) -> PolicyView:
     row = await desk.pool.fetchrow(_ONE, organization_id)
     assert row is not None, "the guard has seen it"
     preset, switches = Preset(row["preset"]), switches_in(row["switches"])
-    said: dict[str, Any] = policy_of(preset, switches)._asdict()
+    policy = policy_of(preset, switches)
+    said: dict[str, Any] = {**policy._asdict(), "display_unit": desk.unit_of(policy)}
     return PolicyView(preset=preset, switches=switches, version=row["version"], **said)
 
 

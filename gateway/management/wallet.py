@@ -12,6 +12,7 @@ from uuid import UUID
 import msgspec
 from redis.exceptions import RedisError
 
+from gateway.display import Display, DisplayUnit, display
 from gateway.errors import Conflict, Forbidden
 from gateway.management import credits as money
 from gateway.management import people
@@ -54,6 +55,7 @@ class WalletView(msgspec.Struct, frozen=True, kw_only=True):
     balance_nanos: int  # the one less the other
     held_nanos: int | None  # by open calls; null: cannot be told now
     free_nanos: int | None  # for new calls, to the last one; null: cannot be told now
+    display: Display
 
 
 class TransactionView(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +68,7 @@ class TransactionView(msgspec.Struct, frozen=True, kw_only=True):
     actor: str
     reason: str
     at: datetime
+    display: Display
 
 
 class OwnTransfer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -89,13 +92,19 @@ async def get(desk: Desk, asked: Asked[Nothing, Nothing]) -> Answer:
     wallet = await Book(desk.pool).wallet(str(asked.caller.place.organization_id))
     assert wallet is not None, "an organization is made with its wallet"
     image = await _image(desk, wallet.partition, wallet.id)
+    held, free = (None, None) if image is None else (image.held, image.free)
     return Answer(
         WalletView(
             granted_nanos=wallet.base,
             spent_nanos=wallet.spent,
             balance_nanos=wallet.balance,
-            held_nanos=None if image is None else image.held,
-            free_nanos=None if image is None else image.free,
+            held_nanos=held,
+            free_nanos=free,
+            display=display(
+                desk.unit_of(asked.caller.place.policy),
+                has={"granted": wallet.base, "balance": wallet.balance, "free": free},
+                gone={"spent": wallet.spent, "held": held},
+            ),
         )
     )
 
@@ -109,7 +118,8 @@ async def transactions(desk: Desk, asked: Asked[Paged, Nothing]) -> Answer:
     rows = await desk.pool.fetch(
         _TRANSACTIONS, UUID(wallet.id), wallet.partition, before, wanted.limit + 1
     )
-    found = [_transaction(dict(row)) for row in rows[: wanted.limit]]
+    unit = desk.unit_of(asked.caller.place.policy)
+    found = [_transaction(dict(row), unit) for row in rows[: wanted.limit]]
     more = len(rows) > wanted.limit
     return Answer(
         Page[TransactionView](data=found, next_cursor=cursor_at(found[-1].id) if more else None)
@@ -170,8 +180,9 @@ async def _image(desk: Desk, number: int, wallet: str) -> WalletImage | None:
     return image.wallets[0] if image.wallets else None
 
 
-def _transaction(row: dict[str, Any]) -> TransactionView:
-    return TransactionView(id=row.pop("number"), **row)
+def _transaction(row: dict[str, Any], unit: DisplayUnit) -> TransactionView:
+    shown = display(unit, has={"amount": row["amount_nanos"], "granted": row["granted_nanos"]})
+    return TransactionView(id=row.pop("number"), display=shown, **row)
 
 
 ROUTES = (

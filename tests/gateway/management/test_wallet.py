@@ -60,11 +60,74 @@ async def test_a_wallet_tells_what_is_given_spent_held_and_free(
         "balance_nanos": 1_000,
         "held_nanos": 0,
         "free_nanos": 1_000,
+        "display": {
+            "unit": "credits",
+            "amounts": {
+                "granted": "0.00",
+                "balance": "0.00",
+                "free": "0.00",
+                "spent": "0.00",
+                "held": "0.00",
+            },
+        },
     }
     number = await office.pool.fetchval("SELECT partition FROM wallet WHERE id = $1", _id(acme))
     await Partition(office.redis, number).withhold(1, str(uuid4()), wallet=_id(acme), amount=300)
     seen = (await acme.get("/wallet")).body
     assert (seen["held_nanos"], seen["free_nanos"], seen["balance_nanos"]) == (300, 700, 1_000)
+
+
+@pytest.mark.parametrize(
+    ("preset", "unit", "shown"),
+    [
+        ("studio", "GP", "12,345"),
+        ("pooled", "USD", "12.34"),
+        ("open-team", "USD", "12.34"),
+        ("platform", "credits", "12.34"),
+    ],
+)
+async def test_money_is_shown_in_the_unit_of_the_preset(
+    operator: Browser, ada: Browser, preset: str, unit: str, shown: str
+) -> None:
+    there = await made_organization(ada, "Acme", preset)
+    await _gets(operator, _id(there), 12_345_999_999)
+
+    wallet = (await there.get("/wallet")).body["display"]
+    (line,) = (await there.get("/transactions")).body["data"]
+    budget = {"name": "k", "budget_nanos": 12_345_999_999, "budget_period": "once"}
+    key = (await there.post("/api-keys", budget)).body["key"]
+
+    assert (wallet["unit"], wallet["amounts"]["balance"]) == (unit, shown)
+    assert line["display"] == {"unit": unit, "amounts": {"amount": shown, "granted": shown}}
+    assert key["display"] == {"unit": unit, "amounts": {"budget": shown}}
+
+
+async def test_an_organization_chooses_its_own_unit(
+    office: Office, operator: Browser, acme: Browser
+) -> None:
+    await _gets(operator, _id(acme), 12_345_678_901)
+    gems = {"name": "gems", "per_usd": 7, "decimals": 1}
+    bob = await joined(office, acme, "bob@example.com", "admin")
+
+    refused = await bob.patch("/policy", {"switches": {"display_unit": gems}})
+    chosen = await acme.patch("/policy", {"switches": {"display_unit": gems}})
+
+    assert (refused.status, refused.code) == (403, "not_permitted")
+    assert chosen.body["display_unit"] == gems
+    shown = (await acme.get("/wallet")).body["display"]
+    assert (shown["unit"], shown["amounts"]["balance"]) == ("gems", "86.4")
+
+
+async def test_the_installations_unit_is_what_studios_read(
+    postgres_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    changes = "credits: {unit: coins, per_usd: 5, decimals: 2}"
+    async with open_office(postgres_url, redis_url, tmp_path, changes=changes) as office:
+        await activate(Tenancy(office.pool, office.redis))
+        there = await made_organization(await office.signed_up("a@example.com"), "A", "studio")
+        unit = (await there.get("/policy")).body["display_unit"]
+
+    assert unit == {"name": "coins", "per_usd": 5, "decimals": 2}
 
 
 async def test_what_redis_cannot_tell_is_null(
