@@ -81,19 +81,25 @@ async def run_control(
             return
         file = ConfigFile(config_path, None, config=config, metrics=control.metrics)
         file.subscribe(control.configure)
-        postman = await stack.enter_async_context(
-            managed(config, control.redis, wall_s=time.time, monotonic_s=time.monotonic)
+        staff = await stack.enter_async_context(
+            managed(
+                config,
+                control.redis,
+                moved=control.flusher.moved,
+                wall_s=time.time,
+                monotonic_s=time.monotonic,
+            )
         )
         jobs = [
             *control.jobs(),
-            ("mails", postman.run()),
+            *staff.jobs(),
             ("config", file.watch()),
             ("reload", _ask(file, reload)),
         ]
         tasks = [group.create_task(work, name=name) for name, work in jobs]
         log.info("control runs", extra={"workers": workers})
         await stop.wait()
-        postman.leave()
+        staff.leave()
         for task in tasks:
             task.cancel()
         await control.flusher.flush_rest(within_s=FLUSH_REST_S_MAX)

@@ -14,7 +14,7 @@ from ledger.chain import Posted, transaction_hash
 from ledger.known import known_calls
 from ledger.postgres import Connection
 from ledger.row import LogRow, Row, log_row_of
-from ledger.stream import Based, Ended, Parsed, Poison, admitted_ms, distrusted
+from ledger.stream import Based, Ended, Parsed, Poison, admitted_ms, distrusted, is_window
 from ledger.sums import (
     write_corrections,
     write_dead_letters,
@@ -72,6 +72,8 @@ class Committed(NamedTuple):
     dead_letters: int
     moved_base: bool  # Redis must be told of new bases
     call_ids: list[bytes]  # whose ends are in Postgres now
+    wallets: frozenset[str] = frozenset()  # that have another balance now
+    windows: frozenset[str] = frozenset()  # of caps, that have another sum now
 
 
 class Source(NamedTuple):
@@ -208,6 +210,9 @@ async def _write(connection: Connection, part: _Part, sources: Sequence[Source])
         fields={source.parsed.stream_id: source.fields for source in sources} if letters else {},
     )
     position = Position(part.generation, entries[-1].stream_id)
+    # What people moved, and Redis was told of: credits, withdrawals, corrections.
+    based = frozenset(entry.wallet for entry in entries if isinstance(entry, Based))
+    windows = frozenset(filter(is_window, based))
     await _close(connection, part, judgement=judgement, position=position)
     return Committed(
         position,
@@ -218,6 +223,8 @@ async def _write(connection: Connection, part: _Part, sources: Sequence[Source])
         dead_letters=len(letters),
         moved_base=judgement.moves_base,
         call_ids=list(firsts),
+        wallets=frozenset(judgement.wallets).union(based - windows),
+        windows=frozenset(judgement.windows).union(windows),
     )
 
 

@@ -30,6 +30,7 @@ from ledger.drain import (
 )
 from ledger.fcall import execute
 from ledger.functions import Epoch, Partition
+from ledger.moved import Moved
 from ledger.outage import outage
 from ledger.postgres import AWAY, connect
 from ledger.recovery import ailment
@@ -122,12 +123,13 @@ class Flusher:
         self._url, self._redis, self._clock, self._on_epoch = url, redis, clock, on_epoch
         self._on_flush, self._backlog = on_flush, backlog
         self._pace = pace or Pace()
+        self.moved = Moved()  # what committed batches have moved
         self._partitions = {number: Partition(redis, number) for number in partitions}
         self._keep_bytes = self._pace.keep_bytes // max(1, len(partitions))
         self._pushed: dict[int, tuple[int, int]] = {}  # partition -> (generation, version)
         self._done_at: dict[tuple[str, int], float] = {}  # (chore, partition) -> loop time
         self._proven: dict[int, Position] = {}
-        self._moved: set[int] = set()  # partitions whose proof is not published yet
+        self._unpublished: set[int] = set()  # partitions whose proof is not published yet
         self._idle: set[int] = set()  # partitions whose stream had nothing when last looked at
         self._trouble: Exception | None = None  # of this round, told when it is over
         self.tallies = FlusherTallies(as_of_s=dict.fromkeys(partitions, clock()))
@@ -265,8 +267,9 @@ class Flusher:
         self.tallies.as_of_s[part.number] = step.oldest_ms / 1000
         for committed in step.committed:
             self._tally(committed)
+            self.moved.note(committed.wallets, committed.windows)
             self._proven[part.number] = committed.position
-            self._moved.add(part.number)
+            self._unpublished.add(part.number)
         # Only what is committed is acknowledged; a crash here leaves rows that harm nobody.
         await acknowledge(partition, part.generation, step.committed)
         return sum(committed.entries for committed in step.committed)
@@ -293,6 +296,7 @@ class Flusher:
         is_first = generation != part.generation
         if is_first:
             above = part.activated_version
+            self.moved.note_all()  # a recovery has drained the streams since, or another process
         if is_first or part.version > above:
             above = await push_bases(
                 connection,
@@ -307,10 +311,10 @@ class Flusher:
         if self._is_due("prove", -1, _PROVE_EVERY_S):
             news = self._proven
         else:
-            news = {number: self._proven[number] for number in self._moved}
+            news = {number: self._proven[number] for number in self._unpublished}
         if news:
             await execute(self._redis, "PUBLISH", PROVEN_CHANNEL, proof_lines(news))
-        self._moved.clear()
+        self._unpublished.clear()
 
     def _is_due(self, chore: str, number: int, every_s: float) -> bool:
         now = asyncio.get_running_loop().time()

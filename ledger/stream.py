@@ -36,6 +36,11 @@ class Window(NamedTuple):
         return f"{self.cap_id}@{self.starts_ms}"
 
 
+def is_window(wallet: str) -> bool:
+    """Whether a wallet of Redis is a cap's window, not an organization's."""
+    return "@" in wallet
+
+
 class Ended(NamedTuple):
     """A call ended. `error` says what of the entry was unreadable and replaced; "" if nothing."""
 

@@ -1,11 +1,11 @@
 """The management API, put together: its routes, its document, its pages and its mails."""
 
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from aiohttp import web
@@ -20,12 +20,14 @@ from gateway.management.guard import Doorman
 from gateway.management.mails import TEMPLATES, Postman
 from gateway.management.passwords import Passwords
 from gateway.management.routes import ROUTES
+from gateway.management.watch import Observer, Watch
 from gateway.rest.openapi import document
 from gateway.rest.rates import Rates
 from gateway.rest.route import PREFIX
 from gateway.rest.server import Api
 from gateway.sealing import sealer
 from gateway.settings import Config, Listener
+from ledger.moved import Moved
 from ledger.postgres import pooled
 
 _LINKS = ("verify", "reset", "sign-in", "invitation")  # where the links of mails lead
@@ -38,15 +40,39 @@ _HEADERS = {
 }
 
 
+class Staff(NamedTuple):
+    """Who does what the API leaves to be done."""
+
+    postman: Postman
+    watch: Watch
+
+    def jobs(self) -> Iterator[tuple[str, Coroutine[None, None, None]]]:
+        """What runs for as long as the process does."""
+        yield "mails", self.postman.run()
+        yield "watch", self.watch.run()
+
+    def leave(self) -> None:
+        """Break off what is under way: a server that is silent now must hold up no stop."""
+        self.watch.leave()
+        self.postman.leave()
+
+
+def observers_of(desk: Desk) -> tuple[Observer, ...]:
+    """Whoever acts on balances and budgets; see `gateway.management.watch`."""
+    del desk
+    return ()
+
+
 @asynccontextmanager
 async def managed(
     config: Config,
     redis: Redis,
     *,
+    moved: Moved,
     wall_s: Callable[[], float],
     monotonic_s: Callable[[], float],
-) -> AsyncIterator[Postman]:
-    """The management API of this process; gives who sends its mails."""
+) -> AsyncIterator[Staff]:
+    """The management API of this process; gives who does its jobs. `moved`: by the flusher."""
     assert config.postgres.url is not None, "the supervisor has set it"
     secret = pepper(config, secrets.token_urlsafe(32))
 
@@ -67,7 +93,10 @@ async def managed(
             rates=Rates(monotonic_s),
         )
         async with served(config.listeners.control, desk):
-            yield Postman(pool, config.mail, config.data_dir / "outbox", now)
+            yield Staff(
+                Postman(pool, config.mail, config.data_dir / "outbox", now),
+                Watch(moved, observers_of(desk)),
+            )
 
 
 @asynccontextmanager

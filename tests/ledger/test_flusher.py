@@ -16,6 +16,7 @@ from ledger.fcall import key_names
 from ledger.flusher import Flusher, Pace, watermarks
 from ledger.functions import Renewal
 from ledger.money import Nanos
+from ledger.moved import News
 from ledger.record import EndKind, encode
 from tests.ledger.deployment import Deployment, record_of, until
 
@@ -214,6 +215,30 @@ async def test_an_entry_of_a_newer_release_stops_flushing_alone(deployment: Depl
     )
     assert await deployment.count("usage_record") == 2
     assert await deployment.count("dead_letter") == 0
+
+
+async def test_what_moved_is_told_once_it_is_committed(deployment: Deployment) -> None:
+    acme = await deployment.active()
+    other = await deployment.active()
+    async with running(deployment) as flusher:
+
+        async def has_told(wallet: str, *windows: str) -> bool:
+            news = flusher.moved.take()
+            return news == News(frozenset({wallet}), frozenset(windows))
+
+        await until(lambda: _is_all(flusher))  # of each partition, first: nobody knows what moved
+        await deployment.call(acme, 10, (CAP,))
+        await until(lambda: has_told(acme.id, "key-1@0"))
+        assert await deployment.balance(acme) == 1_000_000 - 10
+        await deployment.credit(other, 50)
+        await until(lambda: has_told(other.id))
+
+
+async def _is_all(flusher: Flusher) -> bool:
+    """Whether it has met both partitions and told so."""
+    if flusher.tallies.rounds < 2:
+        return False
+    return flusher.moved.take() == News(None, None)
 
 
 async def test_two_of_them_do_the_work_once(deployment: Deployment) -> None:
