@@ -42,6 +42,7 @@ _SUBCOMMANDS = {
     "backup": Subcommand("backups", "backup", "Back up the Postgres that Tollgate runs."),
     "restore": Subcommand("backups", "restore", "Put it back as it was; what came since returns."),
     "operator": Subcommand("people", "operator", "Say who runs the installation."),
+    "reset-factor": Subcommand("people", "reset_factor", "Help who lost a second factor."),
     "org": Subcommand("organizations", "org", "Make, list and change organizations."),
     "key": Subcommand("keys", "key", "Make, list and revoke API keys."),
     "credit": Subcommand("money", "credit", "Give credit to organizations, and take it back."),

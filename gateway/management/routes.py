@@ -9,6 +9,7 @@ from gateway.management import (
     keyring,
     members,
     operations,
+    operators,
     people,
     policies,
     projects,
@@ -35,6 +36,7 @@ ROUTES: tuple[Route, ...] = (
     *key_secrets.ROUTES,
     *wallet.ROUTES,
     *operations.ROUTES,
+    *operators.ROUTES,
     *tokens.ROUTES,
     *audit.ROUTES,
 )

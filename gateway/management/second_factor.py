@@ -1,46 +1,25 @@
-"""The second factor: one-time passwords of an authenticator app (RFC 6238), and recovery codes.
+"""The second factor: one-time passwords of an authenticator app (RFC 6238), set up and ended.
 
-A secret is on trial until a first code of it was shown. A code works once, and so does a recovery
-code. Every code is counted as a wrong one before it is looked at, and the count starts again with a
-right one: however many are sent at once, ten of them are looked at.
+A secret is on trial until a first code of it was shown.
 """
 
 import base64
-import hmac
-from datetime import timedelta
 from typing import Annotated, NoReturn
 from uuid import UUID
 
 import asyncpg
 import msgspec
-import pyotp
 
-from gateway.errors import Conflict, Forbidden, TooMany, Unauthenticated
+from gateway.errors import Conflict, Forbidden
+from gateway.management import codes, notices
+from gateway.management.codes import Code
 from gateway.management.desk import Desk
+from gateway.management.notices import Notice, What
 from gateway.rest.caller import SESSION
 from gateway.rest.route import Answer, Asked, Nothing, Route
-from gateway.sealing import SealBroken
-from ledger.postgres import Connection
 
-WRONG_MAX = 10  # codes in a row, of one person
-WRONG_WINDOW = timedelta(minutes=15)
-RECOVERY_CODES = 10
-_STEP_S = 30
-_DIGITS = 6
-_DRIFT_STEPS = 1  # either way: the clocks of phones
 _SECRET_BYTES = 20  # as RFC 4226 recommends for SHA-1
 _ISSUER = "Tollgate"
-
-# Without i, l, o and u: Crockford's alphabet, in which nobody misreads one for another.
-_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-_RECOVERY_CHARACTERS = 10  # of 5 bits each
-_MISREAD = str.maketrans("oil", "011", " -")
-
-_WRONG = (
-    "The code is wrong or was used. Wait for the next one of your app, or send a recovery code."
-)
-
-Code = Annotated[str, msgspec.Meta(min_length=1, max_length=40, examples=["123456"])]
 
 _ONE = "SELECT email, password, otp_secret, otp_since FROM person WHERE id = $1"
 _TRIAL = """
@@ -56,30 +35,6 @@ _REMOVE = """
     UPDATE person SET otp_secret = NULL, otp_since = NULL, otp_step = 0, version = version + 1
     WHERE id = $1
 """
-_COUNT = """
-    UPDATE person
-    SET otp_wrong = CASE WHEN otp_wrong > 0 AND otp_wrong_since > $3 THEN otp_wrong ELSE 0 END + 1,
-        otp_wrong_since =
-            CASE WHEN otp_wrong > 0 AND otp_wrong_since > $3 THEN otp_wrong_since ELSE $2 END
-    WHERE id = $1 AND (otp_wrong < $4 OR otp_wrong_since <= $3)
-    RETURNING otp_wrong
-"""
-_COUNTED_SINCE = "SELECT otp_wrong_since FROM person WHERE id = $1"
-# Whoever wants the codes of one person takes turns, and always here first.
-_LOCK = """
-    SELECT otp_secret FROM person WHERE id = $1 AND otp_since IS NOT NULL FOR NO KEY UPDATE
-"""
-_TAKE_STEP = """
-    UPDATE person SET otp_step = $2, otp_wrong = 0 WHERE id = $1 AND otp_step < $2 RETURNING id
-"""
-_TAKE_RECOVERY = """
-    UPDATE recovery_code SET used_at = $3
-    WHERE person_id = $1 AND digest = $2 AND used_at IS NULL
-    RETURNING person_id
-"""
-_NONE_WRONG = "UPDATE person SET otp_wrong = 0 WHERE id = $1"
-_FORGET_CODES = "DELETE FROM recovery_code WHERE person_id = $1"
-_ADD_CODES = "INSERT INTO recovery_code (person_id, digest) SELECT $1, unnest($2::bytea[])"
 _STRONG = "UPDATE session SET is_strong = true WHERE id = $1"
 _WEAK = "UPDATE session SET is_strong = false WHERE person_id = $1 AND ended_at IS NULL"
 _END_OTHERS = """
@@ -133,10 +88,10 @@ async def start(desk: Desk, asked: Asked[Nothing, OwnPassword]) -> Answer:
         )
     await _check_password(desk, asked.body.password, row["password"])
     secret = base64.b32encode(desk.random_bytes(_SECRET_BYTES)).decode()
-    sealed = desk.sealer.seal(secret, _owner(person_id))
+    sealed = desk.sealer.seal(secret, codes.owner(person_id))
     if await desk.pool.fetchval(_TRIAL, person_id, sealed) is None:
         _refuse_second()
-    uri = _totp(secret).provisioning_uri(name=row["email"], issuer_name=_ISSUER)
+    uri = codes.totp(secret).provisioning_uri(name=row["email"], issuer_name=_ISSUER)
     return Answer(OneTimeSecret(secret=secret, uri=uri))
 
 
@@ -150,21 +105,22 @@ async def confirm(desk: Desk, asked: Asked[Nothing, CodeOnly]) -> Answer:
         raise Conflict(
             "Ask for a secret first, at POST /api/v1/me/one-time-passwords.", code="no_trial"
         )
-    await _count(desk, person_id)
-    text = _plain(asked.body.code)
-    step = _step_of(desk, person_id, row["otp_secret"], text) if text.isascii() else None
+    await codes.count(desk, person_id)
+    step = codes.step_of(desk, person_id, row["otp_secret"], asked.body.code)
     if step is None:
-        raise _wrong_code()
+        raise codes.wrong_code()
     async with desk.pool.acquire() as connection, connection.transaction():
         if await connection.fetchval(_CONFIRM, person_id, now, step, row["otp_secret"]) is None:
             raise Conflict(
                 "The trial was ended or replaced a moment ago. Look at GET /api/v1/me.",
                 code="no_trial",
             )
-        codes = await _new_codes(desk, connection, person_id)
+        made = await codes.new_codes(desk, connection, person_id)
         await connection.execute(_STRONG, session_id)
         await connection.execute(_END_OTHERS, person_id, now, session_id)
-    return Answer(RecoveryCodes(codes=codes))
+        told = Notice(What.SECOND_FACTOR_ADDED, asked.caller.address)
+        await notices.post(desk, connection, person_id, told)
+    return Answer(RecoveryCodes(codes=made))
 
 
 async def end(desk: Desk, asked: Asked[Nothing, PasswordAndCode]) -> Answer:
@@ -172,13 +128,17 @@ async def end(desk: Desk, asked: Asked[Nothing, PasswordAndCode]) -> Answer:
     person_id = asked.caller.person
     row = await _confirmed(desk, person_id)
     await _check_password(desk, asked.body.password, row["password"])
-    await _count(desk, person_id)
+    await codes.count(desk, person_id)
     async with desk.pool.acquire() as connection, connection.transaction():
-        if not await _is_taken(desk, connection, person_id, asked.body.code):
-            raise _wrong_code()
+        if not await codes.is_taken(
+            desk, connection, person_id, asked.body.code, address=asked.caller.address
+        ):
+            raise codes.wrong_code()
         await connection.execute(_REMOVE, person_id)
-        await connection.execute(_FORGET_CODES, person_id)
+        await connection.execute(codes.FORGET, person_id)
         await connection.execute(_WEAK, person_id)
+        told = Notice(What.SECOND_FACTOR_REMOVED, asked.caller.address)
+        await notices.post(desk, connection, person_id, told)
     return Answer()
 
 
@@ -186,38 +146,16 @@ async def renew_codes(desk: Desk, asked: Asked[Nothing, CodeOnly]) -> Answer:
     """Ten new recovery codes; the old ones are dead."""
     person_id = asked.caller.person
     await _confirmed(desk, person_id)
-    await _count(desk, person_id)
+    await codes.count(desk, person_id)
     async with desk.pool.acquire() as connection, connection.transaction():
-        if not await _is_taken(desk, connection, person_id, asked.body.code):
-            raise _wrong_code()
-        codes = await _new_codes(desk, connection, person_id)
-    return Answer(RecoveryCodes(codes=codes))
-
-
-async def was_shown(desk: Desk, person_id: UUID, code: str | None) -> bool:
-    """Whether who signs in showed a second factor; False: they have none.
-
-    `Unauthenticated`: they have one, and the code is wrong or missing. Ask only once everything
-    else about them was right: the answer tells that they have one.
-    """
-    row = await _one(desk, person_id)
-    if row["otp_since"] is None:
-        return False
-    if code is None:
-        raise Unauthenticated(
-            "Send `code` too: a code of your authenticator app, or a recovery code.",
-            code="second_factor_required",
-            param="code",
-        )
-    await _count(desk, person_id)
-    async with desk.pool.acquire() as connection, connection.transaction():
-        if not await _is_taken(desk, connection, person_id, code):
-            raise Unauthenticated(_WRONG, code="wrong_code", param="code")
-    return True
-
-
-def _wrong_code() -> Forbidden:
-    return Forbidden(_WRONG, code="wrong_code", param="code")
+        if not await codes.is_taken(
+            desk, connection, person_id, asked.body.code, address=asked.caller.address
+        ):
+            raise codes.wrong_code()
+        made = await codes.new_codes(desk, connection, person_id)
+        told = Notice(What.RECOVERY_CODES_RENEWED, asked.caller.address)
+        await notices.post(desk, connection, person_id, told)
+    return Answer(RecoveryCodes(codes=made))
 
 
 def _refuse_second() -> NoReturn:
@@ -247,88 +185,6 @@ async def _confirmed(desk: Desk, person_id: UUID) -> asyncpg.Record:
 async def _check_password(desk: Desk, password: str, stored: str | None) -> None:
     if not await desk.passwords.matches(password, stored):
         raise Forbidden("The password is wrong.", code="wrong_credentials", param="password")
-
-
-async def _count(desk: Desk, person_id: UUID) -> None:
-    """Count a code before it is looked at, for good; `TooMany` if enough were wrong."""
-    now = desk.now()
-    if await desk.pool.fetchval(_COUNT, person_id, now, now - WRONG_WINDOW, WRONG_MAX) is not None:
-        return
-    since = await desk.pool.fetchval(_COUNTED_SINCE, person_id)
-    wait = max(since + WRONG_WINDOW - now, timedelta(seconds=1))
-    raise TooMany(
-        f"{WRONG_MAX} codes in a row were wrong. Try again in {int(wait.total_seconds())} s.",
-        code="too_many_wrong_codes",
-        retry_after_ms=int(wait.total_seconds() * 1000),
-        scope="codes",
-    )
-
-
-async def _is_taken(desk: Desk, connection: Connection, person_id: UUID, code: str) -> bool:
-    """Whether the code is right; it works no more, if the transaction is committed."""
-    sealed, text = await connection.fetchval(_LOCK, person_id), _plain(code)
-    if sealed is None or not text.isascii():
-        return False
-    if len(text) == _DIGITS:
-        step = _step_of(desk, person_id, sealed, text)
-        return step is not None and (
-            await connection.fetchval(_TAKE_STEP, person_id, step) is not None
-        )
-    digest = _recovery_digest(desk, text)
-    if await connection.fetchval(_TAKE_RECOVERY, person_id, digest, desk.now()) is None:
-        return False
-    await connection.execute(_NONE_WRONG, person_id)
-    return True
-
-
-def _step_of(desk: Desk, person_id: UUID, sealed: bytes, text: str) -> int | None:
-    """The step whose code this is; None: of none that is near."""
-    try:
-        totp = _totp(desk.sealer.open(sealed, _owner(person_id)))
-    except SealBroken as error:
-        raise Conflict(
-            "The secret of your one-time passwords cannot be read any more. Send a recovery code,"
-            " then set them up anew.",
-            code="secret_unreadable",
-        ) from error
-    at = int(desk.now().timestamp()) // _STEP_S
-    for step in range(at - _DRIFT_STEPS, at + _DRIFT_STEPS + 1):
-        if hmac.compare_digest(totp.generate_otp(step).encode(), text.encode()):
-            return step
-    return None
-
-
-async def _new_codes(desk: Desk, connection: Connection, person_id: UUID) -> list[str]:
-    codes = [_recovery_code(desk) for _ in range(RECOVERY_CODES)]
-    await connection.execute(_FORGET_CODES, person_id)
-    digests = [_recovery_digest(desk, _plain(code)) for code in codes]
-    await connection.execute(_ADD_CODES, person_id, digests)
-    return codes
-
-
-def _recovery_code(desk: Desk) -> str:
-    """50 random bits, in two halves that can be read out."""
-    drawn = desk.random_bytes(_RECOVERY_CHARACTERS)
-    text = "".join(_ALPHABET[byte % len(_ALPHABET)] for byte in drawn)
-    half = _RECOVERY_CHARACTERS // 2
-    return f"{text[:half]}-{text[half:]}"
-
-
-def _recovery_digest(desk: Desk, text: str) -> bytes:
-    return desk.digest(f"recovery {text}")
-
-
-def _plain(code: str) -> str:
-    """The code as it was meant: case, spaces and dashes do not matter."""
-    return code.lower().translate(_MISREAD)
-
-
-def _totp(secret: str) -> pyotp.TOTP:
-    return pyotp.TOTP(secret, digits=_DIGITS, interval=_STEP_S)
-
-
-def _owner(person_id: UUID) -> str:
-    return f"otp {person_id}"
 
 
 ROUTES = (

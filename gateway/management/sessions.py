@@ -12,12 +12,13 @@ from uuid import UUID, uuid4
 import msgspec
 
 from gateway.errors import Forbidden, NotFound, Unauthenticated
-from gateway.management import people, second_factor
+from gateway.management import codes, notices, people
 from gateway.management.bearers import BearerKind, issue
+from gateway.management.codes import Code
 from gateway.management.desk import Desk
 from gateway.management.guard import SESSION_IDLE, csrf_of
+from gateway.management.notices import Notice, What
 from gateway.management.people import Accepted, Email, EmailOnly, Password, Person
-from gateway.management.second_factor import Code
 from gateway.rest.caller import ANYBODY, SESSION
 from gateway.rest.cursor import Page
 from gateway.rest.rates import GUESSING
@@ -127,7 +128,8 @@ async def sign_in(desk: Desk, asked: Asked[Nothing, SignIn]) -> Answer:
             " again.",
             code="email_not_verified",
         )
-    is_strong = await second_factor.was_shown(desk, row["id"], wanted.code)
+    address = asked.caller.address
+    is_strong = await codes.was_shown(desk, row["id"], wanted.code, address=address)
     return await _signed_in(desk, asked, row["id"], is_strong=is_strong)
 
 
@@ -139,7 +141,7 @@ async def sign_in_by_link(desk: Desk, asked: Asked[Nothing, LinkSignIn]) -> Answ
     whose = await people.links_person(desk, asked.body.secret, "sign-in")
     if whose is not None:
         # Before the link is used: who forgot the code tries the same link again.
-        await second_factor.was_shown(desk, whose, asked.body.code)
+        await codes.was_shown(desk, whose, asked.body.code, address=asked.caller.address)
     async with desk.pool.acquire() as connection, connection.transaction():
         person_id = await people.used_link(desk, connection, asked.body.secret, "sign-in")
     await people.make_account(desk, person_id)
@@ -188,6 +190,8 @@ async def change_password(desk: Desk, asked: Asked[Nothing, PasswordChange]) -> 
     async with desk.pool.acquire() as connection, connection.transaction():
         await connection.execute(_SET_PASSWORD, found.id, stored)
         await connection.execute(_END_ALL, found.id, desk.now(), caller.session_id)
+        told = Notice(What.PASSWORD_CHANGED, caller.address)
+        await notices.post(desk, connection, found.id, told)
     return Answer()
 
 
@@ -214,6 +218,8 @@ async def reset_password(desk: Desk, asked: Asked[Nothing, NewPassword]) -> Answ
         await connection.execute(_SET_PASSWORD, person_id, stored)
         await connection.execute(people.VERIFY, person_id, desk.now())
         await connection.execute(_END_ALL, person_id, desk.now(), None)
+        told = Notice(What.PASSWORD_CHANGED, asked.caller.address, "By a link that was mailed.")
+        await notices.post(desk, connection, person_id, told)
     await people.make_account(desk, person_id)
     return Answer()
 

@@ -89,6 +89,7 @@ WANTED = {
     "operator.credit": "operator",
     "operator.refund": "operator",
     "operator.transfer": "operator",
+    "operator.reset_factor": "operator",
     "tokens.mine": "session",
     "tokens.create": "session",
     "tokens.revoke": "session",

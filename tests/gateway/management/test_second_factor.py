@@ -1,86 +1,36 @@
 """The second factor over HTTP: set up, wanted at every sign-in, used once, ended."""
 
 import asyncio
-from datetime import timedelta
-from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import pyotp
 import pytest
 
 from gateway.management import operators
-from tests.gateway.management.office import PASSWORD, Browser, Got, Office
+from tests.gateway.management.ada import (
+    ADA,
+    CONFIRMATION,
+    REMOVAL,
+    TRIAL,
+    Ada,
+    is_strong,
+    wait,
+    with_app,
+    without_app,
+)
+from tests.gateway.management.office import PASSWORD, Office
 from tests.gateway.management.rooms import made_organization
-
-ADA = "ada@example.com"
-_TRIAL = "/me/one-time-passwords"
-_CONFIRMATION = f"{_TRIAL}/confirmation"
-_REMOVAL = f"{_TRIAL}/removal"
-
-
-class Ada:
-    """Somebody with an authenticator app; her other sessions are `elsewhere`."""
-
-    def __init__(self, office: Office, browser: Browser, elsewhere: Browser) -> None:
-        self.office, self.browser, self.elsewhere = office, browser, elsewhere
-        self.secret = ""
-        self.recovery: list[str] = []
-
-    def code(self, steps: int = 0) -> str:
-        """What her app shows, so many steps from now."""
-        return pyotp.TOTP(self.secret).at(self.office.desk.now(), counter_offset=steps)
-
-    def wrong(self) -> str:
-        """A code that is not right anywhere near now."""
-        near = {self.code(steps) for steps in range(-2, 3)}
-        return next(text for text in map("{:06}".format, range(10)) if text not in near)
-
-    async def starts(self) -> Got:
-        got = await self.browser.post(_TRIAL, {"password": PASSWORD})
-        if got.status == 201:
-            self.secret = got.body["secret"]
-        return got
-
-    async def confirms(self) -> Got:
-        got = await self.browser.post(_CONFIRMATION, {"code": self.code()})
-        if got.status == 200:
-            self.recovery = got.body["codes"]
-        return got
-
-    async def signs_in(self, **more: Any) -> Got:
-        """At a browser that was never signed in before."""
-        return await self.office.stranger().signs_in(ADA, **more)
-
-
-def wait(office: Office, minutes: float = 60) -> None:
-    """To the beginning of a step, and long enough that the address may try codes again."""
-    office.clock.ahead += timedelta(minutes=minutes)
-    into_s = office.desk.now().timestamp() % 30
-    office.clock.ahead += timedelta(seconds=30 - into_s)
 
 
 @pytest.fixture
 async def newcomer(office: Office) -> Ada:
     """She has none yet."""
-    browser, elsewhere = await office.signed_up(ADA), office.stranger()
-    await elsewhere.signs_in(ADA)
-    wait(office)
-    return Ada(office, browser, elsewhere)
+    return await without_app(office)
 
 
 @pytest.fixture
-async def ada(office: Office, newcomer: Ada) -> Ada:
+async def ada(office: Office) -> Ada:
     """She has set hers up."""
-    assert (await newcomer.starts()).status == 201
-    assert (await newcomer.confirms()).status == 200
-    wait(office)
-    return newcomer
-
-
-async def is_strong(browser: Browser) -> bool:
-    sessions = (await browser.get("/sessions")).body["data"]
-    (this,) = [one for one in sessions if one["is_this_one"]]
-    return bool(this["is_strong"])
+    return await with_app(office)
 
 
 async def test_an_app_is_told_the_secret_and_whose_it_is(newcomer: Ada) -> None:
@@ -107,20 +57,20 @@ async def test_the_first_code_makes_this_session_strong_and_ends_the_others(newc
 
 
 async def test_only_who_knows_the_password_gets_a_secret(newcomer: Ada) -> None:
-    got = await newcomer.browser.post(_TRIAL, {"password": "not her password"})
+    got = await newcomer.browser.post(TRIAL, {"password": "not her password"})
     assert (got.status, got.code) == (403, "wrong_credentials")
 
 
 async def test_who_has_no_password_is_told_to_set_one_first(office: Office) -> None:
     root = await office.operator("root@example.com")
-    got = await root.post(_TRIAL, {"password": "whatever it may be"})
+    got = await root.post(TRIAL, {"password": "whatever it may be"})
     assert (got.status, got.code) == (409, "no_password")
 
 
 async def test_nothing_is_wanted_of_who_is_still_trying(newcomer: Ada) -> None:
     await newcomer.starts()
 
-    wrong = await newcomer.browser.post(_CONFIRMATION, {"code": newcomer.wrong()})
+    wrong = await newcomer.browser.post(CONFIRMATION, {"code": newcomer.wrong()})
 
     assert (wrong.status, wrong.code) == (403, "wrong_code")
     assert (await newcomer.signs_in()).status == 201
@@ -132,16 +82,16 @@ async def test_the_newest_trial_is_the_one_that_counts(newcomer: Ada) -> None:
     older = newcomer.code()
     await newcomer.starts()
 
-    assert (await newcomer.browser.post(_CONFIRMATION, {"code": older})).code == "wrong_code"
+    assert (await newcomer.browser.post(CONFIRMATION, {"code": older})).code == "wrong_code"
     assert (await newcomer.confirms()).status == 200
 
 
 async def test_each_step_wants_the_one_before_it(newcomer: Ada) -> None:
     browser = newcomer.browser
-    assert (await browser.post(_CONFIRMATION, {"code": "123456"})).code == "no_trial"
+    assert (await browser.post(CONFIRMATION, {"code": "123456"})).code == "no_trial"
     absent = await browser.post("/me/recovery-codes", {"code": "123456"})
     assert (absent.status, absent.code) == (409, "no_one_time_passwords")
-    absent = await browser.post(_REMOVAL, {"password": PASSWORD, "code": "123456"})
+    absent = await browser.post(REMOVAL, {"password": PASSWORD, "code": "123456"})
     assert (absent.status, absent.code) == (409, "no_one_time_passwords")
     await newcomer.starts()
     await newcomer.confirms()
@@ -172,7 +122,7 @@ async def test_who_lacks_the_password_does_not_learn_of_the_second_factor(ada: A
 async def test_a_code_works_once(newcomer: Ada) -> None:
     await newcomer.starts()
     code = newcomer.code()
-    await newcomer.browser.post(_CONFIRMATION, {"code": code})
+    await newcomer.browser.post(CONFIRMATION, {"code": code})
 
     assert (await newcomer.signs_in(code=code)).code == "wrong_code"
     after = newcomer.code(1)
@@ -232,10 +182,10 @@ async def test_ending_it_takes_both_factors_and_leaves_weak_sessions(
     office: Office, ada: Ada
 ) -> None:
     eve, code = {"password": "not her password", "code": ada.code()}, ada.code()
-    assert (await ada.browser.post(_REMOVAL, eve)).code == "wrong_credentials"
+    assert (await ada.browser.post(REMOVAL, eve)).code == "wrong_credentials"
     wrong = {"password": PASSWORD, "code": ada.wrong()}
-    assert (await ada.browser.post(_REMOVAL, wrong)).code == "wrong_code"
-    got = await ada.browser.post(_REMOVAL, {"password": PASSWORD, "code": code})
+    assert (await ada.browser.post(REMOVAL, wrong)).code == "wrong_code"
+    got = await ada.browser.post(REMOVAL, {"password": PASSWORD, "code": code})
 
     assert got.status == 204
     assert not await is_strong(ada.browser)
@@ -322,7 +272,7 @@ async def test_it_is_what_an_organization_can_want_of_its_owners(
     assert (await acme.patch("/organization", {"name": "X"})).status == 200
 
     wait(office)
-    await newcomer.browser.post(_REMOVAL, {"password": PASSWORD, "code": newcomer.code()})
+    await newcomer.browser.post(REMOVAL, {"password": PASSWORD, "code": newcomer.code()})
     assert (await acme.patch("/organization", {"name": "Y"})).code == "second_factor_required"
 
 
