@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
@@ -17,7 +18,7 @@ import aiohttp
 from gateway.commands.stores import Stores
 from gateway.errors import NotFound
 from gateway.keys import RANDOM_BYTES, is_well_formed, issue
-from gateway.management import api_keys, organizations, usage
+from gateway.management import api_keys, operators, organizations, usage
 from gateway.management import credits as credits_
 from gateway.management.api_keys import KeyLabel, KeyTerms
 from gateway.management.credits import Grant
@@ -25,6 +26,7 @@ from gateway.management.organizations import Organization, OrganizationTerms
 from ledger.money import nanos
 
 ORGANIZATION = "demo"
+OPERATOR = "operator@localhost"
 QUESTION = "Why should a business keep a ledger? Answer in one sentence."
 KEY_FILE = "demo.key"
 OUTPUT_TOKENS_MAX = 120
@@ -85,6 +87,20 @@ async def tenant(stores: Stores, data_dir: Path) -> Tenant:
     )
     key = await _key(stores, organization.id, data_dir / KEY_FILE)
     return Tenant(await organizations.resolve(stores.pool, str(organization.id)), key)
+
+
+async def operator_link(stores: Stores, now: datetime) -> str | None:
+    """A link that signs the operator in once, whom it makes; None: one has signed in before."""
+    if await operators.have_signed_in(stores.pool):
+        return None
+    secret = await operators.make(
+        stores.pool,
+        OPERATOR,
+        digest=stores.key_digest(),
+        random_bytes=secrets.token_bytes,
+        now=now,
+    )
+    return f"{stores.config.management.public_url.rstrip('/')}/sign-in#{secret.reveal()}"
 
 
 async def _key(stores: Stores, organization_id: UUID, file: Path) -> str:

@@ -300,7 +300,7 @@ class SignUp(StrEnum):
 class Management:
     """The management API and what it says about itself."""
 
-    public_url: Name = "http://127.0.0.1:8081"
+    public_url: Name = "http://localhost:8081"
     proxies: Annotated[int, Between(0, 10)] = 0
     sign_up: SignUp = SignUp.OPEN
     organizations_max: Count = 3

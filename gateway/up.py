@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, ExitStack
+from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -26,8 +27,9 @@ from gateway.commands.stores import opened
 from gateway.config import is_loopback, load
 from gateway.demo_model import CONTEXT_TOKENS, HOST, KEY_VARIABLE, NAME, find_weights
 from gateway.logs import Lines, LineWriter, install
+from gateway.management import operators
 from gateway.serve import Child, Ports, Role, reserve_port, serve
-from gateway.settings import Config, Listener
+from gateway.settings import Config, Listener, Listeners, Management
 from ledger.money import usd_text
 
 log = logging.getLogger(__name__)
@@ -176,7 +178,15 @@ class Model:
             "TOLLGATE_SHUTDOWN__DRAIN_DELAY_S": 0,
             "TOLLGATE_SHUTDOWN__STREAMS_S_MAX": _STOP_S,
         }
-        return {name: json.dumps(value) for name, value in settings.items()}
+        return {**_site(config), **{name: json.dumps(value) for name, value in settings.items()}}
+
+
+def _site(config: Config) -> dict[str, str]:
+    """Where the links of mails lead, if the port is another than the default says."""
+    port, site = config.listeners.control.port, config.management.public_url
+    if port in {0, Listeners().control.port} or site != Management().public_url:
+        return {}
+    return {"TOLLGATE_MANAGEMENT__PUBLIC_URL": f"http://localhost:{port}"}
 
 
 class _Show:
@@ -259,10 +269,12 @@ class _Show:
             )
             click.echo("\n")
             bill = await demo.bill(stores, tenant.organization.id, asked.call_id)
+            # Only where it can be opened: `is_once` stops who would answer it.
+            link = None if self._is_once else await demo.operator_link(stores, _now())
         ours_s = await self._ours_s(metrics_url, before)
         _print_bill(asked, bill, before=tenant.organization.balance, ours_s=ours_s)
         if not self._is_once:
-            _print_directions(running, tenant.key)
+            _print_directions(running, tenant.key, link)
 
     async def _ours_s(self, metrics_url: str, before: demo.Overhead) -> float | None:
         """Our own share of the one call made since `before`; None: others called, too."""
@@ -304,7 +316,7 @@ def _print_bill(asked: demo.Asked, bill: demo.Bill, *, before: int, ours_s: floa
     Console(highlight=False).print(table)
 
 
-def _print_directions(running: Running, key: str) -> None:
+def _print_directions(running: Running, key: str, link: str | None) -> None:
     body = {"model": NAME, "stream": True, "messages": [{"role": "user", "content": "Hello!"}]}
     command = _shown(Path(sys.argv[0])) if Path(sys.argv[0]).name == "tollgate" else "tollgate"
     others = [
@@ -313,6 +325,15 @@ def _print_directions(running: Running, key: str) -> None:
         if name != "demo" and provider.is_active
     ]
     also = f", and what your keys open: {', '.join(others)}" if others else ""
+    docs = f"{running.management_url}/api/v1/docs"
+    people = f"{docs}; sign in by: {command} operator you@example.com"
+    if link is not None:
+        minutes = int(operators.LINK_LIVES.total_seconds() // 60)
+        people = (
+            f"{docs}\n"
+            f"           sign in as {demo.OPERATOR}, once and within {minutes} minutes, by\n"
+            f"           {link}"
+        )
     data = running.config.listeners.data
     reach = "" if is_loopback(data.host) else f" (listening on {data.host})"
     click.echo(
@@ -324,13 +345,16 @@ def _print_directions(running: Running, key: str) -> None:
         f"  key      {key}\n"
         f"  API      {running.base_url}{reach}\n"
         f"  models   {NAME}{also}\n"
-        f"  people   {running.management_url}/api/v1/docs; sign in by:"
-        f" {command} operator you@example.com\n"
+        f"  people   {people}\n"
         f"  metrics  {running.operator_url}/metrics\n"
         f"  health   {running.operator_url}/healthz and /readyz\n"
         f"  usage    {command} usage {demo.ORGANIZATION} --recent 5\n\n"
         "Ctrl-C stops it all; the data stays."
     )
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)  # noqa: TID251 - a root
 
 
 def reached(listener: Listener) -> str:

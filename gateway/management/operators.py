@@ -35,6 +35,11 @@ _LINK = """
     INSERT INTO link (digest, purpose, person_id, created_at, expires_at)
     VALUES ($1, 'sign-in', $2, $3, $4)
 """
+_SIGNED_IN = """
+    SELECT EXISTS (
+        SELECT FROM person AS p JOIN session AS s ON s.person_id = p.id WHERE p.is_operator
+    )
+"""
 _LOCKED = """
     SELECT id, account_id, otp_since FROM person WHERE lower(email) = lower($1) FOR NO KEY UPDATE
 """
@@ -79,6 +84,11 @@ async def make(
         person_id = await connection.fetchval(_MAKE, uuid4(), email.lower(), now)
         await connection.execute(_LINK, bearer.digest, person_id, now, now + LINK_LIVES)
     return bearer.secret
+
+
+async def have_signed_in(pool: asyncpg.Pool) -> bool:
+    """Whether any operator ever has."""
+    return bool(await pool.fetchval(_SIGNED_IN))
 
 
 async def reset(desk: Desk, asked: Asked[Nothing, FactorReset]) -> Answer:

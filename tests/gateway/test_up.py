@@ -10,7 +10,9 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import NamedTuple
 
+import aiohttp
 import pytest
 
 from gateway.config import load
@@ -55,6 +57,20 @@ async def test_a_configuration_without_prices_gets_one(tmp_path: Path) -> None:
     assert price.provider == "demo"
 
 
+async def test_links_lead_to_the_port_that_is_configured(tmp_path: Path) -> None:
+    for said, site in (
+        ("{}", "http://localhost:8081"),
+        ("listeners: {control: {port: 9000}}", "http://localhost:9000"),
+        (
+            "{listeners: {control: {port: 9000}}, management: {public_url: https://t.example}}",
+            "https://t.example",
+        ),
+    ):
+        (tmp_path / "config.yaml").write_text(said)
+        config = await overlaid(tmp_path / "config.yaml")
+        assert config.management.public_url == site
+
+
 @pytest.mark.parametrize(
     ("host", "shown"),
     [
@@ -96,8 +112,15 @@ def processes_in(folder: Path) -> list[int]:
     return found
 
 
+class Up(NamedTuple):
+    """`tollgate up`, and what it has shown."""
+
+    process: asyncio.subprocess.Process
+    said: str
+
+
 @asynccontextmanager
-async def staying_up(terminal: CommandLine) -> AsyncIterator[asyncio.subprocess.Process]:
+async def staying_up(terminal: CommandLine) -> AsyncIterator[Up]:
     """`tollgate up`, once it has shown everything."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "gateway.cli", "up"),
@@ -114,7 +137,7 @@ async def staying_up(terminal: CommandLine) -> AsyncIterator[asyncio.subprocess.
             assert line, said.decode()
             said += line
     try:
-        yield process
+        yield Up(process, said.decode())
     finally:
         if process.returncode is None:
             process.kill()
@@ -154,7 +177,7 @@ async def test_once_it_makes_the_call_shows_the_bill_and_leaves_nothing_running(
 async def test_the_end_of_its_terminal_stops_everything_in_order(
     terminal: CommandLine, number: signal.Signals
 ) -> None:
-    async with staying_up(terminal) as process:
+    async with staying_up(terminal) as (process, _):
         process.send_signal(number)
         said, _ = await process.communicate()
     assert said.decode().endswith("Stopped.\n")
@@ -163,10 +186,36 @@ async def test_the_end_of_its_terminal_stops_everything_in_order(
 
 
 @pytest.mark.scenario
+async def test_the_operator_signs_in_by_the_link_of_the_first_start_and_later_by_themselves(
+    terminal: CommandLine,
+) -> None:
+    async with staying_up(terminal) as (_, first):
+        pass  # nobody opened the link: the next start makes another
+    async with staying_up(terminal) as (_, again):
+        assert len(_links(first)) == 1
+        (secret,) = [link.partition("#")[2] for link in _links(again)]
+        assert secret not in first
+        site = re.search(r"http://127.0.0.1:\d+(?=/api/v1/docs)", again)
+        assert site, again
+        async with aiohttp.ClientSession() as browser:
+            url = f"{site[0]}/api/v1/session/link"
+            async with browser.post(url, json={"secret": secret}) as answer:
+                person = (await answer.json())["person"]
+    assert (person["email"], person["is_operator"]) == ("operator@localhost", True)
+    async with staying_up(terminal) as (_, later):
+        assert _links(later) == []
+
+
+def _links(said: str) -> list[str]:
+    """The links that sign in."""
+    return re.findall(r"/sign-in#tg_\w+", said)
+
+
+@pytest.mark.scenario
 async def test_a_second_start_is_refused_in_one_line_and_a_kill_leaves_nothing_running(
     terminal: CommandLine,
 ) -> None:
-    async with staying_up(terminal) as process:
+    async with staying_up(terminal) as (process, _):
         ran = await terminal.run("up")
         assert ran.code == 1
         assert f"is in use by process {process.pid}" in ran.err

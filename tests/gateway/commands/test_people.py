@@ -13,7 +13,7 @@ async def test_an_operator_is_made_and_signs_in_once_by_the_link(
     ran = await operator(tmp_path, postgres_url, redis_url).run("operator", "Root@Example.com")
     assert ran.code == 0, ran.err
     link, secret = ran.out.strip().split("#")
-    assert link == "http://127.0.0.1:8081/sign-in"
+    assert link == "http://localhost:8081/sign-in"
     assert "works once" in ran.err
 
     async with asyncpg.create_pool(postgres_url, min_size=0, max_size=1) as pool:
