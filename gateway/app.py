@@ -47,7 +47,7 @@ from gateway.snapshots import Publisher
 from gateway.upstream import Upstream
 from gateway.vitals import Vitals
 from gateway.wallets import Wallets
-from ledger.clients import open_redis
+from ledger.clients import follow, open_redis
 from ledger.conveyor import Conveyor
 from ledger.fcall import obeyed
 from ledger.journal import Journal
@@ -209,6 +209,7 @@ class Worker:
 
     def jobs(self) -> Iterator[tuple[str, Coroutine[None, None, None]]]:
         """What runs beside the calls for as long as the worker does."""
+        yield "master watch", follow(self.redis)
         yield "presence", self.presence.run()
         yield "conveyor", self._convey()
         yield "generations", hear(self.redis, GENERATION_CHANNEL, self._look)

@@ -30,7 +30,7 @@ from gateway.sheets import fingerprint, priced, write_sheet
 from gateway.snapshots import Collector, Publisher
 from ledger.audit import Audit, Drift
 from ledger.backlog import Backlog, Limits
-from ledger.clients import open_redis
+from ledger.clients import follow, open_redis
 from ledger.flusher import Flusher, FlusherTallies, Pace
 from ledger.functions import install
 from ledger.migrate import MigrationFailed, make_days, migrate
@@ -235,6 +235,7 @@ class Control:
 
     def jobs(self) -> Iterator[tuple[str, Coroutine[None, None, None]]]:
         """What runs for as long as the process does."""
+        yield "master watch", follow(self.redis)
         yield "flusher", self.flusher.run()
         yield "recovery", self.recovery.run()
         yield "backlog", self.backlog.watch()

@@ -97,6 +97,10 @@ class Belt:
         self.lanes.discard(lane)
         self.busy.discard(lane)
 
+    def leave(self) -> None:
+        """The server is not the right one any more: connect anew."""
+        self._break()
+
     # The owner of the connection -----------------------------------------------------------------
 
     async def run(self) -> None:

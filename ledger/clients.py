@@ -1,6 +1,7 @@
 """Clients of Redis for everything but the hot path, in the one shape of redis-py's `Redis`.
 
-Behind Sentinels a client asks them at every new connection. A Cluster's sends each command to the
+Behind Sentinels a client asks them at every new connection, and `follow` has it leave a master that
+was replaced meanwhile. A Cluster's sends each command to the
 node that has its key; what names no key goes where the gateways' list is, whose clock is told with
 it. Every command that is sent so may be repeated, so a node that is away, or not the right one any
 more, is asked for once again and the command is sent a second time.
@@ -14,7 +15,7 @@ from redis.asyncio import Redis, Sentinel
 from redis.asyncio.client import Pipeline, PubSub
 from redis.asyncio.connection import ConnectionPool, parse_url
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import SentinelConnectionPool
+from redis.asyncio.sentinel import SentinelConnectionPool, SentinelManagedConnection
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.exceptions import (
@@ -29,8 +30,9 @@ from redis.exceptions import (
 )
 
 from ledger.fcall import execute
-from ledger.location import Kind, Location, host_and_port
-from ledger.topology import ASK_S, Topology
+from ledger.location import Kind, Location, host_and_port, joined
+from ledger.sentinels import Sentinels
+from ledger.topology import Topology
 from ledger.wire import WireError
 
 CONNECT_S, ANSWER_S = 1.0, 2.0
@@ -56,20 +58,62 @@ def open_redis(url: str, *, answer_s: float = ANSWER_S) -> Redis:
         return Redis.from_url(url, **options)
     if location.kind is Kind.CLUSTER:
         return ClusterClient(location, options)
-    sentinels = Sentinel(  # type: ignore[no-untyped-call]  # redis-py's
-        [host_and_port(host) for host in location.hosts],
-        sentinel_kwargs={**_login(location.sentinel_url("_:1")), "socket_timeout": ASK_S},
-    )
     of_master = {**_login(location.node_url("_:1")), **options}
-    master: Redis = sentinels.master_for(location.master, redis_class=_WatchedClient, **of_master)
+    manager = _Manager(Sentinels(location))
+    master: Redis = manager.master_for(location.master, redis_class=_WatchedClient, **of_master)
     return master
 
 
+async def follow(client: Redis) -> None:
+    """Behind Sentinels, leave a master that was replaced; returns at once of any other client.
+
+    Without this a connection stays for as long as the old master answers on it, a subscription too.
+    """
+    if isinstance(client, _WatchedClient):
+        await client.sentinels.watch(client.leave)
+
+
+def is_watched(client: Redis) -> bool:
+    """Whether Sentinels say which server it is, and some may be at another one for a moment."""
+    return isinstance(client, _WatchedClient)
+
+
+class _Manager(Sentinel):
+    """redis-py's, but for who is asked and whom it believes."""
+
+    def __init__(self, sentinels: Sentinels) -> None:
+        super().__init__([])  # type: ignore[no-untyped-call]  # redis-py's
+        self.said = sentinels
+
+    async def discover_master(self, service_name: str) -> tuple[str, int]:  # noqa: ARG002 - redis-py's
+        try:
+            return host_and_port(await self.said.look())
+        except WireError as error:
+            raise ConnectionError(str(error)) from error
+
+
 class _WatchedClient(Redis):
+    @property
+    def sentinels(self) -> Sentinels:
+        """Those that are asked for the master."""
+        assert isinstance(self.connection_pool, SentinelConnectionPool)
+        manager = self.connection_pool.sentinel_manager
+        assert isinstance(manager, _Manager)
+        return manager.said
+
+    async def leave(self, master: str) -> None:
+        """Close the connections that lead anywhere but to `master`."""
+        pool = self.connection_pool
+        idle, used = pool._available_connections, pool._in_use_connections  # noqa: SLF001 - no other way
+        # redis-py closes only idle ones, and those not before it connects anew.
+        for connection in (*idle, *used):
+            assert isinstance(connection, SentinelManagedConnection)
+            if connection.is_connected and joined(connection.host, connection.port) != master:
+                await connection.disconnect(nowait=True)
+
     async def aclose(self, close_connection_pool: bool | None = None) -> None:  # noqa: FBT001 - redis-py's
         await super().aclose(close_connection_pool)
-        assert isinstance(self.connection_pool, SentinelConnectionPool)
-        await self.connection_pool.sentinel_manager.aclose()
+        self.sentinels.close()
 
 
 def _login(url: str) -> dict[str, Any]:

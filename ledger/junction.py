@@ -6,7 +6,6 @@ way may have happened or not, and the new one asks first in which generation the
 
 import asyncio
 from collections.abc import Sequence
-from functools import partial
 from typing import NoReturn
 
 from redis.crc import key_slot
@@ -15,7 +14,8 @@ from ledger.belt import Belt, Manner
 from ledger.fcall import key_names
 from ledger.lane import Lane
 from ledger.location import Kind, Location
-from ledger.topology import Topology, open_master
+from ledger.sentinels import Sentinels
+from ledger.topology import Topology
 from ledger.wire import Address, Wire, WireError
 
 LOOK_S_MIN = 0.1  # between two looks at the Cluster, whatever calls for them
@@ -39,10 +39,11 @@ class Junction:
         self._is_stale = asyncio.Event()
         self._location = location
         self._topology = Topology(location) if location.kind is Kind.CLUSTER else None
+        self._sentinels = Sentinels(location) if location.kind is Kind.SENTINEL else None
         if self._topology is not None:
             only = self._nowhere
-        elif location.kind is Kind.SENTINEL:
-            only = Belt(partial(open_master, location), manner)
+        elif self._sentinels is not None:
+            only = Belt(self._sentinels.open, manner)
         else:
             only = Belt(Address(url).open, manner)
         self.belt_of = [only] * len(lanes)
@@ -66,7 +67,7 @@ class Junction:
     async def run(self) -> None:
         """Keep connections for ever; cancelled to stop."""
         if self._topology is None:
-            await self.belt_of[0].run()
+            await self._run_only(self.belt_of[0])
             return
         try:
             async with asyncio.TaskGroup() as group:
@@ -74,6 +75,23 @@ class Junction:
         finally:
             for lane in self._lanes:
                 lane.abandon("the gateway is stopping")
+
+    async def _run_only(self, belt: Belt) -> None:
+        if self._sentinels is None:
+            await belt.run()
+            return
+        sentinels = self._sentinels
+
+        async def leave(master: str) -> None:
+            if sentinels.opened != master:
+                belt.leave()
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(sentinels.watch(leave), name="master watch")
+                await belt.run()
+        finally:
+            sentinels.close()
 
     async def _route(self, topology: Topology, group: asyncio.TaskGroup) -> NoReturn:
         while True:

@@ -15,7 +15,7 @@ import asyncpg
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from ledger.clients import holder, is_cluster
+from ledger.clients import holder, is_cluster, is_watched
 from ledger.commit import Position, Superseded
 from ledger.drain import PROVEN_CHANNEL, NewerRelease, acknowledge, proof_lines
 from ledger.fcall import PartitionState, execute, heard, key_names, obeyed
@@ -24,6 +24,7 @@ from ledger.outage import outage
 from ledger.postgres import AWAY, Connection, one_row, pooled
 from ledger.remainder import Fence, drain_older, drain_stream
 from ledger.rollcall import ROSTER_S, call_roll
+from ledger.sentinels import MOVED_S
 
 EPOCH_CHANNEL = "tg:epoch"  # a gateway's notice: the number of a partition that refused a call
 
@@ -326,7 +327,9 @@ class Recovery:
         is_intact = is_intact and not is_cluster(self._redis)  # there another node has them
         # Whatever was lost was lost by now; what is drained meanwhile costs no time.
         now_s = asyncio.get_running_loop().time()
-        known_s = now_s if is_first or is_intact else now_s + ROSTER_S
+        # Where somebody may still be at the master that was replaced, and beats there.
+        roster_s = ROSTER_S + MOVED_S if is_watched(self._redis) else ROSTER_S
+        known_s = now_s if is_first or is_intact else now_s + roster_s
         fence = Fence(number, generation, self._owner)
         return _Claim(fence, part["install"], cause, known_s), Position(*row)
 

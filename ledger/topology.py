@@ -1,7 +1,7 @@
-"""Which server is to be asked: what Sentinels and the nodes of a Cluster say of themselves.
+"""Which node of a Cluster has which slot, as the nodes say.
 
-Servers disagree for a while after every failover. Of a slot the claim with the highest epoch holds,
-whoever tells it; of a master only a server that says itself that it is one.
+They disagree for a while after every failover: the claim with the highest epoch holds, whoever
+tells it.
 """
 
 import asyncio
@@ -24,36 +24,6 @@ class Claim(NamedTuple):
     epoch: int
     host: str  # "host:port"
     slots: tuple[tuple[int, int], ...]  # first and last
-
-
-async def open_master(location: Location, *, timeout_s: float) -> Wire:
-    """A connection to the server that the Sentinels call master; `WireError` if there is none."""
-    said = "no Sentinel answers"
-    for sentinel in location.hosts:
-        try:
-            wire = await Address(location.sentinel_url(sentinel)).open(timeout_s=ASK_S)
-            try:
-                found = await _asked(wire, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", location.master)
-            finally:
-                wire.close()
-        except WireError as error:
-            said = f"Sentinel {sentinel}: {error}"
-            continue
-        if not found:
-            said = f"Sentinel {sentinel} knows no {location.master}"
-            continue
-        host = joined(found[0].decode(), found[1].decode())
-        wire = await Address(location.node_url(host)).open(timeout_s=timeout_s)
-        # A failover may not be known to this Sentinel yet: then the old one says that it is none.
-        try:
-            if (await _asked(wire, "ROLE"))[0] == b"master":
-                return wire
-        except WireError:
-            wire.close()
-            raise
-        wire.close()
-        said = f"{host} is no master any more"
-    raise WireError(said)
 
 
 class Topology:
@@ -93,7 +63,7 @@ class Topology:
     async def _view(self, host: str) -> list[Claim]:
         wire = await Address(self._location.node_url(host)).open(timeout_s=ASK_S)
         try:
-            told = await _asked(wire, "CLUSTER", "NODES")
+            told = await answer_to(wire, "CLUSTER", "NODES")
         finally:
             wire.close()
         return read_nodes(told.decode(), asked=host, by_name=self._location.is_tls)
@@ -137,7 +107,7 @@ def _range(word: str) -> tuple[int, int]:
     return int(first), int(last or first)
 
 
-async def _asked(wire: Wire, *words: str) -> Any:
+async def answer_to(wire: Wire, *words: str) -> Any:
     """The answer to one command; `WireError` if it is a refusal or does not come in time."""
     try:
         async with asyncio.timeout(ASK_S):

@@ -150,9 +150,28 @@ class Watched:
 
     async def master(self) -> Node:
         """The one that the first Sentinel says it is."""
-        found = await execute(self.sentinels[0].client, "SENTINEL GET-MASTER-ADDR-BY-NAME", MASTER)
-        port = int(found[1])
+        port = await self._told(self.sentinels[0])
         return next(node for node in self.nodes if node.port == port)
+
+    async def _told(self, sentinel: Sentinel) -> int:
+        found = await execute(sentinel.client, "SENTINEL GET-MASTER-ADDR-BY-NAME", MASTER)
+        return int(found[1])
+
+    async def split(self) -> tuple[Node, Node]:
+        """Sentinels reach the master no more, its clients do, and another is promoted: both."""
+        old = await self.master()
+        # Who is connected stays let in.
+        await old.ask("CONFIG SET", "requirepass", "nobody knows it")
+        for one in await execute(old.client, "CLIENT LIST"):
+            if one["name"].startswith("sentinel"):
+                await old.ask("CLIENT KILL", "ID", one["id"])
+
+        async def is_replaced() -> bool:
+            told = [await self._told(sentinel) for sentinel in self.sentinels]
+            return len(set(told)) == 1 and told[0] != old.port
+
+        await until(is_replaced)
+        return old, await self.master()
 
     async def is_whole(self) -> bool:
         """Whether both replicas follow and each Sentinel knows all the others."""

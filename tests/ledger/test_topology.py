@@ -3,9 +3,9 @@
 import pytest
 
 from ledger.location import Location
-from ledger.topology import Claim, Topology, open_master, owners, read_nodes
+from ledger.topology import Claim, Topology, owners, read_nodes
 from ledger.wire import WireError
-from tests.ledger.cluster import Cluster, Watched
+from tests.ledger.cluster import Cluster
 
 TOLD = """\
 a 10.0.0.1:7000@17000,one.example master - 0 1 3 connected 0-99 200 [5->-b]
@@ -54,21 +54,3 @@ async def test_a_promoted_replica_is_found_while_the_old_primary_is_dead(cluster
 async def test_a_cluster_of_which_nobody_answers_is_away() -> None:
     with pytest.raises(WireError, match="no node"):
         await Topology(Location.parse("redis+cluster://127.0.0.1:1")).look()
-
-
-async def test_a_master_is_the_one_that_says_so_itself() -> None:
-    async with Watched.started() as watched:
-        location = Location.parse(watched.url)
-        before = await watched.master()
-        (await open_master(location, timeout_s=1.0)).close()
-        # The Sentinels do not know yet that it follows another.
-        other = next(node for node in watched.nodes if node is not before)
-        await before.ask("REPLICAOF", "127.0.0.1", other.port)
-
-        with pytest.raises(WireError, match="no master"):
-            await open_master(location, timeout_s=1.0)
-
-
-async def test_sentinels_that_do_not_answer_are_said() -> None:
-    with pytest.raises(WireError, match="Sentinel"):
-        await open_master(Location.parse("redis+sentinel://127.0.0.1:1/main"), timeout_s=1.0)

@@ -43,7 +43,7 @@ class Machines:
         crowds = [purse.crowd() for purse in purses]
         self.loads = [Load(one, keys, number, crowds) for number, one in enumerate(deployments)]
         self._began_s = books.now_s()
-        self._healed_s = 0.0  # when the last caller had ended, by the loop's clock
+        self._healed_s = 0.0  # when the last callers were told to end, by the loop's clock
 
     @classmethod
     @asynccontextmanager
@@ -87,7 +87,7 @@ class Machines:
                 await stack.enter_async_context(load.running(CALLERS))
             await self.answers(CALLERS)
             yield
-        self._healed_s = asyncio.get_running_loop().time()
+            self._healed_s = asyncio.get_running_loop().time()
 
     async def use_up(self) -> None:
         """What is scarce is used up by calls under way: so a loss now finds it held."""
