@@ -115,17 +115,10 @@ async def run_worker(
                 ("prices", sheets.watch(together.price)),
             )
         ]
-        tasks.append(group.create_task(_ask(file, reload), name="reload by signal"))
+        tasks.append(group.create_task(file.heed(reload), name="reload by signal"))
         await worker.serve(stop)
         for task in tasks:
             task.cancel()
-
-
-async def _ask(file: ConfigFile, reload: asyncio.Event) -> None:
-    while True:
-        await reload.wait()
-        reload.clear()
-        file.ask()
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,7 @@ async def run_control(
             return
         file = ConfigFile(config_path, None, config=config, metrics=control.metrics)
         file.subscribe(control.configure)
+        file.subscribe(lambda new: lines.know_secrets([*secrets_in(new)]))
         staff = await stack.enter_async_context(
             managed(
                 config,
@@ -94,7 +95,7 @@ async def run_control(
             *control.jobs(),
             *staff.jobs(),
             ("config", file.watch()),
-            ("reload", _ask(file, reload)),
+            ("reload", file.heed(reload)),
         ]
         tasks = [group.create_task(work, name=name) for name, work in jobs]
         log.info("control runs", extra={"workers": workers})
@@ -116,13 +117,6 @@ async def _ended_before(stop: asyncio.Event, work: Coroutine[None, None, None]) 
         for task in tasks:
             task.cancel()
     return not stop.is_set()
-
-
-async def _ask(file: ConfigFile, reload: asyncio.Event) -> None:
-    while True:
-        await reload.wait()
-        reload.clear()
-        file.ask()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

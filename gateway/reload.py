@@ -65,6 +65,13 @@ class ConfigFile:
         """Read the file again soon, changed or not: for SIGHUP."""
         self._asked.set()
 
+    async def heed(self, signalled: asyncio.Event) -> None:
+        """`ask` whenever the event is set, for as long as it runs."""
+        while True:
+            await signalled.wait()
+            signalled.clear()
+            self.ask()
+
     async def watch(self) -> None:
         """Applies changes for as long as it runs."""
         while True:

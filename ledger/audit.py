@@ -15,19 +15,18 @@ import asyncpg
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from ledger.bases import push_bases
+from ledger.bases import call_damaged, push_bases
 from ledger.commit import Position
 from ledger.functions import Epoch, Partition, WalletImage
 from ledger.outage import outage
 from ledger.postgres import AWAY, connect
-from ledger.stream import Ended, Poison, parse
+from ledger.stream import WINDOW_MS_MAX, Ended, Poison, parse, place_of
 
 EVERY_S = 60.0
 _RETRY_S = 2.0
 _PAGE = 500  # wallets at a time: the row is locked for one page only
 _TAIL_MAX = 5_000  # entries that may be unflushed when a page is compared
 _TRIES = 20  # to find the tail that short
-_WINDOW_MS_MAX = 40 * 86_400_000  # no cap has windows longer than a month
 
 _PART = "SELECT generation, state, version, activated_version FROM part WHERE number = $1"
 _LOCK = """
@@ -42,9 +41,6 @@ _POSTED = """
 _LOADED = """
     SELECT id::text FROM wallet
     WHERE partition = $1 AND (created_version <= $2 OR loaded_generation = $3)
-"""
-_DAMAGED = """
-    UPDATE part SET state = 'damaged' WHERE number = $1 AND generation = $2 AND state = 'active'
 """
 
 # Redis has lost a wallet, or has a base that is not this Postgres': only a recovery helps. Other
@@ -142,7 +138,7 @@ class Audit:
             _log.error("ledger drift", extra=drift._asdict())
             self._on_drift(drift)
         if any(drift.cause in _DAMAGE for drift in drifts):
-            await connection.execute(_DAMAGED, partition.number, part["generation"])
+            await call_damaged(connection, partition.number, part["generation"])
         return drifts
 
     async def compare(
@@ -253,7 +249,7 @@ async def _tail(partition: Partition, after: Position, last_id: str) -> Counter[
     entries = await partition.peek(after.generation, after.stream_id, _TAIL_MAX)
     unflushed: Counter[str] = Counter()
     for entry in entries:
-        if _order(entry.id) > _order(last_id):
+        if place_of(entry.id) > place_of(last_id):
             return unflushed
         parsed = parse(entry.id, entry.fields)
         if isinstance(parsed, Ended) and parsed.moved:
@@ -274,13 +270,7 @@ async def _posted(connection: asyncpg.Connection, names: list[str]) -> dict[str,
     return {row["wallet"]: _Posted(row["base"], row["spent"], row["version"]) for row in rows}
 
 
-def _order(stream_id: str) -> tuple[int, int]:
-    """Ids of one stream in their order."""
-    ms, _, number = stream_id.partition("-")
-    return int(ms), int(number)
-
-
 def _is_over(wallet: str, now_ms: int) -> bool:
     """Whether it is a cap window that no call can be charged to any more."""
     _, is_window, starts_ms = wallet.rpartition("@")
-    return bool(is_window) and 0 < int(starts_ms) < now_ms - _WINDOW_MS_MAX
+    return bool(is_window) and 0 < int(starts_ms) < now_ms - WINDOW_MS_MAX

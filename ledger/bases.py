@@ -116,6 +116,11 @@ async def push_bases(
     return rows[-1]["version"] if rows else above
 
 
+async def call_damaged(connection: Connection, partition: int, generation: int) -> None:
+    """Have the partition recovered: Redis has lost a wallet, or has one that is not Postgres'."""
+    await connection.execute(_DAMAGED, partition, generation)
+
+
 async def ensure_loaded(connection: Connection, partition: Partition, wallet: str) -> Loading:
     """For a hold refused with `no_wallet`: load the wallet if it is new, or say that it was lost.
 
@@ -132,7 +137,7 @@ async def ensure_loaded(connection: Connection, partition: Partition, wallet: st
         raise Epoch(partition.number, generation)
     was_loaded = row["created_version"] <= row["activated_version"]
     if was_loaded or row["loaded_generation"] == generation:
-        await connection.execute(_DAMAGED, partition.number, generation)
+        await call_damaged(connection, partition.number, generation)
         return Loading.LOST
     await partition.set_base(
         generation,

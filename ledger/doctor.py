@@ -24,6 +24,7 @@ from ledger.functions import Partition, open_hold_of, withheld_of
 from ledger.migrate import migrations
 from ledger.postgres import one_row
 from ledger.recovery import ailment
+from ledger.stream import place_of
 from ledger.verify import verify
 
 _SHOWN_MAX = 3  # examples in one line
@@ -228,7 +229,7 @@ async def _gone_back(partition: Partition, state: PartitionState, row: asyncpg.R
     image = await partition.snap(generation, [])
     if row["watermark_generation"] == generation:
         flushed, there = Position(generation, row["watermark_id"]), image.last_id
-        if _order(flushed.stream_id) > _order(there):
+        if place_of(flushed.stream_id) > place_of(there):
             said.append(f"Postgres has entries up to {flushed.stream_id}, Redis only to {there}")
     return said
 
@@ -243,7 +244,7 @@ async def flushing(ledger: Ledger) -> Finding:
         if not entries:
             continue
         now_ms = (await partition.state()).now_ms
-        lag_s = (now_ms - _order(entries[0].id)[0]) / 1000
+        lag_s = (now_ms - place_of(entries[0].id)[0]) / 1000
         said = f"partition {row['number']} has an end that waits for {lag_s:.0f} s"
         if lag_s > _LAG_S_MAX:
             problems.append(said)
@@ -356,8 +357,3 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("books", books),
 )
 """All that need the tables of this release; `schema` says whether those are there."""
-
-
-def _order(stream_id: str) -> tuple[int, int]:
-    ms, _, number = stream_id.partition("-")
-    return int(ms), int(number)

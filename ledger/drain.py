@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ledger.commit import Committed, Position, Source, commit_all
 from ledger.functions import Partition
 from ledger.postgres import Connection
-from ledger.stream import UNKNOWN_KIND, Ended, Poison, admitted_ms, parse
+from ledger.stream import UNKNOWN_KIND, Ended, Poison, admitted_ms, parse, place_of
 
 PROVEN_CHANNEL = "tg:proven"  # lines "<partition> <generation> <stream id>", as Postgres has them
 BATCH_MAX = 5_000  # entries in a transaction: some 40 ms, which nobody waiting for the row minds
@@ -79,7 +79,7 @@ class Drain:
             after=after,
             recovering=recovering,
         )
-        return Step(read, committed, int(entries[0].id.partition("-")[0]))
+        return Step(read, committed, place_of(entries[0].id)[0])
 
     async def make_days(self, sources: Iterable[Source]) -> None:
         """Make the partitions that the records will go to; ahead of time that was done already."""

@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from itertools import takewhile
 
+from ledger.stream import place_of
+
 
 class Span:
     """A stretch of one segment, and how much in it is open, unsent or unproven."""
@@ -223,8 +225,8 @@ class Proof:
 
 def ordered(stream_id: str) -> int:
     """A stream id, `milliseconds-sequence`, as a number of the same order."""
-    milliseconds, _, sequence = stream_id.partition("-")
-    return (int(milliseconds) << 64) | int(sequence or 0)
+    milliseconds, sequence = place_of(stream_id)
+    return (milliseconds << 64) | sequence
 
 
 def _leave(calls: dict[bytes, Span], call_id: bytes) -> None:

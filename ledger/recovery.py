@@ -25,6 +25,7 @@ from ledger.postgres import AWAY, Connection, one_row, pooled
 from ledger.remainder import Fence, drain_older, drain_stream
 from ledger.rollcall import ROSTER_S, call_roll
 from ledger.sentinels import MOVED_S
+from ledger.stream import WINDOW_MS_MAX
 
 EPOCH_CHANNEL = "tg:epoch"  # a gateway's notice: the number of a partition that refused a call
 
@@ -32,7 +33,6 @@ _CONNECTIONS_MAX = 4  # more would not make sixteen recoveries at once any faste
 _RETRY_S_MIN, _RETRY_S_MAX = 0.1, 1.0
 _STEP_S = 10.0  # no single recovery step takes this long while its servers answer
 _LOAD_MAX = 500  # wallets in one step of Redis
-_WINDOW_MS_MAX = 40 * 86_400_000  # no cap has windows longer than a month
 
 _LOCK = """
     SELECT generation, state, owner, lease_until < now() AS lapsed, version,
@@ -341,7 +341,7 @@ async def _load(connection: Connection, partition: Partition, fence: Fence) -> t
         row = await connection.fetchrow(_EXTEND, *fence)
         if row is None:
             raise fence.superseded()
-        wallets = await connection.fetch(_WALLETS, partition.number, _WINDOW_MS_MAX)
+        wallets = await connection.fetch(_WALLETS, partition.number, WINDOW_MS_MAX)
     states = [WalletState(*wallet) for wallet in wallets]
     for start in range(0, len(states), _LOAD_MAX):
         await partition.load(fence.generation, states[start : start + _LOAD_MAX])

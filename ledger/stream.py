@@ -14,6 +14,8 @@ import msgspec
 from ledger.money import NANOS_MAX
 from ledger.record import EndKind, Record, decode
 
+WINDOW_MS_MAX = 40 * 86_400_000  # no cap has windows longer than a month
+
 _INT64_MAX = 2**63 - 1
 _TIME_US_MAX = 2**32 * 1_000_000  # the year 2106: until then a double tells microseconds apart
 _CALL_ID_BYTES = 16
@@ -129,6 +131,12 @@ def admitted_ms(call_id: bytes) -> int:
 
 
 @lru_cache(maxsize=65_536)
+def place_of(stream_id: str) -> tuple[int, int]:
+    """A stream id, `milliseconds-sequence`, as what sorts in its order."""
+    milliseconds, _, sequence = stream_id.partition("-")
+    return int(milliseconds), int(sequence or 0)
+
+
 def canonical_uuid(text: str) -> str:
     """The uuid in its one spelling, "" being the nil uuid, nobody's; else `ValueError`."""
     return str(uuid.UUID(text)) if text else str(uuid.UUID(int=0))

@@ -8,6 +8,7 @@ import asyncpg
 
 from ledger.commit import Position
 from ledger.functions import Partition
+from ledger.stream import place_of
 
 KEEP_MS = 24 * 3_600_000
 # A stream gets entries until the next recovery begins; a week later it is long gone.
@@ -54,13 +55,9 @@ async def _cut(partition: Partition, watermark: Position, *, excess: int, size: 
     if not first:
         return None
     state = await partition.state()
-    first_ms, flushed_ms = _ms(first[0].id), _ms(watermark.stream_id)
+    first_ms, flushed_ms = place_of(first[0].id)[0], place_of(watermark.stream_id)[0]
     cut_ms = state.now_ms - KEEP_MS
     if excess:
         cut_ms = max(cut_ms, first_ms + (flushed_ms - first_ms) * excess // max(size, 1))
     cut_ms = min(cut_ms, flushed_ms)
     return f"{cut_ms}-0" if cut_ms > first_ms else None
-
-
-def _ms(stream_id: str) -> int:
-    return int(stream_id.partition("-")[0])

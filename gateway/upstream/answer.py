@@ -96,11 +96,6 @@ class Answer:
         ]
 
     @property
-    def is_whole(self) -> bool:
-        """The last byte has come: `read` will not suspend any more."""
-        return self._inbox.is_complete
-
-    @property
     def is_over(self) -> bool:
         """All was read: `read` would give b"". Never said of an answer that is decoded."""
         inbox = self._inbox

@@ -163,11 +163,15 @@ async def test_asked_by_a_signal_it_reads_at_once(setup: Setup) -> None:
     setup.file.subscribe(lambda _config: heard.set())
     async with asyncio.TaskGroup() as group:
         watching = group.create_task(setup.file.watch())
+        signalled = asyncio.Event()
+        heeding = group.create_task(setup.file.heed(signalled))
         setup.write(GOOD)
-        setup.file.ask()
+        signalled.set()
         async with asyncio.timeout(5):
             await heard.wait()
         watching.cancel()
+        heeding.cancel()
+    assert not signalled.is_set()
     assert setup.file.config.limits.headers_max == 50
 
 
