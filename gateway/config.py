@@ -14,6 +14,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gateway import sign_in_settings
 from gateway.binding import Binder, meant
 from gateway.document import Mistake, overridden, parse
 from gateway.priced import PRICED
@@ -142,6 +143,8 @@ class _Checks:
         self._listeners(config)
         self._limits(config)
         self._ledger(config)
+        for place, setting, wrong in sign_in_settings.mistakes(config.management.sign_in):
+            self._wrong(("management", "sign_in", place, setting), wrong)
         for name, model in config.models.items():
             self._model(name, model)
         for place, override in enumerate(config.prices):

@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
+from gateway.sign_in_settings import Issuer
 from ledger.usage import Unit
 from providers.adapter import Operation, Secret, Target
 
@@ -303,6 +304,7 @@ class Management:
     public_url: Name = "http://localhost:8081"
     proxies: Annotated[int, Between(0, 10)] = 0
     sign_up: SignUp = SignUp.OPEN
+    sign_in: tuple[Issuer, ...] = ()
     organizations_max: Count = 3
     members_max: Count = 10
     projects_max: Count = 10

@@ -129,6 +129,42 @@ CREATE TABLE link (
     used_at    timestamptz
 );
 
+-- One row per passkey. It signs in alone: who uses one was asked by it for a finger, face or PIN.
+CREATE TABLE passkey (
+    id            uuid PRIMARY KEY,
+    person_id     uuid NOT NULL REFERENCES person (id) ON DELETE CASCADE,
+    credential_id bytea NOT NULL UNIQUE,
+    public_key    bytea NOT NULL,
+    name          text NOT NULL,
+    sign_count    bigint NOT NULL,               -- of its last use; 0: it does not count
+    can_be_backed_up boolean NOT NULL,
+    is_backed_up  boolean NOT NULL,
+    created_at    timestamptz NOT NULL DEFAULT now(),
+    used_at       timestamptz,
+    version       bigint NOT NULL DEFAULT 1
+);
+CREATE INDEX passkey_person ON passkey (person_id);
+
+-- One row per identity of somebody at an issuer of OpenID Connect, which signs them in.
+CREATE TABLE identity (
+    id         uuid PRIMARY KEY,
+    person_id  uuid NOT NULL REFERENCES person (id) ON DELETE CASCADE,
+    issuer     text NOT NULL,
+    subject    text NOT NULL,
+    email      text NOT NULL,                    -- as the issuer had it when it was linked
+    created_at timestamptz NOT NULL DEFAULT now(),
+    used_at    timestamptz,
+    UNIQUE (issuer, subject)
+);
+CREATE INDEX identity_person ON identity (person_id);
+
+-- One row per challenge that was answered, until it would have expired: each is good once.
+CREATE TABLE used_challenge (
+    digest     bytea PRIMARY KEY,
+    expires_at timestamptz NOT NULL
+);
+CREATE INDEX used_challenge_expires ON used_challenge (expires_at);
+
 -- One row per token of the management API: a person's own, or an organization's, with a role.
 CREATE TABLE token (
     id              uuid PRIMARY KEY,

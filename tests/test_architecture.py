@@ -56,8 +56,10 @@ OWNED_TASKS: dict[str, str] = {
 TESTED_BY: dict[str, str] = {
     "gateway/app.py": "tests/gateway/test_serve.py",
     "gateway/control.py": "tests/gateway/test_serve.py",
+    "gateway/management/challenges.py": "tests/gateway/management/test_passkeys.py",
     "gateway/management/codes.py": "tests/gateway/management/test_second_factor.py",
     "gateway/management/desk.py": "tests/gateway/management/test_tenants.py",
+    "gateway/management/ways.py": "tests/gateway/management/test_passkeys.py",
     "gateway/process.py": "tests/gateway/test_serve.py",
     "gateway/proxy/live.py": "tests/gateway/proxy/test_calls.py",
     "ledger/waiting.py": "tests/ledger/test_lane.py",

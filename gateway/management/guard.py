@@ -159,8 +159,8 @@ class Doorman:
             and wanted not in _OWNERS_ONLY_READ
         ):
             raise Forbidden(
-                "Owners of this organization sign in with a second factor. Set one up at"
-                " POST /api/v1/me/one-time-passwords, then sign in again.",
+                "Owners of this organization sign in with a second factor. Sign in with a"
+                " passkey, or set one-time passwords up at POST /api/v1/me/one-time-passwords.",
                 code="second_factor_required",
             )
         if not place.allows(wanted):

@@ -24,6 +24,11 @@ class What(StrEnum):
     SECOND_FACTOR_ADDED = "One-time passwords were set up for your account"
     SECOND_FACTOR_REMOVED = "One-time passwords were removed from your account"
     SECOND_FACTOR_RESET = "An operator reset the second factor of your account"
+    PASSKEY_ADDED = "A passkey was added to your account"
+    PASSKEY_REMOVED = "A passkey was removed from your account"
+    PASSKEY_COPIED = "A passkey of your account may have been copied"
+    IDENTITY_LINKED = "A way to sign in was added to your account"
+    IDENTITY_REMOVED = "A way to sign in was removed from your account"
     RECOVERY_CODE_USED = "A recovery code of your account was used"
     RECOVERY_CODES_RENEWED = "Your account has new recovery codes"
 

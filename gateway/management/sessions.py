@@ -130,7 +130,7 @@ async def sign_in(desk: Desk, asked: Asked[Nothing, SignIn]) -> Answer:
         )
     address = asked.caller.address
     is_strong = await codes.was_shown(desk, row["id"], wanted.code, address=address)
-    return await _signed_in(desk, asked, row["id"], is_strong=is_strong)
+    return await signed_in(desk, asked, row["id"], is_strong=is_strong)
 
 
 async def sign_in_by_link(desk: Desk, asked: Asked[Nothing, LinkSignIn]) -> Answer:
@@ -145,7 +145,7 @@ async def sign_in_by_link(desk: Desk, asked: Asked[Nothing, LinkSignIn]) -> Answ
     async with desk.pool.acquire() as connection, connection.transaction():
         person_id = await people.used_link(desk, connection, asked.body.secret, "sign-in")
     await people.make_account(desk, person_id)
-    return await _signed_in(desk, asked, person_id, is_strong=False)
+    return await signed_in(desk, asked, person_id, is_strong=False)
 
 
 async def current(desk: Desk, asked: Asked[Nothing, Nothing]) -> Answer:
@@ -224,9 +224,10 @@ async def reset_password(desk: Desk, asked: Asked[Nothing, NewPassword]) -> Answ
     return Answer()
 
 
-async def _signed_in(
+async def signed_in(
     desk: Desk, asked: Asked[Any, Any], person_id: UUID, *, is_strong: bool
 ) -> Answer:
+    """A new session of somebody who proved who they are. `is_strong`: by two factors."""
     async with desk.pool.acquire() as connection, connection.transaction():
         session_id, cookie, digest = await _open(
             desk, connection, asked.caller.address, asked.agent, person_id, is_strong=is_strong
