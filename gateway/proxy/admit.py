@@ -148,7 +148,9 @@ def affordable_output(live: LiveCall, nanos: int, *, most: int) -> int:
 
 def build_hold(live: LiveCall, output: int, *, now_ms: int) -> Hold:
     """The hold for this call with so many output tokens."""
-    principal, amount = live.principal, worst_case(live, output)
+    principal, growth = live.principal, live.growth
+    # A stream that grows has just had it worked out, for so many tokens.
+    amount = worst_case(live, output) if growth is None else growth.allowed
     live.record = _ticket(live, held=amount, admitted_us=now_ms * 1000)
     has_rates = principal.rpm is not None or principal.tpm is not None
     return Hold(
