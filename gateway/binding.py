@@ -15,8 +15,8 @@ from types import UnionType
 from typing import Annotated, Any, TypeAlias, Union, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
+from gateway.bounds import GIB, KIB, MIB, Between, Endpoint, Format
 from gateway.document import Listing, Mistake, Node, Scalar, Table, parse
-from gateway.settings import GIB, KIB, MIB, Between, Endpoint, Format
 from ledger.money import nanos
 from providers.adapter import Secret
 

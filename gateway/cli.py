@@ -49,6 +49,7 @@ _SUBCOMMANDS = {
     "dead-letters": Subcommand(
         "dead_letters", "dead_letters_", "See and resolve what could not be read."
     ),
+    "retention": Subcommand("retention", "retention", "Delete logs of calls over their time."),
     "usage": Subcommand("money", "usage", "Show what an organization used and paid."),
 }
 

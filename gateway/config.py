@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from gateway import sign_in_settings
 from gateway.binding import Binder, meant
 from gateway.document import Mistake, overridden, parse
+from gateway.plans import FREE, price_mistakes
 from gateway.priced import PRICED
 from gateway.settings import (
     Config,
@@ -145,6 +146,7 @@ class _Checks:
         self._ledger(config)
         for place, setting, wrong in sign_in_settings.mistakes(config.management.sign_in):
             self._wrong(("management", "sign_in", place, setting), wrong)
+        self._plans(config)
         for name, model in config.models.items():
             self._model(name, model)
         for place, override in enumerate(config.prices):
@@ -249,6 +251,13 @@ class _Checks:
                 ("ledger", "journal", "segment_bytes"),
                 "must be at most half of bytes_max: only whole segments are ever given back",
             )
+
+    def _plans(self, config: Config) -> None:
+        # By what stands in the file: a plan with a mistake in it is not a second mistake here.
+        if FREE not in config.plans and ("plans", FREE) not in self._lines:
+            self._wrong(("plans",), f"has no {FREE!r}, the plan that everybody begins with")
+        for name, message in price_mistakes(config.plans):
+            self._wrong(("plans", name), message)
 
     def _model(self, name: str, model: Model) -> None:
         steps = ("models", name)

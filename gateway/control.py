@@ -19,6 +19,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from gateway.config import load, secrets_in
+from gateway.days import Days
 from gateway.logs import Lines, set_level
 from gateway.management.service import managed
 from gateway.metrics import Metrics
@@ -33,7 +34,7 @@ from ledger.backlog import Backlog, Limits
 from ledger.clients import follow, open_redis
 from ledger.flusher import Flusher, FlusherTallies, Pace
 from ledger.functions import install
-from ledger.migrate import MigrationFailed, make_days, migrate
+from ledger.migrate import MigrationFailed, migrate
 from ledger.outage import POSTGRES, outage
 from ledger.postgres import AWAY, connect
 from ledger.price_compiler import compile_sheet
@@ -44,7 +45,6 @@ log = logging.getLogger(__name__)
 
 NAME = "control"
 _RETRY_S = 0.2
-_DAYS_EVERY_S = 3_600.0
 _SILENT_S = 5.0  # of what is heard several times a second
 _FUNCTIONS_EVERY_S = 10.0
 _ANSWER_S = 5.0  # the largest steps are the jobs'
@@ -132,6 +132,7 @@ class Control:
     backlog: Backlog
     recovery: Recovery
     audit: Audit
+    days: Days
     postgres_url: str
     told: FlusherTallies  # what the metrics were told already
     dropped: Callable[[], int]
@@ -188,6 +189,7 @@ class Control:
             backlog=backlog,
             recovery=recovery,
             audit=audit,
+            days=Days(postgres_url, config.plans, metrics=metrics, wall_s=time.time),
             postgres_url=postgres_url,
             told=FlusherTallies(),
             dropped=dropped,
@@ -234,7 +236,7 @@ class Control:
         yield "recovery", self.recovery.run()
         yield "backlog", self.backlog.watch()
         yield "audit", self.audit.run()
-        yield "days", self._make_days()
+        yield "days", self.days.run()
         yield "functions", self._keep_functions()
         yield "prices", self._reprice()
         yield "vitals", self.publisher.run(time.time, look=self._look)
@@ -281,18 +283,6 @@ class Control:
                 await install(self.redis)
             except RedisError as error:
                 log.info("functions not looked at", extra={"reason": str(error)})
-
-    async def _make_days(self) -> None:
-        while True:
-            await asyncio.sleep(_DAYS_EVERY_S)
-            try:
-                connection = await connect(self.postgres_url, name="days")
-                try:
-                    await make_days(connection)
-                finally:
-                    await connection.close()
-            except (*AWAY, asyncpg.PostgresError) as error:
-                log.warning("day partitions not made", extra=outage(error))
 
     def _look(self) -> None:
         """Metrics out of the tallies, and whether the flusher gets its work done."""

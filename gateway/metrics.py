@@ -329,6 +329,16 @@ class Metrics:
     recoveries: Counter = _counter("recoveries_total", "Recoveries of a partition")
     recovery_seconds: Histogram = _histogram("recovery_seconds", "One recovery", bounds=_JOBS)
 
+    retention_success: Gauge = _highest(
+        "retention_success_timestamp_seconds", "When logs of calls were last seen to be in time"
+    )
+    call_log_days_dropped: Counter = _counter(
+        "call_log_days_dropped_total", "Days of call logs that nobody keeps any longer"
+    )
+    call_log_rows_deleted: Counter = _counter(
+        "call_log_rows_deleted_total", "Logs of calls deleted from days that others keep"
+    )
+
     upstream_connections: Gauge = _gauge(
         "upstream_connections", "Connections to vendors", "provider", "state"
     )

@@ -10,49 +10,29 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
+from gateway.bounds import (
+    DERIVED,
+    GIB,
+    KIB,
+    MIB,
+    PER_MILLION,
+    Between,
+    Count,
+    Endpoint,
+    Format,
+    Name,
+    Pause,
+    Port,
+    Seconds,
+    Size,
+    Tokens,
+)
+from gateway.plans import PLANS, Plan
 from gateway.sign_in_settings import Issuer
 from ledger.usage import Unit
 from providers.adapter import Operation, Secret, Target
 
-KIB, MIB, GIB = 1024, 1024**2, 1024**3
 _MATCHED_MAX = 1_000  # names are the clients' to invent
-
-# How a field differs from the key of config.yaml it is read from.
-DERIVED = {"derived": True}  # worked out after reading; no key of its own
-PER_MILLION = {"key": "usd_per_million"}
-
-
-class Between(NamedTuple):
-    """Bounds of a number or of a text's length, both ends included."""
-
-    low: float
-    high: float
-
-
-class Format(StrEnum):
-    """How the text of a setting is read, where its type alone does not say."""
-
-    SIZE = "size"  # an integer of bytes, or one with KiB, MiB or GiB
-    USD = "usd"  # a decimal number of USD, kept as integer nano-USD
-    DATE = "date"  # YYYY-MM-DD or with a time, UTC; kept as unix seconds
-
-
-class Endpoint(NamedTuple):
-    """A vendor's base URL in parts."""
-
-    scheme: str  # "http" | "https"
-    host: str  # lower case; an IPv6 address without brackets
-    port: int
-    path: str  # what stands before the operation, without a slash at its end
-
-
-Port = Annotated[int, Between(0, 65_535)]  # 0: any free one, for tests
-Seconds = Annotated[float, Between(0.001, 86_400)]
-Pause = Annotated[float, Between(0, 3_600)]  # seconds, where none at all makes sense too
-Count = Annotated[int, Between(1, 10_000_000)]
-Tokens = Annotated[int, Between(1, 100_000_000)]
-Size = Annotated[int, Format.SIZE, Between(1, 1024 * GIB)]
-Name = Annotated[str, Between(1, 200)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,9 +285,6 @@ class Management:
     proxies: Annotated[int, Between(0, 10)] = 0
     sign_up: SignUp = SignUp.OPEN
     sign_in: tuple[Issuer, ...] = ()
-    organizations_max: Count = 3
-    members_max: Count = 10
-    projects_max: Count = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -343,6 +320,7 @@ class Config:
     logging: Logging = Logging()
     auth: Auth = Auth()
     management: Management = Management()
+    plans: Mapping[str, Plan] = field(default_factory=lambda: PLANS)
     mail: MailSettings = MailSettings()
     exact: Mapping[str, Route] = field(default_factory=dict, metadata=DERIVED)
     wildcards: tuple[tuple[str, Route], ...] = field(default=(), metadata=DERIVED)

@@ -75,6 +75,8 @@ _BELOW_ZERO = """
               AND l.started_at BETWEEN u.admitted_at AND u.arrived_at
         ) OR EXISTS (
             SELECT FROM call_log AS c WHERE c.call_id = u.call_id AND 'grace' = ANY (c.flags)
+        ) OR EXISTS (
+            SELECT FROM grace_call AS g WHERE g.call_id = u.call_id
         ) THEN charge ELSE greatest(charge - held, 0) END)::bigint AS over
         FROM usage_record AS u WHERE wallet_id = w.id AND w.base < w.spent
     ) AS r ON true LEFT JOIN LATERAL (

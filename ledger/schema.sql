@@ -59,7 +59,11 @@ CREATE TABLE organization (
     preset           text NOT NULL DEFAULT 'platform',  -- gateway.policy says what they are
     switches         jsonb NOT NULL DEFAULT '{}',    -- what differs from the preset
     limits           jsonb NOT NULL DEFAULT '{}',    -- what the operator set above the plan
-    deleted_at       timestamptz                     -- its keys are dead; its records stay
+    deleted_at       timestamptz,                    -- its keys are dead; its records stay
+    plan             text NOT NULL DEFAULT 'free',   -- by its name in config.yaml
+    log_level        text NOT NULL DEFAULT 'none',   -- none | retain: decides with the plan how long
+    log_days         integer,                        -- it keeps how its calls went; null: that long
+    logs_swept_to    date                            -- what it does not keep is gone before this day
 );
 
 -- One row per project. A key belongs to a project.
@@ -532,6 +536,11 @@ CREATE TABLE call_log (
 CREATE TABLE call_log_standard PARTITION OF call_log FOR VALUES IN ('standard')
     PARTITION BY RANGE (call_id);
 CREATE TABLE call_log_standard_default PARTITION OF call_log_standard DEFAULT;
+
+-- One row per call let in by grace whose log is gone: `doctor` explains by it what is below zero.
+CREATE TABLE grace_call (
+    call_id uuid PRIMARY KEY
+);
 
 -- One row per hour of admission and everything a report groups by. Equals the records' sums.
 CREATE TABLE usage_hourly (

@@ -55,6 +55,7 @@ OWNED_TASKS: dict[str, str] = {
 # Modules whose rules are proved by the tests of another: which. Shrinks.
 TESTED_BY: dict[str, str] = {
     "gateway/app.py": "tests/gateway/test_serve.py",
+    "gateway/bounds.py": "tests/gateway/test_binding.py",
     "gateway/control.py": "tests/gateway/test_serve.py",
     "gateway/management/challenges.py": "tests/gateway/management/test_passkeys.py",
     "gateway/management/codes.py": "tests/gateway/management/test_second_factor.py",

@@ -14,6 +14,7 @@ from gateway.errors import Conflict, NotFound, TooMany
 from gateway.management.audit import note
 from gateway.management.bearers import BearerKind, NewBearer, issue
 from gateway.management.desk import Desk
+from gateway.management.limits import allowed_to
 from gateway.management.mails import Mail, post
 from gateway.management.members import Locked, check_may_give, cut, lock
 from gateway.management.people import Email
@@ -170,8 +171,7 @@ async def check_room(
 
     Open invitations have their places kept; `is_coming`: it is one of them that is accepted.
     """
-    limit = organization.limits.members_max
-    most = desk.config.management.members_max if limit is None else limit
+    most = (await allowed_to(connection, desk.config.plans, organization_id)).members_max
     row = await connection.fetchrow(_PLACES, organization_id, desk.now())
     assert row is not None, "counts are one row"
     taken = row["members"] + (0 if is_coming else row["invitations"])
@@ -179,7 +179,7 @@ async def check_room(
         advice = (
             "Ask an owner or admin to make room, then open the link again."
             if is_coming
-            else "Remove a member, revoke an invitation, or ask the operator for more."
+            else "Remove a member, revoke an invitation, or choose a larger plan."
         )
         raise Conflict(
             f"{organization.name} has {most} members at most, open invitations counted. {advice}",

@@ -16,7 +16,6 @@ from gateway.management import api_keys, key_secrets
 from gateway.management.audit import note
 from gateway.management.desk import Desk
 from gateway.management.guard import switches_in
-from gateway.management.limits import Limits, limits_in
 from gateway.policy import KeysOfLeavers, Permission, Policy, Preset, Role, may_give, policy_of
 from gateway.rest.caller import Place, Scope, member
 from gateway.rest.cursor import Page, Paged, cursor_at, moment_in
@@ -25,7 +24,7 @@ from gateway.rest.route import Answer, Asked, Nothing, Route
 from ledger.postgres import Connection
 
 _LOCK = """
-    SELECT name, kind, preset, switches, limits FROM organization
+    SELECT name, kind, preset, switches FROM organization
     WHERE id = $1 AND deleted_at IS NULL
     FOR NO KEY UPDATE
 """
@@ -108,7 +107,6 @@ class Locked(NamedTuple):
     name: str
     is_personal: bool
     policy: Policy
-    limits: Limits
 
 
 async def listed(desk: Desk, asked: Asked[Paged, Nothing]) -> Answer:
@@ -182,7 +180,6 @@ async def lock(connection: Connection, organization_id: UUID) -> Locked:
         row["name"],
         row["kind"] == "personal",
         policy_of(Preset(row["preset"]), switches_in(row["switches"])),
-        limits_in(row["limits"]),
     )
 
 

@@ -31,9 +31,11 @@ SignedAmount = Annotated[
     int, msgspec.Meta(ge=-NANOS_MAX, le=NANOS_MAX, description="nano-USD; not 0")
 ]
 
+PlanName = Annotated[str, msgspec.Meta(min_length=1, max_length=64, examples=["enterprise"])]
+
 _COLUMNS = """
-    SELECT o.id, o.name, o.kind, o.partition, o.limits, o.suspended_at, o.deleted_at, o.created_at,
-           o.version, w.base, w.spent
+    SELECT o.id, o.name, o.kind, o.partition, o.plan, o.limits, o.suspended_at, o.deleted_at,
+           o.created_at, o.version, w.base, w.spent
     FROM organization AS o JOIN wallet AS w ON w.id = o.id
 """
 _ONE = _COLUMNS + "WHERE o.id = $1"
@@ -46,7 +48,7 @@ _LISTED = (
 )
 _SET = """
     UPDATE organization
-    SET limits = $2, version = version + 1,
+    SET limits = $2, version = version + 1, plan = $5,
         suspended_at = CASE WHEN $3 THEN coalesce(suspended_at, now()) END
     WHERE id = $1 AND version = $4
     RETURNING id
@@ -89,6 +91,7 @@ class OperatedChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     is_suspended: bool | UnsetType = UNSET  # true: its keys are refused until it is false
     limits: Limits | UnsetType = UNSET
+    plan: PlanName | UnsetType = UNSET  # by its name in config.yaml; nobody pays for it
 
 
 class OperatedView(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,6 +101,7 @@ class OperatedView(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     kind: str  # organization | personal
     is_suspended: bool
+    plan: str
     limits: Limits
     granted_nanos: int
     spent_nanos: int
@@ -132,23 +136,30 @@ async def get(desk: Desk, asked: Asked[Nothing, Nothing]) -> Answer:
 
 
 async def change(desk: Desk, asked: Asked[Nothing, OperatedChange]) -> Answer:
-    """Suspend it, let it go on, or set its limits; gateways obey within a second."""
+    """Suspend it, let it go on, or set its limits or plan; gateways obey within a second."""
     caller, wanted = asked.caller, asked.body
     before = await _one(desk, asked.id("organization_id"))
     is_suspended = before.is_suspended if wanted.is_suspended is UNSET else wanted.is_suspended
     limits = before.limits if wanted.limits is UNSET else wanted.limits
+    plan = before.plan if wanted.plan is UNSET else wanted.plan
+    if wanted.plan is not UNSET and plan not in desk.config.plans:
+        raise BadRequest(
+            f"There is no plan {plan!r}; there are {', '.join(desk.config.plans)}.",
+            code="plan_not_found",
+            param="plan",
+        )
     expected = before.version if asked.if_match is None else asked.if_match
     changed = Change(
         caller.actor,
         "organization.operate",
         str(before.id),
-        before=_said(is_suspended=before.is_suspended, limits=before.limits),
-        after=_said(is_suspended=is_suspended, limits=limits),
+        before=_said(is_suspended=before.is_suspended, limits=before.limits, plan=before.plan),
+        after=_said(is_suspended=is_suspended, limits=limits, plan=plan),
         address=caller.address,
     )
     async with desk.pool.acquire() as connection, connection.transaction():
         text = msgspec.json.encode(limits).decode()
-        done = await connection.fetchval(_SET, before.id, text, is_suspended, expected)
+        done = await connection.fetchval(_SET, before.id, text, is_suspended, expected, plan)
         if done is None:
             raise ChangedMeanwhile((await _one(desk, before.id)).version)
         await append_change(connection, str(before.id), changed)
@@ -241,6 +252,7 @@ def _view(row: asyncpg.Record) -> OperatedView:
         name=row["name"],
         kind=row["kind"],
         is_suspended=row["suspended_at"] is not None,
+        plan=row["plan"],
         limits=limits_in(row["limits"]),
         granted_nanos=row["base"],
         spent_nanos=row["spent"],
@@ -251,8 +263,8 @@ def _view(row: asyncpg.Record) -> OperatedView:
     )
 
 
-def _said(*, is_suspended: bool, limits: Limits) -> dict[str, object]:
-    return {"is_suspended": is_suspended, "limits": msgspec.to_builtins(limits)}
+def _said(*, is_suspended: bool, limits: Limits, plan: str) -> dict[str, object]:
+    return {"is_suspended": is_suspended, "limits": msgspec.to_builtins(limits), "plan": plan}
 
 
 def _booked(amount: int, balance: int, *, is_usable: bool) -> Answer:
@@ -285,7 +297,7 @@ ROUTES = (
         method="PATCH",
         path=_ORGANIZATIONS + "/{organization_id}",
         name="operator.change",
-        says="Suspend it, let it go on, or set its limits.",
+        says="Suspend it, let it go on, or set its limits or its plan.",
         access=OPERATOR,
         handle=change,
         body=OperatedChange,

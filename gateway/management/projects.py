@@ -15,7 +15,7 @@ from gateway.errors import Conflict, NotFound
 from gateway.management import api_keys
 from gateway.management.audit import note
 from gateway.management.desk import Desk
-from gateway.management.limits import limits_in
+from gateway.management.limits import allowed_to
 from gateway.management.tenants import Description
 from gateway.management.tenants import OrganizationName as ProjectName
 from gateway.policy import Permission
@@ -39,7 +39,7 @@ _LISTED = (
 """
 )
 # Locked, so that of two new projects at once the second counts the first.
-_LIMITS = "SELECT limits FROM organization WHERE id = $1 FOR UPDATE"
+_LOCK = "SELECT id FROM organization WHERE id = $1 FOR UPDATE"
 _OPEN = "SELECT count(*) FROM project WHERE organization_id = $1 AND archived_at IS NULL"
 _INSERT = """
     INSERT INTO project (id, organization_id, name, description) VALUES ($1, $2, $3, $4)
@@ -193,12 +193,11 @@ async def _one(desk: Desk, organization_id: UUID, project_id: UUID) -> ProjectVi
 
 
 async def _check_room(desk: Desk, connection: Connection, organization_id: UUID) -> None:
-    limits = limits_in(await connection.fetchval(_LIMITS, organization_id))
-    most = limits.projects_max or desk.config.management.projects_max
+    await connection.execute(_LOCK, organization_id)
+    most = (await allowed_to(connection, desk.config.plans, organization_id)).projects_max
     if await connection.fetchval(_OPEN, organization_id) >= most:
         raise Conflict(
-            f"An organization has {most} projects at most. Archive one, or ask the operator for"
-            " more.",
+            f"An organization has {most} projects at most. Archive one, or choose a larger plan.",
             code="projects_max",
             extra={"projects_max": most},
         )

@@ -13,6 +13,7 @@ from gateway.management import api_keys, people
 from gateway.management.audit import note
 from gateway.management.desk import Desk
 from gateway.management.guard import switches_in
+from gateway.management.limits import allowed_to
 from gateway.management.people import Email
 from gateway.policy import Permission, Policy, Preset, Role, policy_of
 from gateway.rest.caller import Scope, member, person
@@ -139,7 +140,8 @@ async def create(desk: Desk, asked: Asked[Nothing, NewOrganization]) -> Answer:
             "Verify your e-mail address first: POST /api/v1/verifications sends the link again.",
             code="email_not_verified",
         )
-    most = desk.config.management.organizations_max
+    account_id = await people.make_account(desk, founder.id)
+    most = (await allowed_to(desk.pool, desk.config.plans, account_id)).organizations_max
     if await desk.pool.fetchval(_OWNED, founder.id) >= most:
         raise _too_many(most)
     book = Book(desk.pool)
@@ -271,7 +273,8 @@ def _check_zone(name: str) -> None:
 
 def _too_many(most: int) -> Conflict:
     return Conflict(
-        f"One person owns {most} organizations at most. Delete one, or ask the operator for more.",
+        f"You own {most} organizations, the most by the plan of your own account. Delete one,"
+        " or choose a larger plan there.",
         code="organizations_max",
     )
 

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import pytest
 
 from gateway.binding import Binder, path_text
+from gateway.bounds import Between, Endpoint, Format
 from gateway.config import ConfigErrors, read
 from gateway.document import Mistake, overridden, parse
-from gateway.settings import Between, Endpoint, Format
 from providers.adapter import Secret
 
 

@@ -5,8 +5,9 @@ import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
-from gateway import settings
-from gateway.settings import DERIVED, Config, Journal, Ledger, Postgres, Redis
+from gateway import plans, settings
+from gateway.bounds import DERIVED
+from gateway.settings import Config, Journal, Ledger, Postgres, Redis
 from providers.adapter import Secret
 
 
@@ -38,8 +39,9 @@ def test_every_setting_is_read_by_somebody() -> None:
     text = "".join(path.read_text() for path in folder.rglob("*.py"))
     named = {
         field.name
-        for _, kind in inspect.getmembers(settings, inspect.isclass)
-        if is_dataclass(kind) and kind.__module__ == settings.__name__
+        for module in (settings, plans)
+        for _, kind in inspect.getmembers(module, inspect.isclass)
+        if is_dataclass(kind) and kind.__module__ == module.__name__
         for field in fields(kind)
         if field.metadata != DERIVED
     }

@@ -58,6 +58,10 @@ WANTED = {
     "organizations.delete": "organization.delete",
     "policy.get": "organization.read organizations:read",
     "policy.change": "policy.update",
+    "privacy.get": "organization.read organizations:read",
+    "privacy.change": "privacy.update organizations:write",
+    "plans.list": "anybody",
+    "plans.get": "organization.read organizations:read",
     "members.list": "member.read members:read",
     "members.get": "member.read members:read",
     "members.change": "member.role members:write",
@@ -294,6 +298,5 @@ def test_every_permission_is_wanted_by_some_route_or_named_as_not_yet() -> None:
         Permission.AUTO_TOP_UP_MANAGE,
         Permission.USAGE_READ,
         Permission.EXPORT_CREATE,
-        Permission.PRIVACY_UPDATE,
         Permission.PROVIDER_KEY_MANAGE,
     }

@@ -166,7 +166,7 @@ async def test_limits_are_set_together_and_stand_in_the_audit_log(
     assert (late.status, late.code) == (412, "changed_meanwhile")
     line = (await acme.get("/audit-log")).body["data"][0]
     assert (line["action"], line["actor"]) == ("organization.operate", "root@example.com")
-    assert line["after"] == {"is_suspended": False, **wanted}
+    assert line["after"] == {"is_suspended": False, "plan": "free", **wanted}
 
 
 async def test_every_organization_and_account_is_listed_in_pages(

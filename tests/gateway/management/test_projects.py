@@ -13,7 +13,11 @@ from tests.gateway.management.rooms import authenticator_of, joined, made_organi
 
 @pytest.fixture
 async def office(postgres_url: str, redis_url: str, tmp_path: Path) -> AsyncIterator[Office]:
-    changes = "management: {projects_max: 3}"
+    plan = (
+        "{label: Free, organizations_max: 3, projects_max: 3, members_max: 10, log_days_none: 3,"
+        " log_days_retain: 3, usd_per_month: 0, usd_per_year: 0}"
+    )
+    changes = f"plans: {{free: {plan}}}"
     async with open_office(postgres_url, redis_url, tmp_path, changes=changes) as opened:
         yield opened
 
