@@ -98,9 +98,18 @@ class Book:
         self._pool = pool
 
     async def create_organization(
-        self, name: str, *, actor: str, kind: str = "organization", time_zone: str = "UTC"
+        self,
+        name: str,
+        *,
+        actor: str,
+        kind: str = "organization",
+        time_zone: str = "UTC",
+        address: str | None = None,
     ) -> Organization:
-        """Make an organization with its wallet, empty, and a default project."""
+        """Make an organization with its wallet, empty, and a default project.
+
+        `address`: where the request came from; None: from this machine's command line.
+        """
         organization_id, project_id = str(uuid.uuid4()), str(uuid.uuid4())
         async with self._pool.acquire() as connection, connection.transaction():
             partition = await connection.fetchval(_TURN)
@@ -111,7 +120,10 @@ class Book:
             await connection.execute(_INSERT_PROJECT, project_id, organization_id)
             await connection.execute(_INSERT_WALLET, organization_id, partition, version)
             await connection.execute(_RAISE_VERSION, partition, version)
-            change = Change(actor, "organization.create", organization_id, after={"name": name})
+            said = {"name": name, "kind": kind}
+            change = Change(
+                actor, "organization.create", organization_id, after=said, address=address
+            )
             await append_change(connection, organization_id, change)
         return Organization(organization_id, name, kind, partition, project_id, Nanos(0))
 
@@ -124,6 +136,7 @@ class Book:
         reference: str,
         actor: str,
         reason: str = "",
+        address: str | None = None,
     ) -> Credited:
         """Post a credit to the organization's wallet, once for each (kind, `reference`).
 
@@ -134,7 +147,7 @@ class Book:
             raise BookRefused(f"{amount} nano-USD is no {kind}")
         try:
             async with self._pool.acquire() as connection, connection.transaction():
-                posted = _Credit(organization_id, amount, kind, reference, actor, reason)
+                posted = _Credit(organization_id, amount, kind, reference, actor, reason, address)
                 return await _credit(connection, posted)
         except asyncpg.UniqueViolationError as error:
             raise BookRefused(f"{kind} {reference!r} is being booked elsewhere") from error
@@ -154,6 +167,7 @@ class _Credit(NamedTuple):
     reference: str
     actor: str
     reason: str
+    address: str | None
 
 
 async def move_base(connection: Connection, wallet_id: str, amount: int, *, version: int) -> Wallet:
@@ -191,6 +205,7 @@ async def _credit(connection: Connection, credit: _Credit) -> Credited:
         credit.reference,
         before={"balance": str(before.balance)},
         after={"balance": str(after.balance), "reason": credit.reason},
+        address=credit.address,
     )
     await append_change(connection, credit.organization_id, change)
     return Credited(after, is_new=True)

@@ -72,6 +72,7 @@ class Wanted(NamedTuple):
     actor: str
     reason: str
     target_id: str | None = None  # of a transfer: the organization that gains
+    address: str | None = None  # where the request came from, for the audit log
 
 
 class Withdrawn(NamedTuple):
@@ -295,6 +296,7 @@ async def _book(
             wanted.reference,
             before={"balance": str(was.balance)},
             after={"balance": str(now.balance), "reason": wanted.reason},
+            address=wanted.address,
         )
         await append_change(connection, was.organization_id, change)
     return Withdrawn(after, target_after, is_new=True)

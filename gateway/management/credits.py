@@ -31,6 +31,7 @@ class Grant(NamedTuple):
     reason: str
     actor: str
     idempotency_key: str | None = None  # None: granted as often as it is asked for
+    address: str | None = None  # where the request came from; None: from this machine
 
 
 class Granted(NamedTuple):
@@ -51,6 +52,7 @@ class Taking(NamedTuple):
     actor: str
     target_id: UUID | None = None  # of a transfer: the organization that gains
     idempotency_key: str | None = None  # None: taken as often as it is asked for
+    address: str | None = None  # where the request came from; None: from this machine
 
 
 class Taken(NamedTuple):
@@ -80,6 +82,7 @@ async def adjust(pool: asyncpg.Pool, redis: Redis, wanted: Grant) -> Granted:
         wanted.reason,
         wanted.actor,
         idempotency_key=wanted.idempotency_key,
+        address=wanted.address,
     )
     taken = await take(pool, redis, taking)
     return Granted(taken.balance, taken.is_new, taken.is_usable)
@@ -101,6 +104,7 @@ async def take(pool: asyncpg.Pool, redis: Redis, wanted: Taking) -> Taken:
         wanted.actor,
         wanted.reason,
         None if wanted.target_id is None else str(wanted.target_id),
+        wanted.address,
     )
     done = await _withdrawn(Withdrawals(pool, redis), asked, key)
     target_balance = None if done.target is None else Nanos(done.target.balance)
@@ -151,6 +155,7 @@ async def _give(pool: asyncpg.Pool, redis: Redis, wanted: Grant, kind: CreditKin
             reference=f"{wanted.organization_id}:{key}",
             actor=wanted.actor,
             reason=wanted.reason,
+            address=wanted.address,
         )
     except BookRefused as error:
         raise Conflict(str(error), code="not_booked") from error

@@ -31,7 +31,9 @@ async def disable(desk: Desk, asked: Asked[Nothing, Nothing]) -> Answer:
     found = await manageable(desk, place, asked.id("key_id"))
     async with desk.pool.acquire() as connection, connection.transaction():
         if await connection.fetchval(_DISABLE, found.id, place.member_id) is not None:
-            await note(connection, asked, "key.disable", target=str(found.id))
+            was, now_is = {"is_disabled": False}, {"is_disabled": True}
+            target = str(found.id)
+            await note(connection, asked, "key.disable", target=target, before=was, after=now_is)
     return await published(desk, place, found.id)
 
 
@@ -43,7 +45,9 @@ async def enable(desk: Desk, asked: Asked[Nothing, Nothing]) -> Answer:
     async with desk.pool.acquire() as connection, connection.transaction():
         done = await connection.fetchval(_ENABLE, found.id, place.member_id, manages)
         if done is not None:
-            await note(connection, asked, "key.enable", target=str(found.id))
+            was, now_is = {"is_disabled": True}, {"is_disabled": False}
+            target = str(found.id)
+            await note(connection, asked, "key.enable", target=target, before=was, after=now_is)
         elif found.disabled_at is not None and not manages and found.disabled_by != place.member_id:
             raise Forbidden(
                 "Somebody else disabled this key. Ask an owner or admin to enable it.",

@@ -183,6 +183,7 @@ async def credit(desk: Desk, asked: Asked[Nothing, Credit]) -> Answer:
         wanted.reason,
         asked.caller.actor,
         idempotency_key=asked.key,
+        address=asked.caller.address,
     )
     book = money.grant if wanted.kind is CreditKind.GRANT else money.adjust
     done = await book(desk.pool, desk.redis, grant)
@@ -199,6 +200,7 @@ async def refund(desk: Desk, asked: Asked[Nothing, Refund]) -> Answer:
         wanted.reason,
         asked.caller.actor,
         idempotency_key=asked.key,
+        address=asked.caller.address,
     )
     done = await money.take(desk.pool, desk.redis, taking)
     return _booked(-wanted.amount_nanos, done.balance, is_usable=done.is_usable)
@@ -223,6 +225,7 @@ async def transfer(desk: Desk, asked: Asked[Nothing, Transfer]) -> Answer:
         asked.caller.actor,
         target_id=wanted.to_organization_id,
         idempotency_key=asked.key,
+        address=asked.caller.address,
     )
     return Answer(await transferred(desk, taking))
 

@@ -180,7 +180,7 @@ async def verify(desk: Desk, asked: Asked[Nothing, LinkSecret]) -> Answer:
     async with desk.pool.acquire() as connection, connection.transaction():
         person_id = await used_link(desk, connection, asked.body.secret, "verify")
         await connection.execute(VERIFY, person_id, desk.now())
-    await make_account(desk, person_id)
+    await make_account(desk, person_id, address=asked.caller.address)
     return Answer(await one(desk, person_id))
 
 
@@ -275,7 +275,7 @@ async def links_person(desk: Desk, secret: str, purpose: str) -> UUID | None:
     return None if found is None else UUID(str(found))
 
 
-async def make_account(desk: Desk, person_id: UUID) -> UUID:
+async def make_account(desk: Desk, person_id: UUID, *, address: str | None) -> UUID:
     """The person's own account, made if there is none. Repeating it is harmless.
 
     What dies in between leaves an account that nobody is in, empty; the next try makes another.
@@ -285,7 +285,7 @@ async def make_account(desk: Desk, person_id: UUID) -> UUID:
         return found.account_id
     book = Book(desk.pool)
     made = await book.create_organization(
-        found.name or found.email, actor=found.email, kind="personal"
+        found.name or found.email, actor=found.email, kind="personal", address=address
     )
     account_id = UUID(made.id)
     async with desk.pool.acquire() as connection, connection.transaction():

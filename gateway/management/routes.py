@@ -2,6 +2,7 @@
 
 from gateway.management import (
     audit,
+    audit_export,
     invitations,
     invited,
     key_life,
@@ -47,4 +48,5 @@ ROUTES: tuple[Route, ...] = (
     *operators.ROUTES,
     *tokens.ROUTES,
     *audit.ROUTES,
+    *audit_export.ROUTES,
 )

@@ -144,7 +144,7 @@ async def sign_in_by_link(desk: Desk, asked: Asked[Nothing, LinkSignIn]) -> Answ
         await codes.was_shown(desk, whose, asked.body.code, address=asked.caller.address)
     async with desk.pool.acquire() as connection, connection.transaction():
         person_id = await people.used_link(desk, connection, asked.body.secret, "sign-in")
-    await people.make_account(desk, person_id)
+    await people.make_account(desk, person_id, address=asked.caller.address)
     return await signed_in(desk, asked, person_id, is_strong=False)
 
 
@@ -220,7 +220,7 @@ async def reset_password(desk: Desk, asked: Asked[Nothing, NewPassword]) -> Answ
         await connection.execute(_END_ALL, person_id, desk.now(), None)
         told = Notice(What.PASSWORD_CHANGED, asked.caller.address, "By a link that was mailed.")
         await notices.post(desk, connection, person_id, told)
-    await people.make_account(desk, person_id)
+    await people.make_account(desk, person_id, address=asked.caller.address)
     return Answer()
 
 

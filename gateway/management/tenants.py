@@ -140,13 +140,13 @@ async def create(desk: Desk, asked: Asked[Nothing, NewOrganization]) -> Answer:
             "Verify your e-mail address first: POST /api/v1/verifications sends the link again.",
             code="email_not_verified",
         )
-    account_id = await people.make_account(desk, founder.id)
+    account_id = await people.make_account(desk, founder.id, address=caller.address)
     most = (await allowed_to(desk.pool, desk.config.plans, account_id)).organizations_max
     if await desk.pool.fetchval(_OWNED, founder.id) >= most:
         raise _too_many(most)
     book = Book(desk.pool)
     made = await book.create_organization(
-        wanted.name, actor=caller.actor, time_zone=wanted.time_zone
+        wanted.name, actor=caller.actor, time_zone=wanted.time_zone, address=caller.address
     )
     organization_id = UUID(made.id)
     async with desk.pool.acquire() as connection, connection.transaction():

@@ -152,6 +152,7 @@ async def give(desk: Desk, asked: Asked[Nothing, OwnTransfer]) -> Answer:
         caller.actor,
         target_id=caller.place.organization_id,
         idempotency_key=asked.key,
+        address=caller.address,
     )
     return Answer(await transferred(desk, taking))
 

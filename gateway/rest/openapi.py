@@ -174,7 +174,11 @@ def _responses(route: Route, schema_of: Mapping[Any, Any]) -> dict[str, Any]:
     answers: dict[str, Any] = {
         str(status): {"description": _SAID[status], **problem} for status in sorted(statuses)
     }
-    if route.answers is None:
+    if route.media:
+        file = {"schema": {"type": "string"}}
+        content = dict.fromkeys(route.media, file)
+        answers[str(route.status)] = {"description": "The file.", "content": content}
+    elif route.answers is None:
         answers["204"] = {"description": "Done."}
     else:
         content = {"application/json": {"schema": schema_of[route.answers]}}

@@ -1,6 +1,6 @@
 """What a route is: where it is asked, by whom, with what, and what it answers."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID
@@ -41,12 +41,21 @@ class Asked(Generic[Query, Body]):
             raise NotFound(f"There is no {self.path[name]!r} here.", code="not_found") from error
 
 
+class Download(NamedTuple):
+    """A file that is made while it is sent."""
+
+    media: str  # one of the route's
+    name: str
+    chunks: AsyncIterator[bytes]
+
+
 class Answer(NamedTuple):
     """What is answered with the status of its route."""
 
     body: msgspec.Struct | None = None
     version: int | None = None  # its ETag
     cookies: Mapping[str, str | None] = {}  # to be set; None: to be forgotten
+    download: Download | None = None  # of a route with `media`: instead of a body
 
 
 # The parts that handlers work on are management's to define.
@@ -66,6 +75,7 @@ class Route:
     query: type[msgspec.Struct] = Nothing
     body: type[msgspec.Struct] | None = None
     answers: type[msgspec.Struct] | None = None  # None: nothing
+    media: tuple[str, ...] = ()  # what its file may be; then it answers nothing else
     status: int = 200
     is_once: bool = False  # money moves or a mail is sent: Idempotency-Key is obeyed
     is_guessed: bool = False  # somebody may try passwords or codes: few tries are let through

@@ -27,7 +27,7 @@ from gateway.errors import (
 from gateway.rest import problem, reading
 from gateway.rest.caller import Caller, Knock
 from gateway.rest.rates import ASKING, GUESSING, WRITING, Rates
-from gateway.rest.route import PREFIX, Answer, Asked, Nothing, Route
+from gateway.rest.route import PREFIX, Answer, Asked, Download, Nothing, Route
 from ledger.postgres import AWAY
 
 log = logging.getLogger(__name__)
@@ -100,8 +100,8 @@ class Api:
             application.router.add_route("*", PREFIX + path, _refusal(frozenset(known)))
         application.router.add_route("*", PREFIX + "{rest:(/.*)?}", _nothing_here)
 
-    def _handler(self, route: Route) -> Callable[[web.Request], Awaitable[web.Response]]:
-        async def handle(request: web.Request) -> web.Response:
+    def _handler(self, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def handle(request: web.Request) -> web.StreamResponse:
             request_id = str(uuid7())
             try:
                 return await self._answer(route, request, request_id)
@@ -119,7 +119,9 @@ class Api:
 
         return handle
 
-    async def _answer(self, route: Route, request: web.Request, request_id: str) -> web.Response:
+    async def _answer(
+        self, route: Route, request: web.Request, request_id: str
+    ) -> web.StreamResponse:
         knock = _knock(request, self._proxies)
         self._rates.take("address", knock.address, ASKING)
         if route.is_guessed:
@@ -138,10 +140,14 @@ class Api:
             cookies=request.cookies,
             agent=knock.agent,
         )
+        if route.media:
+            answer: Answer = await route.handle(self._parts, asked)
+            assert answer.download is not None, "a route with media answers a file"
+            return await _sent(request, answer.download, request_id)
         cookies: dict[str, str | None] = {}
 
         async def work() -> Given:
-            answer: Answer = await route.handle(self._parts, asked)
+            answer = await route.handle(self._parts, asked)
             cookies.update(answer.cookies)
             body = b"" if answer.body is None else _encode(answer.body)
             return Given(route.status if body else 204, body, answer.version)
@@ -168,6 +174,36 @@ class Api:
             samesite="Lax",
             secure=self._is_secure,
         )
+
+
+async def _sent(request: web.Request, file: Download, request_id: str) -> web.StreamResponse:
+    """Send the file as it is made. One that breaks off ends the connection before its end."""
+    first = await anext(file.chunks, b"")  # what fails here can still be told
+    response = web.StreamResponse(
+        headers={
+            **_SAFE,
+            "Content-Type": file.media,
+            "Content-Disposition": f'attachment; filename="{file.name}"',
+            "X-Request-Id": request_id,
+        }
+    )
+    await response.prepare(request)
+    await response.write(first)
+    try:
+        async for chunk in file.chunks:
+            await response.write(chunk)
+    except ConnectionError:
+        pass  # nobody is there who could read on
+    except (*_BUSY, *AWAY) as error:
+        log.warning("a file broke off", extra={"cause": "postgres", "reason": str(error)})
+    except Exception:  # as at the edge of every request
+        log.exception("bug in the management API", extra={"path": request.path})
+    else:
+        await response.write_eof()
+        return response
+    if request.transport is not None:
+        request.transport.abort()  # an orderly end would look like the file's own
+    return response
 
 
 def problem_response(error: GatewayError, request_id: str) -> web.Response:

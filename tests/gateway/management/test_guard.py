@@ -109,6 +109,7 @@ WANTED = {
     "tokens.revoke_of_organization": "token.manage",
     "audit.list": "audit.read audit:read",
     "audit.check": "audit.read audit:read",
+    "audit.export": "audit.read audit:read",
 }
 BY_NAME = {route.name: route for route in ROUTES}
 

@@ -211,3 +211,17 @@ async def test_what_is_no_organization_is_not_found(operator: Browser, rest: str
         path = f"/operator/organizations/{name}{rest}"
         got = await (operator.post(path, CREDIT) if rest else operator.patch(path, {}))
         assert got.status == 404
+
+
+async def test_the_audit_log_says_from_where_money_was_moved(
+    operator: Browser, acme: Browser
+) -> None:
+    await operator.post(_path(acme, "/credits"), CREDIT)
+    await operator.post(_path(acme, "/refunds"), {"amount_nanos": 5, "reason": "back"})
+    away = {**CREDIT, "kind": "adjustment", "amount_nanos": -5}
+    await operator.post(_path(acme, "/credits"), away)
+    lines = (await acme.get("/audit-log")).body["data"]
+    found = {line["action"]: line["address"] for line in lines}
+    assert found == dict.fromkeys(
+        ("organization.create", "credit.grant", "credit.refund", "credit.adjustment"), "127.0.0.1"
+    )

@@ -1,10 +1,21 @@
 """Requests over a socket: what a route does not say is refused before any handler runs."""
 
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
+import aiohttp
+import asyncpg
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
-from gateway.rest.server import address_of
+from gateway.rest.caller import ANYBODY, Caller, Knock
+from gateway.rest.rates import Rates
+from gateway.rest.route import PREFIX, Answer, Asked, Download, Nothing, Route
+from gateway.rest.server import Api, Given, address_of
 from tests.gateway.management.office import PASSWORD, Office, open_office
 
 SIGN_UP = {"email": "eve@example.com", "password": PASSWORD}
@@ -86,3 +97,68 @@ async def test_a_bug_is_told_without_its_details(office: Office) -> None:
     assert (got.status, got.code) == (500, "internal_error")
     assert got.headers["X-Request-Id"] in got.body["detail"]
     assert "column" not in got.body["detail"]
+
+
+async def let_in(route: Route, knock: Knock) -> Caller:
+    assert route.name == "files.get"
+    return Caller(actor="", address=knock.address)
+
+
+async def at_once(
+    asked: Asked[Any, Any], route: Route, body: bytes, work: Callable[[], Awaitable[Given]]
+) -> Given:
+    assert (asked.key, route.is_once, body) == (None, False, b""), "files are not made once"
+    return await work()
+
+
+async def downloaded(*chunks: bytes | Exception) -> bytes:
+    """What somebody gets of a file that is made of these."""
+
+    async def made() -> AsyncIterator[bytes]:
+        for chunk in chunks:
+            if isinstance(chunk, Exception):
+                raise chunk
+            yield chunk
+            await asyncio.sleep(0)
+
+    async def handle(_parts: None, _asked: Asked[Nothing, Nothing]) -> Answer:
+        return Answer(download=Download("text/csv", "all.csv", made()))
+
+    route = Route(
+        method="GET",
+        path="/file",
+        name="files.get",
+        says="A file.",
+        access=ANYBODY,
+        handle=handle,
+        media=("text/csv",),
+    )
+    application = web.Application()
+    rates = Rates(time.monotonic)
+    Api([route], None, guard=let_in, once=at_once, rates=rates, is_secure=False, proxies=0).add_to(
+        application
+    )
+    async with (
+        TestServer(application) as server,
+        aiohttp.ClientSession() as http,
+        http.get(server.make_url(f"{PREFIX}/file"), raise_for_status=True) as answer,
+    ):
+        assert answer.headers["Content-Disposition"] == 'attachment; filename="all.csv"'
+        return await answer.read()
+
+
+async def test_a_file_is_sent_as_it_is_made() -> None:
+    assert await downloaded(b"a,b\r\n", b"1,2\r\n") == b"a,b\r\n1,2\r\n"
+    assert await downloaded() == b""
+
+
+@pytest.mark.parametrize("error", [OSError("away"), asyncpg.InterfaceError("x"), ValueError("bug")])
+async def test_a_file_that_breaks_off_does_not_end_like_a_whole_one(error: Exception) -> None:
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await downloaded(b"a,b\r\n", error)
+
+
+async def test_a_file_that_cannot_be_begun_is_answered_with_a_problem() -> None:
+    with pytest.raises(aiohttp.ClientResponseError) as caught:
+        await downloaded(OSError("away"))
+    assert caught.value.status == 503
