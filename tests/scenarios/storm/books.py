@@ -162,7 +162,7 @@ async def _disagreement(connection: asyncpg.Connection, redis: Redis) -> str:
     return ""
 
 
-def different(image: Image, wallets: Iterable[Sequence[Any]]) -> str:
+def different(image: Image, wallets: Iterable[Sequence[Any] | asyncpg.Record]) -> str:
     """What Redis and Postgres do not say the same of; a window nobody spent in may be missing."""
     there = {w.wallet: (w.base, w.spent, w.held, w.free) for w in image.wallets}
     posted = {w[0]: (w[1], w[2], 0, w[1] - w[2]) for w in wallets}
