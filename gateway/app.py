@@ -30,7 +30,7 @@ from gateway.journals import Journals
 from gateway.key_cache import KeyCache
 from gateway.keys import key_digester
 from gateway.logs import Lines, set_level
-from gateway.management import api_keys
+from gateway.management import known_keys
 from gateway.metrics import Metrics
 from gateway.proxy.calls import Calls, Parts
 from gateway.proxy.clients import Clients
@@ -340,7 +340,7 @@ def _authenticator(
     return Authenticator(
         digest=key_digester(_pepper(config)),
         cache=KeyCache(redis, time.time),
-        find=partial(api_keys.find, pool),
+        find=partial(known_keys.find, pool),
         clock=Clock(time.time, time.monotonic),
         limits=AuthLimits(
             stale_s=auth.key_cache_s,

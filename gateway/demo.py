@@ -18,7 +18,7 @@ import aiohttp
 from gateway.commands.stores import Stores
 from gateway.errors import NotFound
 from gateway.keys import RANDOM_BYTES, is_well_formed, issue
-from gateway.management import api_keys, operators, organizations, usage
+from gateway.management import api_keys, known_keys, operators, organizations, usage
 from gateway.management import credits as credits_
 from gateway.management.api_keys import KeyLabel, KeyTerms
 from gateway.management.credits import Grant
@@ -107,7 +107,7 @@ async def _key(stores: Stores, organization_id: UUID, file: Path) -> str:
     digest = stores.key_digest()
     kept = _kept(file)
     if is_well_formed(kept):
-        known = (await api_keys.find(stores.pool, [digest(kept)])).get(digest(kept))
+        known = (await known_keys.find(stores.pool, [digest(kept)])).get(digest(kept))
         if known is not None and not known.is_revoked:
             return kept
     new = issue(secrets.token_bytes(RANDOM_BYTES))

@@ -6,6 +6,7 @@ GatewayError                status  code                      raised when
   PaymentRequired           402     insufficient_credit       the wallet cannot pay the worst case
     CapSpent                402     budget_exceeded           a cap of the key is spent
   Forbidden                 403     model_not_allowed         the key may not use this model
+                                    address_not_allowed       ... or not from there
   NotFound                  404     (by thing)                no such model, price or path
   MethodNotAllowed          405     method_not_allowed
   Conflict                  409     (by thing)                it contradicts what was done before

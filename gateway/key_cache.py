@@ -26,6 +26,9 @@ _FOR_EVER_MS = 2**53  # a tombstone need not be checked against Postgres: keys d
 _RETRY_S = 0.2  # after a lost subscription; changes missed meanwhile are covered by the flush
 _PING_S = 2.0  # a silent connection is asked after this, and given up after twice this
 _DIGEST, _ORGANIZATION = b"d", b"o"  # how a message on the channel begins
+# Raised when principals learn something that gateways must obey: an entry of a release that did
+# not know it is checked against Postgres, and served as it is only while that does not answer.
+_FORM = 1
 
 
 class CacheAway(Exception):
@@ -50,6 +53,7 @@ class KeyChange(NamedTuple):
 class _Payload(msgspec.Struct, array_like=True, gc=False):
     read_ms: int
     principal: bytes
+    form: int = 0
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -84,7 +88,7 @@ class KeyCache:
                     if is_revoked:
                         _ = pipeline.fcall("tg_key_drop", 1, name, version, str(KEEP_MS))
                         continue
-                    payload = _encode(_Payload(read_ms, pack(principal)))
+                    payload = _encode(_Payload(read_ms, pack(principal), _FORM))
                     # The stubs know only text, the protocol knows bytes.
                     arguments = (name, version, payload, str(KEEP_MS))
                     _ = pipeline.execute_command("FCALL", "tg_key_put", 1, *arguments)
@@ -146,7 +150,8 @@ def _cached(stored: bytes | None) -> CachedKey | None:
         if not payload:
             return CachedKey(None, int(version), _FOR_EVER_MS)
         entry = _decode(payload)
-        return CachedKey(unpack(entry.principal), int(version), entry.read_ms)
+        read_ms = entry.read_ms if entry.form >= _FORM else 0
+        return CachedKey(unpack(entry.principal), int(version), read_ms)
     except (msgspec.MsgspecError, ValueError):
         # Written by a release we do not know: Postgres can tell.
         return None

@@ -25,6 +25,7 @@ PARTITIONS_MAX = 100
 # Why a call was turned away or went wrong: our error codes, and what they come from.
 CAUSES = frozenset(
     {
+        "address_not_allowed",
         "api_key_in_url",
         "auth_unavailable",
         "bad_http",

@@ -41,6 +41,7 @@ class Permission(StrEnum):
     MEMBER_INVITE = "member.invite"
     MEMBER_REMOVE = "member.remove"
     MEMBER_ROLE = "member.role"  # up to admin; only owners make owners, whatever is set
+    MEMBER_BUDGET = "member.budget"  # what each may spend
     PROJECT_READ = "project.read"
     PROJECT_MANAGE = "project.manage"
     KEY_READ = "key.read"  # of all keys, for all may use them; never a secret
@@ -138,6 +139,7 @@ _ALL: Mapping[Permission, Audience] = {
     _P.MEMBER_INVITE: _ADMINS,
     _P.MEMBER_REMOVE: _ADMINS,
     _P.MEMBER_ROLE: _ADMINS,
+    _P.MEMBER_BUDGET: _ADMINS,
     _P.PROJECT_READ: _MEMBERS,
     _P.PROJECT_MANAGE: _ADMINS,
     _P.KEY_READ: _MEMBERS,
@@ -189,6 +191,7 @@ PRESETS: Mapping[Preset, Policy] = {
             _P.MEMBER_INVITE: _OWNERS,
             _P.MEMBER_REMOVE: _OWNERS,
             _P.MEMBER_ROLE: _OWNERS,
+            _P.MEMBER_BUDGET: _OWNERS,
             _P.KEY_CREATE: _MEMBERS,
             _P.BILLING_READ: _OWNERS,
             _P.BILLING_PURCHASE: _OWNERS,

@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
+from gateway.addresses import Ranges
 from ledger.admission import Cap
 from ledger.money import ZERO, Nanos
 
@@ -58,6 +59,8 @@ class Principal(NamedTuple):
     is_suspended: bool  # the organization may not call for now
     allows_unpriced: bool  # models without a price pass at zero
     grace: Nanos = ZERO  # what it may use while Redis is away, over all gateways
+    default_model: str | None = None  # of calls that name none
+    networks: tuple[Ranges, ...] = ()  # its calls come from within each of them; (): anywhere
 
     def caps(self, now_ms: int) -> tuple[Cap, ...]:
         """The budgets as caps, each with its window of now and its neighbours."""
@@ -101,6 +104,8 @@ class _Packed(msgspec.Struct, array_like=True, gc=False):
     is_suspended: bool
     allows_unpriced: bool
     grace: int = 0
+    default_model: str | None = None
+    networks: tuple[tuple[str, ...], ...] = ()
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -128,6 +133,8 @@ def pack(who: Principal) -> bytes:
             is_suspended=who.is_suspended,
             allows_unpriced=who.allows_unpriced,
             grace=who.grace,
+            default_model=who.default_model,
+            networks=who.networks,
         )
     )
 
@@ -153,6 +160,8 @@ def unpack(packed: bytes) -> Principal:
         is_suspended=it.is_suspended,
         allows_unpriced=it.allows_unpriced,
         grace=Nanos(it.grace),
+        default_model=it.default_model,
+        networks=it.networks,
     )
 
 

@@ -219,6 +219,7 @@ class PriceOverride:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
+    proxies: Annotated[int, Between(0, 10)] = 0
     body_bytes_max: Size = 32 * MIB
     body_bytes_in_all: Size = 1 * GIB
     headers_max: Annotated[int, Between(10, 1_000)] = 100

@@ -60,6 +60,7 @@ CREATE TABLE organization (
     switches         jsonb NOT NULL DEFAULT '{}',    -- what differs from the preset
     limits           jsonb NOT NULL DEFAULT '{}',    -- what the operator set above the plan
     deleted_at       timestamptz,                    -- its keys are dead; its records stay
+    ip_ranges        text[],                         -- where its calls may come from; null: anywhere
     plan             text NOT NULL DEFAULT 'free',   -- by its name in config.yaml
     log_level        text NOT NULL DEFAULT 'none',   -- none | retain: decides with the plan how long
     log_days         integer,                        -- it keeps how its calls went; null: that long
@@ -76,6 +77,10 @@ CREATE TABLE project (
     created_at      timestamptz NOT NULL DEFAULT now(),
     description     text NOT NULL DEFAULT '',
     version         bigint NOT NULL DEFAULT 1,
+    budget_limit    bigint CHECK (budget_limit >= 0),  -- of all its calls in each period; null: none
+    budget_period   text
+                    CHECK (budget_period IN ('once', 'daily', 'weekly', 'monthly')
+                           AND (budget_limit IS NULL) = (budget_period IS NULL)),
     UNIQUE (organization_id, name)
 );
 CREATE UNIQUE INDEX project_default ON project (organization_id) WHERE is_default;
@@ -199,6 +204,11 @@ CREATE TABLE member (
     created_at      timestamptz NOT NULL DEFAULT now(),
     removed_at      timestamptz,
     version         bigint NOT NULL DEFAULT 1,
+    grants          text[] NOT NULL DEFAULT '{}',      -- what they may beyond their role
+    budget_limit    bigint CHECK (budget_limit >= 0),  -- of all their calls in each period; null: none
+    budget_period   text
+                    CHECK (budget_period IN ('once', 'daily', 'weekly', 'monthly')
+                           AND (budget_limit IS NULL) = (budget_period IS NULL)),
     UNIQUE (organization_id, email)
 );
 
@@ -279,6 +289,8 @@ CREATE TABLE api_key (
     description     text NOT NULL DEFAULT '',
     disabled_at     timestamptz,                                 -- refused until it is enabled again
     disabled_by     uuid REFERENCES member (id),                 -- null: by nobody who is a member
+    default_model   text,                                        -- of calls that name none
+    ip_ranges       text[],                                      -- where calls may come from; null: anywhere
     CHECK ((budget_limit IS NULL) = (budget_period IS NULL))
 );
 CREATE INDEX api_key_organization ON api_key (organization_id);

@@ -1,4 +1,4 @@
-"""API keys: made, listed and revoked here, and read from here by every gateway that meets one.
+"""API keys: made, listed and revoked here; `known_keys` is what gateways read of them.
 
 A key's text is never stored: a row holds its digest. Each change is committed, then written to
 Redis under a higher version, then announced, in this order; whatever a crash leaves undone is found
@@ -14,10 +14,12 @@ from uuid import UUID
 
 import asyncpg
 
+from gateway.addresses import Ranges
 from gateway.auth import StoreAway
 from gateway.errors import BadRequest, NotFound
 from gateway.key_cache import CacheAway, KeyCache, KeyChange
-from gateway.principal import Budget, KnownKey, Period, Principal
+from gateway.management.known_keys import find
+from gateway.principal import Period
 from ledger.money import NANOS_MAX, Nanos
 from ledger.postgres import AWAY
 from ledger.trail import Change, append_change
@@ -29,29 +31,6 @@ PUBLISH_S = 2.0
 _PUBLISHED_MAX = 500  # keys at a time
 _COUNT_MAX = 2**31 - 1  # of an integer column
 
-_BY_DIGEST = """
-    SELECT s.digest, k.id, k.organization_id, k.project_id,
-           coalesce(s.member_id, k.member_id) AS member_id, k.budget_limit,
-           k.budget_period, k.rpm, k.tpm, k.concurrency, k.models,
-           least(k.expires_at, s.ends_at) AS expires_at, k.disabled_at IS NOT NULL AS is_disabled,
-           k.revoked_at IS NOT NULL OR o.deleted_at IS NOT NULL
-           -- Or it was made while its member was being removed, and the removal has not seen it.
-           OR m.removed_at IS NOT NULL
-           OR coalesce(s.ends_at <= now(), false) AS is_revoked,
-           o.partition, o.time_zone, o.unpriced_allowed,
-           o.grace_nanos, o.suspended_at IS NOT NULL AS is_suspended,
-           -- Both only grow, so whatever changes, the sum is above every one seen before.
-           k.version + o.version AS version
-    FROM (
-        SELECT digest, id AS key_id, NULL::uuid AS member_id, NULL::timestamptz AS ends_at
-        FROM api_key WHERE digest = ANY($1::bytea[])
-        UNION ALL
-        SELECT digest, key_id, member_id, ends_at FROM key_secret WHERE digest = ANY($1::bytea[])
-    ) AS s
-    JOIN api_key AS k ON k.id = s.key_id
-    JOIN organization AS o ON o.id = k.organization_id
-    LEFT JOIN member AS m ON m.id = coalesce(s.member_id, k.member_id)
-"""
 _OF_ORGANIZATION = "SELECT id FROM api_key WHERE organization_id = $1"
 # Secrets that ended some days ago are refused everywhere and need no news.
 _DIGESTS = """
@@ -74,8 +53,9 @@ _DEFAULT_PROJECT = "SELECT id FROM project WHERE organization_id = $1 AND is_def
 _INSERT = """
     INSERT INTO api_key (id, organization_id, project_id, member_id, digest, name, last4,
                          budget_limit, budget_period, rpm, tpm, concurrency, models, expires_at,
-                         description)
-    VALUES (gen_random_uuid(), $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+                         description, default_model, ip_ranges)
+    VALUES (gen_random_uuid(), $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15,
+            $16)
     RETURNING id
 """
 _VIEW = """
@@ -123,6 +103,8 @@ class KeyTerms:
     tpm: int | None = None
     concurrency: int | None = None
     models: tuple[str, ...] | None = None
+    default_model: str | None = None  # of calls that name none
+    ip_ranges: Ranges | None = None  # where its calls may come from
     expires_at: datetime | None = None
     actor: str = "operator"
     address: str | None = None  # where the request came from
@@ -148,15 +130,6 @@ class ApiKey(NamedTuple):
     created_at: datetime
 
 
-async def find(pool: asyncpg.Pool, digests: Sequence[bytes]) -> dict[bytes, KnownKey]:
-    """The keys of those digests that are known; raises `StoreAway`. Asked by the authenticator."""
-    try:
-        rows = await pool.fetch(_BY_DIGEST, digests)
-    except (asyncpg.PostgresError, *AWAY) as error:
-        raise StoreAway(str(error) or type(error).__name__) from error
-    return {row["digest"]: _known(row) for row in rows}
-
-
 async def create(
     pool: asyncpg.Pool, cache: KeyCache, *, organization_id: UUID, label: KeyLabel, terms: KeyTerms
 ) -> ApiKey:
@@ -180,6 +153,8 @@ async def create(
             terms.models,
             terms.expires_at,
             terms.description,
+            terms.default_model,
+            terms.ip_ranges,
         )
         made = Change(
             terms.actor,
@@ -309,46 +284,6 @@ def _check(terms: KeyTerms) -> None:
         raise BadRequest("a budget is not negative", code="invalid_budget")
     if terms.models is not None and not 0 < len(terms.models) <= MODELS_MAX:
         raise BadRequest(f"a key names 1 to {MODELS_MAX} models", code="invalid_models")
-
-
-def _known(row: asyncpg.Record) -> KnownKey:
-    organization_id, key_id = str(row["organization_id"]), str(row["id"])
-    budgets: tuple[Budget, ...] = ()
-    if row["budget_limit"] is not None:
-        period = Period(row["budget_period"])
-        budgets = (Budget(f"key:{key_id}", Nanos(row["budget_limit"]), period),)
-    principal = Principal(
-        organization_id=organization_id,
-        partition=row["partition"],
-        wallet=organization_id,
-        project_id=str(row["project_id"]),
-        key_id=key_id,
-        member_id="" if row["member_id"] is None else str(row["member_id"]),
-        version=row["version"],
-        time_zone=row["time_zone"],
-        budgets=budgets,
-        rpm=row["rpm"],
-        tpm=row["tpm"],
-        concurrency=row["concurrency"],
-        models=None if row["models"] is None else frozenset(row["models"]),
-        expires_at_ms=_expiry_ms(row),
-        is_suspended=row["is_suspended"],
-        allows_unpriced=row["unpriced_allowed"],
-        grace=Nanos(row["grace_nanos"]),
-    )
-    return KnownKey(principal, row["is_revoked"])
-
-
-def _expiry_ms(row: asyncpg.Record) -> int | None:
-    """When gateways stop taking it, unix ms.
-
-    A disabled key is one that expired long ago: unlike a tombstone, such an entry is checked
-    against Postgres, so that a key whose enabling Redis never heard of comes back all the same. And
-    gateways of older releases obey it.
-    """
-    if row["is_disabled"]:
-        return 0
-    return None if row["expires_at"] is None else int(row["expires_at"].timestamp() * 1000)
 
 
 def _view(row: asyncpg.Record) -> ApiKey:

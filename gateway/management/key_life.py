@@ -8,7 +8,8 @@ from gateway.errors import Forbidden
 from gateway.management import api_keys
 from gateway.management.audit import note
 from gateway.management.desk import Desk
-from gateway.management.keyring import WRITE, ApiKeyView, manageable, published
+from gateway.management.key_forms import ApiKeyView
+from gateway.management.keyring import WRITE, manageable, published
 from gateway.policy import Permission
 from gateway.rest.route import Answer, Asked, Nothing, Route
 

@@ -14,7 +14,8 @@ from gateway.keys import RANDOM_BYTES, issue, last4_of
 from gateway.management import api_keys
 from gateway.management.audit import note
 from gateway.management.desk import Desk
-from gateway.management.keyring import WRITE, NewKeyView, manageable, one
+from gateway.management.key_forms import NewKeyView
+from gateway.management.keyring import WRITE, manageable, one
 from gateway.policy import Permission, SecretVisibility
 from gateway.rest.caller import Scope, member
 from gateway.rest.route import Answer, Asked, Nothing, Route

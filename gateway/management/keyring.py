@@ -5,41 +5,44 @@ their secret. To change one takes that one made it oneself, or the permission fo
 """
 
 from datetime import datetime, timedelta
-from enum import StrEnum
-from typing import Annotated, Any
+from typing import Any
 from uuid import UUID
 
 import msgspec
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET
 
-from gateway.display import Display, display
+from gateway.display import display
 from gateway.errors import BadRequest, Conflict, Forbidden, NotFound
 from gateway.keys import RANDOM_BYTES, issue
 from gateway.management import api_keys
 from gateway.management.api_keys import KeyLabel, KeyTerms
 from gateway.management.audit import note
+from gateway.management.budgets import Change, changed, check_budget, told
 from gateway.management.desk import Desk
-from gateway.management.tenants import Description
-from gateway.management.tenants import OrganizationName as KeyName
+from gateway.management.ip_ranges import ranges_in
+from gateway.management.key_forms import (
+    ApiKeyChange,
+    ApiKeyView,
+    KeyState,
+    KeysWanted,
+    NewApiKey,
+    NewKeyView,
+)
+from gateway.management.known_keys import CapOwner
 from gateway.policy import Permission
 from gateway.principal import Period
 from gateway.rest.caller import Place, Scope, member
-from gateway.rest.cursor import Page, Paged, cursor_at, moment_in
+from gateway.rest.cursor import Page, cursor_at, moment_in
 from gateway.rest.problem import ChangedMeanwhile
 from gateway.rest.route import Answer, Asked, Nothing, Route
-from ledger.money import NANOS_MAX, Nanos
+from ledger.money import Nanos
 
 _EXPIRY_MAX = timedelta(days=100 * 365)
 
-Money = Annotated[int, Meta(ge=0, le=NANOS_MAX, description="nano-USD")]
-PerMinute = Annotated[int, Meta(ge=1, le=2**31 - 1)]
-ModelName = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
-Models = Annotated[list[ModelName], Meta(min_length=1, max_length=api_keys.MODELS_MAX)]
-Moment = Annotated[datetime, Meta(tz=True)]
-
 _COLUMNS = """
     SELECT k.id, k.name, k.description, k.project_id, p.name AS project, k.member_id,
-           m.email AS maker, k.last4, k.models, k.budget_limit AS budget_nanos, k.budget_period,
+           m.email AS maker, k.last4, k.models, k.default_model,
+           k.ip_ranges, k.budget_limit AS budget_nanos, k.budget_period,
            k.rpm, k.tpm, k.concurrency, k.expires_at, k.disabled_at, k.disabled_by, k.revoked_at,
            k.created_at, k.version,
            (SELECT max(s.ends_at) FROM key_secret AS s
@@ -60,90 +63,11 @@ _LISTED = (
 _SET = """
     UPDATE api_key
     SET name = $2, description = $3, models = $4, budget_limit = $5, budget_period = $6, rpm = $7,
-        tpm = $8, concurrency = $9, expires_at = $10, version = version + 1
-    WHERE id = $1 AND version = $11 AND revoked_at IS NULL
+        tpm = $8, concurrency = $9, expires_at = $10, default_model = $11, ip_ranges = $12,
+        version = version + 1
+    WHERE id = $1 AND version = $13 AND revoked_at IS NULL
     RETURNING id
 """
-
-
-class KeyState(StrEnum):
-    """Whether a key works."""
-
-    ACTIVE = "active"
-    DISABLED = "disabled"  # until it is enabled again
-    EXPIRED = "expired"
-    REVOKED = "revoked"  # for ever
-
-
-class NewApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a new key may do. null: without that limit; a budget and its period come together."""
-
-    name: KeyName
-    description: Description = ""
-    project_id: UUID | None = None  # null: the default project
-    models: Models | None = None  # null: every model
-    expires_at: Moment | None = None
-    budget_nanos: Money | None = None
-    budget_period: Period | None = None
-    rpm: PerMinute | None = None
-    tpm: PerMinute | None = None
-    concurrency: PerMinute | None = None
-
-
-class ApiKeyChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What is to be changed; what is left out stays, null ends a limit."""
-
-    name: KeyName | UnsetType = UNSET
-    description: Description | UnsetType = UNSET
-    models: Models | UnsetType | None = UNSET
-    expires_at: Moment | UnsetType | None = UNSET
-    budget_nanos: Money | UnsetType | None = UNSET
-    budget_period: Period | UnsetType | None = UNSET
-    rpm: PerMinute | UnsetType | None = UNSET
-    tpm: PerMinute | UnsetType | None = UNSET
-    concurrency: PerMinute | UnsetType | None = UNSET
-
-
-class KeysWanted(Paged, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Which keys are listed."""
-
-    project_id: UUID | None = None  # null: of every project
-    revoked: bool = False  # those that are revoked, too
-
-
-class ApiKeyView(msgspec.Struct, frozen=True, kw_only=True):
-    """A key without its secret."""
-
-    id: UUID
-    name: str
-    description: str
-    project_id: UUID
-    project: str
-    member_id: UUID | None  # who made it; null: nobody who is a member
-    maker: str | None  # their e-mail address
-    last4: str  # of its secret
-    state: KeyState
-    models: list[str] | None
-    budget_nanos: int | None
-    budget_period: Period | None
-    rpm: int | None
-    tpm: int | None
-    concurrency: int | None
-    expires_at: datetime | None
-    disabled_at: datetime | None
-    disabled_by: UUID | None  # the member
-    former_until: datetime | None  # its secret before the rotation works until then
-    revoked_at: datetime | None
-    created_at: datetime
-    version: int
-    display: Display
-
-
-class NewKeyView(msgspec.Struct, frozen=True, kw_only=True):
-    """A key with a secret just made, which is shown this once."""
-
-    key: ApiKeyView
-    secret: str
 
 
 async def listed(desk: Desk, asked: Asked[KeysWanted, Nothing]) -> Answer:
@@ -172,7 +96,9 @@ async def create(desk: Desk, asked: Asked[Nothing, NewApiKey]) -> Answer:
     """Make a key that works at once. It is its maker's; calls with it count as theirs."""
     caller, wanted = asked.caller, asked.body
     _check_expiry(desk, wanted.expires_at)
-    _check_budget(wanted.budget_nanos, wanted.budget_period)
+    check_budget(wanted.budget_nanos, wanted.budget_period)
+    _check_default(desk, wanted.default_model, wanted.models)
+    ranges = ranges_in(wanted.ip_ranges)
     new = issue(desk.random_bytes(RANDOM_BYTES))
     budget = None if wanted.budget_nanos is None else Nanos(wanted.budget_nanos)
     terms = KeyTerms(
@@ -186,6 +112,8 @@ async def create(desk: Desk, asked: Asked[Nothing, NewApiKey]) -> Answer:
         tpm=wanted.tpm,
         concurrency=wanted.concurrency,
         models=None if wanted.models is None else tuple(wanted.models),
+        default_model=wanted.default_model,
+        ip_ranges=None if ranges is None else tuple(ranges),
         expires_at=wanted.expires_at,
         actor=caller.actor,
         address=caller.address,
@@ -218,10 +146,17 @@ async def change(desk: Desk, asked: Asked[Nothing, ApiKeyChange]) -> Answer:
     }
     if "expires_at" in changes:
         _check_expiry(desk, changes["expires_at"])
+    if changes.get("ip_ranges") is not None:
+        changes["ip_ranges"] = ranges_in(changes["ip_ranges"])
     after = msgspec.structs.replace(before, **changes)
-    _check_budget(after.budget_nanos, after.budget_period)
+    check_budget(after.budget_nanos, after.budget_period)
+    _check_default(desk, after.default_model, after.models)
     expected = before.version if asked.if_match is None else asked.if_match
+    budget = Change(CapOwner.KEY, before.id, after.budget_nanos, after.budget_period)
     async with desk.pool.acquire() as connection, connection.transaction():
+        limit = None
+        if not changes.keys().isdisjoint({"budget_nanos", "budget_period"}):
+            limit = await changed(connection, place, budget, now=desk.now())
         done = await connection.fetchval(
             _SET,
             before.id,
@@ -234,6 +169,8 @@ async def change(desk: Desk, asked: Asked[Nothing, ApiKeyChange]) -> Answer:
             after.tpm,
             after.concurrency,
             after.expires_at,
+            after.default_model,
+            after.ip_ranges,
             expected,
         )
         if done is None:
@@ -247,6 +184,7 @@ async def change(desk: Desk, asked: Asked[Nothing, ApiKeyChange]) -> Answer:
             before=msgspec.to_builtins(was),
             after=msgspec.to_builtins(changes),
         )
+    await told(desk, limit)
     return await published(desk, place, before.id)
 
 
@@ -311,12 +249,15 @@ def _check_expiry(desk: Desk, expires_at: datetime | None) -> None:
         )
 
 
-def _check_budget(budget: int | None, period: Period | None) -> None:
-    if (budget is None) != (period is None):
+def _check_default(desk: Desk, model: str | None, models: list[str] | None) -> None:
+    if model is None or models is None:
+        return
+    route = desk.config.route(model)
+    if model not in models and (route is None or route.name not in models):
         raise BadRequest(
-            "A budget and its period come together: send budget_nanos and budget_period.",
-            code="invalid_budget",
-            param="budget_nanos" if budget is None else "budget_period",
+            f"default_model {model!r} is none of the key's models.",
+            code="invalid_default_model",
+            param="default_model",
         )
 
 

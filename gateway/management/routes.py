@@ -3,6 +3,7 @@
 from gateway.management import (
     audit,
     audit_export,
+    budgets,
     invitations,
     invited,
     key_life,
@@ -43,6 +44,7 @@ ROUTES: tuple[Route, ...] = (
     *keyring.ROUTES,
     *key_life.ROUTES,
     *key_secrets.ROUTES,
+    *budgets.ROUTES,
     *wallet.ROUTES,
     *operations.ROUTES,
     *operators.ROUTES,

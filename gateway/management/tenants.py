@@ -14,6 +14,7 @@ from gateway.management.audit import note
 from gateway.management.desk import Desk
 from gateway.management.guard import switches_in
 from gateway.management.limits import allowed_to
+from gateway.management.ip_ranges import IpRanges, ranges_in
 from gateway.management.people import Email
 from gateway.policy import Permission, Policy, Preset, Role, policy_of
 from gateway.rest.caller import Scope, member, person
@@ -36,7 +37,7 @@ TimeZone = Annotated[str, msgspec.Meta(max_length=64, examples=["Europe/Berlin"]
 
 _COLUMNS = """
     o.id, o.name, o.kind, o.description, o.billing_email, o.time_zone, o.preset, o.switches,
-    o.limits, o.suspended_at, o.created_at, o.version
+    o.limits, o.suspended_at, o.created_at, o.version, o.ip_ranges
 """
 _ONE = "SELECT" + _COLUMNS + "FROM organization AS o WHERE o.id = $1"
 _MINE = (
@@ -58,8 +59,9 @@ _OWNED = """
 _LOCK_PERSON = "SELECT id FROM person WHERE id = $1 FOR UPDATE"
 _SET = """
     UPDATE organization
-    SET name = $2, description = $3, billing_email = $4, time_zone = $5, version = version + 1
-    WHERE id = $1 AND deleted_at IS NULL AND ($6::bigint IS NULL OR version = $6)
+    SET name = $2, description = $3, billing_email = $4, time_zone = $5, ip_ranges = $6,
+        version = version + 1
+    WHERE id = $1 AND deleted_at IS NULL AND ($7::bigint IS NULL OR version = $7)
     RETURNING id
 """
 _SET_PRESET = "UPDATE organization SET preset = $2 WHERE id = $1"
@@ -93,6 +95,7 @@ class OrganizationChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     description: Description | UnsetType = UNSET
     billing_email: Email | UnsetType | None = UNSET
     time_zone: TimeZone | UnsetType = UNSET
+    ip_ranges: IpRanges | UnsetType | None = UNSET  # where its keys' calls may come from
 
 
 class Ending(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -113,6 +116,7 @@ class OrganizationView(msgspec.Struct, frozen=True, kw_only=True):
     time_zone: str
     preset: Preset
     is_suspended: bool
+    ip_ranges: list[str] | None  # of all its keys, beside each key's own; null: anywhere
     role: Role  # who asks
     role_label: str
     permissions: list[Permission]  # of who asks
@@ -159,7 +163,14 @@ async def create(desk: Desk, asked: Asked[Nothing, NewOrganization]) -> Answer:
             await people.join(connection, organization_id, founder)
             await connection.execute(_SET_PRESET, organization_id, wanted.preset)
             await connection.execute(
-                _SET, organization_id, wanted.name, wanted.description, None, wanted.time_zone, None
+                _SET,
+                organization_id,
+                wanted.name,
+                wanted.description,
+                None,
+                wanted.time_zone,
+                None,
+                None,
             )
     if is_too_many:
         raise _too_many(most)
@@ -184,6 +195,8 @@ async def change(desk: Desk, asked: Asked[Nothing, OrganizationChange]) -> Answe
         _check_zone(asked.body.time_zone)
     before = await _one(desk, place.organization_id, place.role)
     changes = {name: value for name, value in wanted.items() if value is not UNSET}
+    if changes.get("ip_ranges") is not None:
+        changes["ip_ranges"] = ranges_in(changes["ip_ranges"])
     after = msgspec.structs.replace(before, **changes)
     async with desk.pool.acquire() as connection, connection.transaction():
         done = await connection.fetchval(
@@ -193,13 +206,14 @@ async def change(desk: Desk, asked: Asked[Nothing, OrganizationChange]) -> Answe
             after.description,
             after.billing_email,
             after.time_zone,
+            after.ip_ranges,
             asked.if_match if asked.if_match is not None else before.version,
         )
         if done is None:
             raise ChangedMeanwhile(before.version)
         said = {name: getattr(before, name) for name in changes}
         await note(connection, asked, "organization.update", before=said, after=changes)
-    if "time_zone" in changes:
+    if not changes.keys().isdisjoint({"time_zone", "ip_ranges"}):
         await api_keys.publish_all(desk.pool, desk.cache, place.organization_id)
     view = await _one(desk, place.organization_id, place.role)
     return Answer(view, view.version)
@@ -254,6 +268,7 @@ def _view(row: Any, role: Role) -> OrganizationView:
         time_zone=row["time_zone"],
         preset=Preset(row["preset"]),
         is_suspended=row["suspended_at"] is not None,
+        ip_ranges=row["ip_ranges"],
         role=role,
         role_label=policy.labels[role],
         permissions=[one for one in Permission if policy.allows(role, one)],
@@ -315,7 +330,7 @@ ROUTES = (
         method="PATCH",
         path="/organization",
         name="organizations.change",
-        says="Change its name, description, billing address or time zone.",
+        says="Change its name, description, billing address, time zone or IP ranges.",
         access=member(Permission.ORGANIZATION_UPDATE, Scope.ORGANIZATIONS_WRITE),
         handle=change,
         body=OrganizationChange,

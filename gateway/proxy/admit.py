@@ -7,15 +7,18 @@ attacker must not be able to write rows.
 from msgspec import structs
 
 from gateway import errors
+from gateway.addresses import address_of, is_within
 from gateway.principal import Principal
+from gateway.proxy.exchange import Exchange
 from gateway.proxy.live import Candidate, LiveCall
-from gateway.settings import Route
+from gateway.settings import Limits, Route
 from ledger.admission import Hold, Rate, Refused, Slot
 from ledger.money import NANOS_MAX, Nanos
 from ledger.record import Record, encode
 from ledger.usage import Unit
 from providers.adapter import OUTPUTLESS, Call, Operation
 
+_ADDRESS_CHARACTERS_MAX = 60  # a proxy may have passed on anything
 _MONEY = frozenset({"wallet", "cap"})
 _BYTES_PER_TOKEN = 4  # of usual text; only for calls whose usage nobody can tell any more
 
@@ -27,6 +30,18 @@ def check_principal(principal: Principal, now_ms: int) -> None:
     if principal.is_suspended:
         raise errors.Forbidden(
             "This organization is suspended; ask its owner.", code="organization_suspended"
+        )
+
+
+def check_address(exchange: Exchange, principal: Principal, limits: Limits) -> None:
+    """`Forbidden` unless the call comes from where the key's calls may come from."""
+    forwarded = exchange.every("x-forwarded-for") if limits.proxies else None
+    address = address_of(exchange.memory.peer, forwarded, proxies=limits.proxies)
+    if not is_within(address, principal.networks):
+        raise errors.Forbidden(
+            f"This API key may not be used from the address {address[:_ADDRESS_CHARACTERS_MAX]}."
+            " Call from one of its IP ranges, or have them changed.",
+            code="address_not_allowed",
         )
 
 

@@ -156,8 +156,10 @@ class Calls:
         live.principal = principal
         now_s = parts.wall_s()
         now_ms = int(now_s * 1000)
-        admit.check_principal(live.principal, now_ms)
+        admit.check_principal(principal, now_ms)
         limits = live.terms.config.limits
+        if principal.networks:
+            admit.check_address(exchange, principal, limits)
         body, add = body_at_hand(exchange, limits), self.bodies.add
         if body is None:
             body = await read_rest(exchange, limits, partial(add, live))
@@ -165,9 +167,9 @@ class Calls:
             add(live, len(body))
         live.began_s = live.clock()
         live.call = (
-            read_facts(operation, body)
+            read_facts(operation, body, principal.default_model)
             if len(body) <= _READ_HERE_BYTES_MAX
-            else await asyncio.to_thread(read_facts, operation, body)
+            else await asyncio.to_thread(read_facts, operation, body, principal.default_model)
         )
         admit.check_vendor_ids(live.call)
         live.route = admit.find_route(live)

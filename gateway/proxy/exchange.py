@@ -175,6 +175,10 @@ class Exchange:
         """The path, decoded."""
         return self._message.url.path
 
+    def every(self, name: str) -> str | None:
+        """The values of all headers of this name, as one; None: there is none."""
+        return ", ".join(self._message.headers.getall(name, ())) or None
+
     @property
     def is_gone(self) -> bool:
         """The client has closed its connection."""

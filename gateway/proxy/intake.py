@@ -57,10 +57,13 @@ def body_at_hand(exchange: Exchange, limits: Limits) -> bytes | None:
     raise _too_large(limits)
 
 
-def read_facts(operation: Operation, body: bytes) -> Call:
-    """What admission needs to know of a call; `BadRequest` where it cannot be read."""
+def read_facts(operation: Operation, body: bytes, default: str | None = None) -> Call:
+    """What admission needs to know of a call; `BadRequest` where it cannot be read.
+
+    `default`: the model of a call that names none.
+    """
     try:
-        return read_call(operation, body)
+        return read_call(operation, body, default)
     except BadCall as error:
         raise errors.BadRequest(
             error.message, code=error.code or "invalid_request", param=error.param

@@ -11,11 +11,14 @@ import uuid_utils
 from gateway import errors
 from gateway.auth import Authenticator
 from gateway.credential import presented
+from gateway.principal import Principal
+from gateway.proxy.admit import check_address
 from gateway.proxy.answer import refuse
 from gateway.proxy.calls import Calls
 from gateway.proxy.exchange import CLOSE, Answered, ClientGone, Exchange
-from gateway.settings import Route
+from gateway.settings import Config, Route
 from providers.adapter import Operation
+from providers.openai.calls import DEFAULT
 
 OPERATIONS = {f"/v1/{operation}": operation for operation in Operation}
 _MODELS = "/v1/models"
@@ -84,30 +87,42 @@ class Table:
         )
         principal = self._authenticator.cached(key) or await self._authenticator.lookup(key)
         config = self._calls.terms.config
+        if principal.networks:
+            check_address(exchange, principal, config.limits)
+        default = principal.default_model
         if path == _MODELS:
+            # The default may be one that stands in no list, because a pattern matches it.
+            names = config.exact if default is None else {**config.exact, default: None}
             shown = [
-                _shown(name, route)
-                for name, route in config.exact.items()
-                if route.targets and (principal.may_use(name) or principal.may_use(route.name))
+                _shown(name, route, is_default=name == default)
+                for name in names
+                if (route := _usable(config, principal, name)) is not None
             ]
             return orjson.dumps({"object": "list", "data": shown})
         name = exchange.path.removeprefix(_MODELS + "/")
-        found = config.route(name)
-        if (
-            found is None
-            or not found.targets
-            or not (principal.may_use(name) or principal.may_use(found.name))
-        ):
+        if name == DEFAULT and default is not None:
+            name = default
+        found = _usable(config, principal, name)
+        if found is None:
             raise errors.NotFound(
                 f"The model {name[:200]!r} does not exist or this key may not use it.",
                 code="model_not_found",
                 param="model",
             )
-        return orjson.dumps(_shown(name, found))
+        return orjson.dumps(_shown(name, found, is_default=name == default))
 
 
-def _shown(name: str, route: Route) -> dict[str, object]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": route.targets[0].provider}
+def _usable(config: Config, principal: Principal, name: str) -> Route | None:
+    """Where the principal's calls for this name go; None: nowhere."""
+    route = config.route(name)
+    if route is None or not route.targets:
+        return None
+    return route if principal.may_use(name) or principal.may_use(route.name) else None
+
+
+def _shown(name: str, route: Route, *, is_default: bool) -> dict[str, object]:
+    said = {"id": name, "object": "model", "created": 0, "owned_by": route.targets[0].provider}
+    return {**said, "default": True} if is_default else said
 
 
 def _no_such_path(path: str) -> errors.NotFound:

@@ -14,6 +14,7 @@ import msgspec
 from aiohttp import web
 from uuid_utils import uuid7
 
+from gateway.addresses import address_of
 from gateway.errors import (
     BadRequest,
     GatewayError,
@@ -249,18 +250,6 @@ async def _nothing_here(request: web.Request) -> web.Response:
         code="unknown_url",
     )
     return problem_response(error, str(uuid7()))
-
-
-def address_of(peer: str, forwarded: str | None, *, proxies: int) -> str:
-    """Where a request comes from: what the outermost of our own proxies saw.
-
-    Each adds the address of its peer at the end; what stands before theirs, anybody may have made
-    up. Without a header the peer is a proxy's own, or somebody who went round it.
-    """
-    if not proxies or not forwarded:
-        return peer
-    seen = [each.strip() for each in forwarded.split(",")]
-    return seen[-proxies] if len(seen) >= proxies else seen[0]
 
 
 def _knock(request: web.Request, proxies: int) -> Knock:

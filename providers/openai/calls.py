@@ -26,6 +26,9 @@ CHOICES_MAX = 1_024
 """n, best_of; OpenAI allows 128."""
 
 MODEL_CHARACTERS_MAX = 256
+DEFAULT = "default"
+"""The name by which a call asks for its key's own model."""
+
 USER_CHARACTERS_MAX = 128
 
 # Fields by which clients of other gateways choose the host. Where a call goes is configuration.
@@ -136,13 +139,18 @@ _decode_list = msgspec.json.Decoder(list[Raw]).decode
 _UNREADABLE = (msgspec.MsgspecError, UnicodeError, RecursionError)
 
 
-def read_call(operation: Operation, body: bytes) -> Call:
-    """What the gateway must know of the body. `BadCall` if it cannot be read as a call."""
+def read_call(operation: Operation, body: bytes, default: str | None = None) -> Call:
+    """What the gateway must know of the body. `BadCall` if it cannot be read as a call.
+
+    `default` is the model of a call that names none, or the one called "default".
+    """
     fields = _members(body)
     is_plain = _SELDOM.isdisjoint(fields)
     if not is_plain:
         _refuse_hosts(fields)
     model = _text(fields, "model")
+    if default is not None and (not model or model == DEFAULT):
+        model = default
     if not model or len(model) > MODEL_CHARACTERS_MAX or not model.isprintable():
         raise BadCall(
             f"'model' must be a text of 1 to {MODEL_CHARACTERS_MAX} printable characters",

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from gateway.auth import Authenticator, AuthLimits, Clock
 from gateway.key_cache import KeyCache
 from gateway.keys import issue, key_digester
-from gateway.management import api_keys, organizations
+from gateway.management import api_keys, known_keys, organizations
 from gateway.management.api_keys import ApiKey, KeyLabel, KeyTerms
 from gateway.management.organizations import OrganizationTerms
 from gateway.principal import KnownKey
@@ -77,7 +77,7 @@ class Lookups:
 
     async def __call__(self, digests: Sequence[bytes]) -> dict[bytes, KnownKey]:
         self.asked.append(len(digests))
-        return await api_keys.find(self._pool, digests)
+        return await known_keys.find(self._pool, digests)
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ import pytest
 from gateway.auth import Authenticator, AuthLimits, Clock
 from gateway.credential import AuthError, AuthUnavailable, Reason, Shown
 from gateway.key_cache import KeyChange
-from gateway.management import api_keys
+from gateway.management import api_keys, known_keys
 from gateway.management.api_keys import KeyTerms
 from gateway.principal import KnownKey, Period
 from ledger.money import nanos
@@ -292,7 +292,7 @@ async def test_an_older_fill_does_not_bring_a_revoked_key_back(stage: Tenancy) -
     text = new_key()
     digest = digest_of(text)
     key = await stage.make_key(text)
-    before = await api_keys.find(stage.pool, [digest])
+    before = await known_keys.find(stage.pool, [digest])
     await api_keys.revoke(stage.pool, stage.cache, key.id)
     assert await stage.cache.put(before) == {digest}
     entry = (await stage.cache.read([digest]))[digest]
@@ -307,7 +307,7 @@ async def test_a_key_revoked_while_it_is_being_read_is_refused(stage: Tenancy) -
     await stage.redis.delete(f"tg:key:{digest.hex()}")
 
     async def slow_find(digests: Sequence[bytes]) -> dict[bytes, KnownKey]:
-        found = await api_keys.find(stage.pool, digests)
+        found = await known_keys.find(stage.pool, digests)
         await api_keys.revoke(stage.pool, stage.cache, key.id)
         return found
 

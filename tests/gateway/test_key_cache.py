@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 from redis.asyncio import Redis
 
 from gateway.key_cache import CacheAway, KeyCache, KeyChange
-from gateway.principal import KnownKey
+from gateway.principal import KnownKey, pack
 from ledger.clients import open_redis
 from ledger.functions import install
 from tests.gateway.principals import PRINCIPAL
@@ -41,6 +42,16 @@ async def test_what_was_put_is_read_with_the_time_it_was_read_from_postgres(
     assert await cache.put({DIGEST: known(3)}) == set()
     found = await cache.read([OTHER, DIGEST])
     assert found == {DIGEST: (known(3).principal, 3, NOW_S * 1000)}
+
+
+async def test_an_entry_of_a_release_that_knew_less_must_be_checked(
+    cache: KeyCache, redis: Redis
+) -> None:
+    packed = pack(known(3).principal)
+    for more, read_ms in (([], 0), ([99, "more"], NOW_S * 1000)):
+        payload = msgspec.msgpack.encode([int(NOW_S * 1000), packed, *more])
+        await redis.set(f"tg:key:{DIGEST.hex()}", b"3|" + payload)
+        assert (await cache.read([DIGEST]))[DIGEST] == (known(3).principal, 3, read_ms)
 
 
 async def test_only_an_older_version_is_refused(cache: KeyCache) -> None:

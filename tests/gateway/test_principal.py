@@ -19,6 +19,8 @@ WHO = PRINCIPAL._replace(
     concurrency=4,
     models=frozenset({"gpt-4o", "small"}),
     grace=Nanos(9),
+    default_model="small",
+    networks=(("10.0.0.0/8",), ("10.1.0.0/16", "::1/128")),
 )
 # Without the zones of the tz project's own bookkeeping, which are no places.
 ZONES = sorted(zone for zone in available_timezones() if "/" in zone and "posix" not in zone)
@@ -133,6 +135,11 @@ def test_a_key_without_a_list_of_models_may_use_all() -> None:
 )
 def test_a_principal_is_the_same_after_its_way_through_redis(who: Principal) -> None:
     assert unpack(pack(who)) == who
+
+
+def test_what_an_older_release_wrote_is_read_without_what_it_did_not_know() -> None:
+    shorter = msgspec.msgpack.encode(msgspec.msgpack.decode(pack(WHO))[:-2])
+    assert unpack(shorter) == WHO._replace(default_model=None, networks=())
 
 
 def test_a_newer_release_may_add_fields_at_the_end() -> None:

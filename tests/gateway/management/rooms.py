@@ -7,7 +7,7 @@ from uuid import uuid4
 
 from gateway.auth import Authenticator, AuthLimits
 from gateway.credential import AuthError
-from gateway.management import api_keys
+from gateway.management import known_keys
 from tests.gateway.management.office import Browser, Office
 from tests.gateway.tenancy import Tenancy, authenticating, until
 
@@ -48,7 +48,7 @@ async def authenticator_of(
     office: Office, *, limits: AuthLimits | None = None
 ) -> AsyncIterator[Authenticator]:
     """A gateway's authenticator, which hears of what changes at the office."""
-    find, stage = partial(api_keys.find, office.pool), Tenancy(office.pool, office.redis)
+    find, stage = partial(known_keys.find, office.pool), Tenancy(office.pool, office.redis)
     async with authenticating(stage, find, limits=limits) as authenticator:
         yield authenticator
 

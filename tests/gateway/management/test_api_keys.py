@@ -2,22 +2,18 @@
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from pathlib import Path
 from uuid import UUID
 
-import asyncpg
 import pytest
 
-from gateway.auth import StoreAway
 from gateway.errors import BadRequest, NotFound
 from gateway.key_cache import KeyCache
-from gateway.management import api_keys
+from gateway.management import api_keys, known_keys
 from gateway.management.api_keys import KeyLabel, KeyTerms
 from gateway.principal import Period
 from ledger.clients import open_redis
 from ledger.money import nanos
 from tests.gateway.tenancy import Tenancy, clock, digest_of, new_key, tenancy
-from tests.ledger.by_hand import dying_postgres
 
 
 @pytest.fixture
@@ -113,7 +109,7 @@ async def test_with_redis_away_the_change_holds_and_its_maker_is_told(stage: Ten
         terms=KeyTerms(name="k"),
     )
     assert not await api_keys.revoke(stage.pool, away, made.id)
-    known = await api_keys.find(stage.pool, [label.digest])
+    known = await known_keys.find(stage.pool, [label.digest])
     assert known[label.digest].is_revoked
     await nowhere.aclose()
 
@@ -127,12 +123,12 @@ async def test_each_change_of_key_or_organization_raises_the_version(stage: Tena
         "UPDATE api_key SET version = version + 1, rpm = 5",
     ):
         await stage.pool.execute(change)
-        found = await api_keys.find(stage.pool, [digest_of(text)])
+        found = await known_keys.find(stage.pool, [digest_of(text)])
         versions.append(found[digest_of(text)].principal.version)
         assert found[digest_of(text)].principal.is_suspended
     assert versions[0] < versions[1]
     await api_keys.revoke(stage.pool, stage.cache, made.id)
-    found = await api_keys.find(stage.pool, [digest_of(text)])
+    found = await known_keys.find(stage.pool, [digest_of(text)])
     assert found[digest_of(text)].principal.version > versions[1]
 
 
@@ -162,21 +158,3 @@ async def test_a_key_needs_an_organization(stage: Tenancy) -> None:
     stage.organization_id = UUID(int=7)
     with pytest.raises(NotFound):
         await stage.make_key(new_key())
-
-
-async def test_a_postgres_that_is_away_is_not_an_unknown_key() -> None:
-    async with asyncpg.create_pool("postgresql://127.0.0.1:1/none", min_size=0) as pool:
-        with pytest.raises(StoreAway):
-            await api_keys.find(pool, [bytes(32)])
-
-
-async def test_a_database_without_tables_is_not_an_unknown_key(postgres_empty_url: str) -> None:
-    async with asyncpg.create_pool(postgres_empty_url, min_size=0) as pool:
-        with pytest.raises(StoreAway):
-            await api_keys.find(pool, [bytes(32)])
-
-
-async def test_a_store_that_dies_at_work_is_away(tmp_path: Path) -> None:
-    async with dying_postgres(tmp_path) as url, asyncpg.create_pool(url, min_size=0) as pool:
-        with pytest.raises(StoreAway):
-            await api_keys.find(pool, [b"digest"])

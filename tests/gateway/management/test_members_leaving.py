@@ -7,7 +7,7 @@ import pytest
 
 from gateway.auth import Authenticator
 from gateway.credential import AuthError
-from gateway.management import api_keys
+from gateway.management import api_keys, known_keys
 from tests.gateway.management.office import Office
 from tests.gateway.management.team import (
     Team,
@@ -211,5 +211,5 @@ async def test_a_key_that_is_revoked_already_is_handed_to_nobody(office: Office)
     await _goes(team, "bob@example.com", "removed")
     (key,) = await api_keys.listed(office.pool, UUID(team.id))
     assert (str(key.member_id), key.revoked_at is None) == (bob, False)
-    known = await api_keys.find(office.pool, [digest_of(text)])
+    known = await known_keys.find(office.pool, [digest_of(text)])
     assert known[digest_of(text)].is_revoked

@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from gateway.errors import BadRequest, NotFound
-from gateway.management import api_keys, organizations
+from gateway.management import known_keys, organizations
 from gateway.management.organizations import OrganizationKind, OrganizationTerms
 from ledger.functions import Partition
 from ledger.money import NANOS_MAX, Nanos
@@ -85,7 +85,7 @@ async def test_flawed_terms_are_refused(stage: Tenancy, terms: OrganizationTerms
 async def test_a_grace_reaches_every_key_at_once_and_the_audit_log(stage: Tenancy) -> None:
     key = new_key()
     await stage.make_key(key)
-    async with authenticating(stage, partial(api_keys.find, stage.pool)) as authenticator:
+    async with authenticating(stage, partial(known_keys.find, stage.pool)) as authenticator:
         assert (await authenticator.lookup(key)).grace == 0
         is_told = await organizations.set_grace(
             stage.pool, stage.cache, stage.organization_id, Nanos(7), actor="a test"

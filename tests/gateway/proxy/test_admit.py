@@ -210,3 +210,86 @@ class TestClamping:
         assert (status, orjson.loads(body)["error"]["needed_nanos"]) == (402, needed)
         assert "x-tollgate-max-output-tokens" not in headers
         assert await vendor.quiet() == []
+
+
+DEFAULTED = PRINCIPAL._replace(default_model="small")
+
+
+@pytest.mark.parametrize("said", [{}, {"model": None}, {"model": "default"}])
+async def test_a_call_without_a_model_goes_to_the_keys_own(
+    open_gate: OpenGate, vendor: Vendor, said: dict[str, Any]
+) -> None:
+    async with open_gate(find=knows(DEFAULTED)) as gate:
+        status, _, _ = await gate.post({"messages": [], **said})
+        (record,) = await gate.records()
+
+    assert (status, record.model_requested, record.model_target) == (200, "small", "small")
+    (asked,) = await vendor.quiet()
+    assert asked.model == "small"
+
+
+async def test_a_call_that_names_a_model_is_not_for_the_keys_own(open_gate: OpenGate) -> None:
+    async with open_gate(find=knows(DEFAULTED)) as gate:
+        await gate.post({"model": "large", "messages": []})
+        (record,) = await gate.records()
+
+    assert record.model_requested == "large"
+
+
+async def test_a_default_is_no_way_round_the_keys_models(
+    open_gate: OpenGate, vendor: Vendor
+) -> None:
+    principal = DEFAULTED._replace(models=frozenset({"large"}))
+    async with open_gate(find=knows(principal)) as gate:
+        status, _, body = await gate.post({"messages": []})
+
+    assert (status, orjson.loads(body)["error"]["code"]) == (403, "model_not_allowed")
+    assert await vendor.log() == []
+
+
+async def test_without_a_default_a_call_must_name_its_model(gate: Gatehouse) -> None:
+    status, _, body = await gate.post({"messages": []})
+
+    assert (status, orjson.loads(body)["error"]["param"]) == (400, "model")
+
+
+BEHIND_ONE = {"limits": {"proxies": 1}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines", "status"),
+    [
+        ({}, [], 403),
+        ({}, ["X-Forwarded-For: 192.0.2.7"], 403),  # anybody may send it
+        (BEHIND_ONE, ["X-Forwarded-For: 192.0.2.7"], 200),
+        (BEHIND_ONE, ["X-Forwarded-For: 192.0.2.7, 203.0.113.9"], 403),
+        (BEHIND_ONE, ["X-Forwarded-For: 192.0.2.7", "X-Forwarded-For: 203.0.113.9"], 403),
+        (BEHIND_ONE, ["X-Forwarded-For: 203.0.113.9", "X-Forwarded-For: 192.0.2.7"], 200),
+        (BEHIND_ONE, ["X-Forwarded-For: junk"], 403),
+        (BEHIND_ONE, [], 403),
+    ],
+)
+async def test_a_key_with_ranges_is_taken_from_within_them_only(
+    open_gate: OpenGate,
+    vendor: Vendor,
+    changes: dict[str, Any],
+    lines: list[str],
+    status: int,
+) -> None:
+    principal = PRINCIPAL._replace(networks=(("192.0.2.0/24", "2001:db8::/32"),))
+    async with open_gate(find=knows(principal), changes=changes) as gate:
+        answered, _, body = await gate.post({"model": "m", "messages": []}, *lines)
+        free = (await gate.settled())["free"]
+
+    assert answered == status
+    if status == 403:
+        assert orjson.loads(body)["error"]["code"] == "address_not_allowed"
+        assert (await vendor.log(), free) == ([], 10_000_000_000)
+
+
+async def test_the_address_of_the_socket_is_what_counts_without_proxies(
+    open_gate: OpenGate,
+) -> None:
+    principal = PRINCIPAL._replace(networks=(("127.0.0.0/8", "::1/128"),))
+    async with open_gate(find=knows(principal)) as gate:
+        assert (await gate.post({"model": "m", "messages": []}))[0] == 200

@@ -94,6 +94,41 @@ async def test_models_are_listed_as_the_key_may_use_them(open_gate: OpenGate) ->
     assert (refused, orjson.loads(body)["error"]["code"]) == (403, "model_not_allowed")
 
 
+async def test_the_default_of_the_key_is_listed_and_marked(open_gate: OpenGate) -> None:
+    principal = PRINCIPAL._replace(default_model="small", models=frozenset({"free", "small"}))
+    async with open_gate(find=knows(principal)) as gate:
+        line = await gate.line()
+
+        _, _, listed = await line.ask(asked("GET", "/v1/models", AUTH.strip()))
+        _, _, one = await line.ask(asked("GET", "/v1/models/default", AUTH.strip()))
+
+    models = {model["id"]: model.get("default") for model in orjson.loads(listed)["data"]}
+    assert models == {"free": None, "small": True}
+    assert (orjson.loads(one)["id"], orjson.loads(one)["default"]) == ("small", True)
+
+
+async def test_a_default_that_the_key_may_not_use_is_not_listed(open_gate: OpenGate) -> None:
+    principal = PRINCIPAL._replace(default_model="small", models=frozenset({"free"}))
+    async with open_gate(find=knows(principal)) as gate:
+        line = await gate.line()
+
+        _, _, listed = await line.ask(asked("GET", "/v1/models", AUTH.strip()))
+        found, _, _ = await line.ask(asked("GET", "/v1/models/default", AUTH.strip()))
+
+    assert [model["id"] for model in orjson.loads(listed)["data"]] == ["free"]
+    assert found == 404
+
+
+async def test_models_are_listed_to_nobody_outside_the_keys_ranges(open_gate: OpenGate) -> None:
+    principal = PRINCIPAL._replace(networks=(("192.0.2.0/24",),))
+    async with open_gate(find=knows(principal)) as gate:
+        line = await gate.line()
+
+        status, _, body = await line.ask(asked("GET", "/v1/models", AUTH.strip()))
+
+    assert (status, orjson.loads(body)["error"]["code"]) == (403, "address_not_allowed")
+
+
 async def test_health_needs_no_key(gate: Gatehouse) -> None:
     line = await gate.line()
 

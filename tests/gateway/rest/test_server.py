@@ -15,7 +15,7 @@ from aiohttp.test_utils import TestServer
 from gateway.rest.caller import ANYBODY, Caller, Knock
 from gateway.rest.rates import Rates
 from gateway.rest.route import PREFIX, Answer, Asked, Download, Nothing, Route
-from gateway.rest.server import Api, Given, address_of
+from gateway.rest.server import Api, Given
 from tests.gateway.management.office import PASSWORD, Office, open_office
 
 SIGN_UP = {"email": "eve@example.com", "password": PASSWORD}
@@ -57,23 +57,6 @@ async def test_a_route_without_a_body_takes_none(office: Office) -> None:
 async def test_a_query_that_is_not_asked_for_is_refused(office: Office) -> None:
     got = await (await office.signed_up("ada@example.com")).get("/me?colour=red")
     assert (got.status, got.code) == (400, "invalid_query")
-
-
-@pytest.mark.parametrize(
-    ("forwarded", "proxies", "address"),
-    [
-        ("203.0.113.7", 0, "10.0.0.1"),  # anybody may send the header
-        (None, 1, "10.0.0.1"),
-        ("203.0.113.7", 1, "203.0.113.7"),
-        ("198.51.100.1, 203.0.113.7", 1, "203.0.113.7"),
-        ("198.51.100.1,203.0.113.7, 10.0.0.9", 2, "203.0.113.7"),
-        ("203.0.113.7", 2, "203.0.113.7"),
-    ],
-)
-def test_an_address_is_what_ones_own_proxies_saw(
-    forwarded: str | None, proxies: int, address: str
-) -> None:
-    assert address_of("10.0.0.1", forwarded, proxies=proxies) == address
 
 
 async def test_behind_a_proxy_people_do_not_share_their_limits(
