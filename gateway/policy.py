@@ -58,6 +58,13 @@ class Permission(StrEnum):
     TOKEN_MANAGE = "token.manage"  # noqa: S105 - the name of a permission
 
 
+class Grant(StrEnum):
+    """What one member may be given beyond their role."""
+
+    KEY_CREATE = Permission.KEY_CREATE.value
+    KEY_MANAGE = Permission.KEY_MANAGE.value
+
+
 class Preset(StrEnum):
     """Who decides and who pays, as a whole."""
 

@@ -39,7 +39,7 @@ _TOKENS_ROW = """
       AND (t.expires_at IS NULL OR t.expires_at > $2) AND p.disabled_at IS NULL
 """
 _PLACE = """
-    SELECT m.id, m.role, o.preset, o.switches
+    SELECT m.id, m.role, m.grants, o.preset, o.switches
     FROM seat AS s JOIN member AS m ON m.id = s.member_id
     JOIN organization AS o ON o.id = s.organization_id
     WHERE s.person_id = $1 AND s.organization_id = $2
@@ -150,6 +150,8 @@ class Doorman:
         if row is None:
             raise _no_organization(organization_id)
         place = _place(organization_id, member_id, role, row)
+        if member_id is not None:
+            place = place._replace(grants=frozenset(row["grants"]))
         if wanted is None:
             return known.caller._replace(at=place)
         if (

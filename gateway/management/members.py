@@ -5,18 +5,28 @@ while looking and writing, so of two that would leave it without one, the second
 """
 
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 from uuid import UUID
 
 import asyncpg
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from gateway.errors import Conflict, Forbidden, NotFound
 from gateway.management import api_keys, key_secrets
 from gateway.management.audit import note
 from gateway.management.desk import Desk
 from gateway.management.guard import switches_in
-from gateway.policy import KeysOfLeavers, Permission, Policy, Preset, Role, may_give, policy_of
+from gateway.policy import (
+    Grant,
+    KeysOfLeavers,
+    Permission,
+    Policy,
+    Preset,
+    Role,
+    may_give,
+    policy_of,
+)
 from gateway.rest.caller import Place, Scope, member
 from gateway.rest.cursor import Page, Paged, cursor_at, moment_in
 from gateway.rest.problem import ChangedMeanwhile
@@ -31,7 +41,8 @@ _LOCK = """
 # A member who can sign in is named as they name themselves now.
 _PRESENT = """
     SELECT m.id, s.person_id, coalesce(p.email, m.email) AS email,
-           coalesce(nullif(p.name, ''), m.name) AS name, m.role, m.created_at, m.version
+           coalesce(nullif(p.name, ''), m.name) AS name, m.role, m.grants, m.created_at,
+           m.version
     FROM member AS m LEFT JOIN seat AS s ON s.member_id = m.id
     LEFT JOIN person AS p ON p.id = s.person_id
     WHERE m.organization_id = $1 AND m.removed_at IS NULL
@@ -43,8 +54,10 @@ _LISTED = (
     ORDER BY m.created_at, m.id LIMIT $4
 """
 )
-_SET_ROLE = "UPDATE member SET role = $2, version = version + 1 WHERE id = $1"
-_REMOVE = "UPDATE member SET removed_at = $2, version = version + 1 WHERE id = $1"
+_SET = "UPDATE member SET role = $2, grants = $3, version = version + 1 WHERE id = $1"
+_REMOVE = """
+    UPDATE member SET removed_at = $2, grants = '{}', version = version + 1 WHERE id = $1
+"""
 _OTHER_OWNER = """
     SELECT EXISTS (
         SELECT FROM member AS m JOIN seat AS s ON s.member_id = m.id
@@ -83,9 +96,10 @@ _END_TOKENS = """
 
 
 class MemberChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a member is to be."""
+    """What a member is to be; what is left out stays. `grants` replaces all of them."""
 
-    role: Role
+    role: Role | UnsetType = UNSET
+    grants: Annotated[list[Grant], msgspec.Meta(max_length=len(Grant))] | UnsetType = UNSET
 
 
 class MemberView(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,6 +110,7 @@ class MemberView(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     role: Role
     role_label: str  # what the organization calls the role
+    grants: list[Grant]  # what they may beyond it
     is_me: bool
     joined_at: datetime  # for the first time, if they left and came back
     version: int
@@ -128,19 +143,22 @@ async def get(desk: Desk, asked: Asked[Nothing, Nothing]) -> Answer:
 
 
 async def change(desk: Desk, asked: Asked[Nothing, MemberChange]) -> Answer:
-    """Give a member another role."""
-    place, role = asked.caller.place, asked.body.role
+    """Give a member another role, or rights beyond it."""
+    place, wanted = asked.caller.place, asked.body
     async with desk.pool.acquire() as connection, connection.transaction():
         await lock(connection, place.organization_id)
         found = await _one(connection, place, asked.id("member_id"))
         _check_version(asked, found)
+        role = found.role if wanted.role is UNSET else wanted.role
+        grants = found.grants if wanted.grants is UNSET else _whole(wanted.grants)
         check_may_give(place, before=found.role, after=role)
-        if role is found.role:
+        if role is found.role and grants == found.grants:
             return Answer(found, found.version)
-        if found.role is Role.OWNER:
+        if found.role is Role.OWNER and role is not Role.OWNER:
             await _check_other_owner(connection, place.organization_id, found.id)
-        await connection.execute(_SET_ROLE, found.id, role)
-        before, after = {"email": found.email, "role": found.role}, {"role": role}
+        await connection.execute(_SET, found.id, role, grants)
+        before = {"email": found.email, "role": found.role, "grants": found.grants}
+        after = {"role": role, "grants": grants}
         await note(
             connection, asked, "member.role", target=str(found.id), before=before, after=after
         )
@@ -258,6 +276,12 @@ async def _check_other_owner(
         )
 
 
+def _whole(grants: list[Grant]) -> list[Grant]:
+    """Each once; who manages everybody's keys makes some, too."""
+    implied = {Grant.KEY_CREATE} if Grant.KEY_MANAGE in grants else set()
+    return sorted({*grants, *implied})
+
+
 def _check_version(asked: Asked[Any, Any], found: MemberView) -> None:
     if asked.if_match not in {None, found.version}:
         raise ChangedMeanwhile(found.version)
@@ -278,6 +302,7 @@ def _view(row: asyncpg.Record, place: Place) -> MemberView:
         name=row["name"],
         role=role,
         role_label=place.policy.labels[role],
+        grants=[Grant(one) for one in row["grants"]],
         is_me=row["id"] == place.member_id,
         joined_at=row["created_at"],
         version=row["version"],
@@ -308,7 +333,7 @@ ROUTES = (
         method="PATCH",
         path="/members/{member_id}",
         name="members.change",
-        says="Give a member another role; only owners make and unmake owners.",
+        says="Give a member another role, which only owners do with owners, or rights beyond it.",
         access=member(Permission.MEMBER_ROLE, Scope.MEMBERS_WRITE),
         handle=change,
         body=MemberChange,

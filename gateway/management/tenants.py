@@ -13,8 +13,8 @@ from gateway.management import api_keys, people
 from gateway.management.audit import note
 from gateway.management.desk import Desk
 from gateway.management.guard import switches_in
-from gateway.management.limits import allowed_to
 from gateway.management.ip_ranges import IpRanges, ranges_in
+from gateway.management.limits import allowed_to
 from gateway.management.people import Email
 from gateway.policy import Permission, Policy, Preset, Role, policy_of
 from gateway.rest.caller import Scope, member, person
@@ -43,7 +43,7 @@ _ONE = "SELECT" + _COLUMNS + "FROM organization AS o WHERE o.id = $1"
 _MINE = (
     "SELECT"
     + _COLUMNS
-    + """, m.role
+    + """, m.role, m.grants
     FROM seat AS s JOIN member AS m ON m.id = s.member_id
     JOIN organization AS o ON o.id = s.organization_id
     WHERE s.person_id = $1 AND m.removed_at IS NULL AND o.deleted_at IS NULL
@@ -129,7 +129,8 @@ async def mine(desk: Desk, asked: Asked[Nothing, Nothing]) -> Answer:
     rows = await desk.pool.fetch(_MINE, asked.caller.person)
     return Answer(
         Page[OrganizationView](
-            data=[_view(row, Role(row["role"])) for row in rows], next_cursor=None
+            data=[_view(row, Role(row["role"]), frozenset(row["grants"])) for row in rows],
+            next_cursor=None,
         )
     )
 
@@ -184,7 +185,7 @@ async def create(desk: Desk, asked: Asked[Nothing, NewOrganization]) -> Answer:
 async def get(desk: Desk, asked: Asked[Nothing, Nothing]) -> Answer:
     """The organization at hand."""
     place = asked.caller.place
-    view = await _one(desk, place.organization_id, place.role)
+    view = await _one(desk, place.organization_id, place.role, place.grants)
     return Answer(view, view.version)
 
 
@@ -193,7 +194,7 @@ async def change(desk: Desk, asked: Asked[Nothing, OrganizationChange]) -> Answe
     place, wanted = asked.caller.place, msgspec.structs.asdict(asked.body)
     if asked.body.time_zone is not UNSET:
         _check_zone(asked.body.time_zone)
-    before = await _one(desk, place.organization_id, place.role)
+    before = await _one(desk, place.organization_id, place.role, place.grants)
     changes = {name: value for name, value in wanted.items() if value is not UNSET}
     if changes.get("ip_ranges") is not None:
         changes["ip_ranges"] = ranges_in(changes["ip_ranges"])
@@ -215,14 +216,14 @@ async def change(desk: Desk, asked: Asked[Nothing, OrganizationChange]) -> Answe
         await note(connection, asked, "organization.update", before=said, after=changes)
     if not changes.keys().isdisjoint({"time_zone", "ip_ranges"}):
         await api_keys.publish_all(desk.pool, desk.cache, place.organization_id)
-    view = await _one(desk, place.organization_id, place.role)
+    view = await _one(desk, place.organization_id, place.role, place.grants)
     return Answer(view, view.version)
 
 
 async def delete(desk: Desk, asked: Asked[Nothing, Ending]) -> Answer:
     """End it for ever: its keys are dead at once, its records stay."""
     place, wanted = asked.caller.place, asked.body
-    found = await _one(desk, place.organization_id, place.role)
+    found = await _one(desk, place.organization_id, place.role, place.grants)
     if found.kind == "personal":
         raise Conflict("Your own account cannot be deleted here.", code="personal_account")
     if wanted.confirmation != found.name:
@@ -251,13 +252,15 @@ async def delete(desk: Desk, asked: Asked[Nothing, Ending]) -> Answer:
     return Answer()
 
 
-async def _one(desk: Desk, organization_id: UUID, role: Role) -> OrganizationView:
+async def _one(
+    desk: Desk, organization_id: UUID, role: Role, grants: frozenset[str] = frozenset()
+) -> OrganizationView:
     row = await desk.pool.fetchrow(_ONE, organization_id)
     assert row is not None, "the guard has seen it"
-    return _view(row, role)
+    return _view(row, role, grants)
 
 
-def _view(row: Any, role: Role) -> OrganizationView:
+def _view(row: Any, role: Role, grants: frozenset[str]) -> OrganizationView:
     policy: Policy = policy_of(Preset(row["preset"]), switches_in(row["switches"]))
     return OrganizationView(
         id=row["id"],
@@ -271,7 +274,7 @@ def _view(row: Any, role: Role) -> OrganizationView:
         ip_ranges=row["ip_ranges"],
         role=role,
         role_label=policy.labels[role],
-        permissions=[one for one in Permission if policy.allows(role, one)],
+        permissions=[one for one in Permission if one in grants or policy.allows(role, one)],
         created_at=row["created_at"],
         version=row["version"],
     )

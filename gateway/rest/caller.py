@@ -76,10 +76,11 @@ class Place(NamedTuple):
     member_id: UUID | None  # None: a token of the organization's own
     role: Role
     policy: Policy
+    grants: frozenset[str] = frozenset()  # permissions that they have beyond their role
 
     def allows(self, permission: Permission) -> bool:
         """Whether the caller has it here."""
-        return self.policy.allows(self.role, permission)
+        return permission in self.grants or self.policy.allows(self.role, permission)
 
 
 class Caller(NamedTuple):

@@ -212,12 +212,55 @@ async def test_nobody_reaches_the_members_of_another_organization(office: Office
 
 
 @pytest.mark.parametrize(
-    "body", [{}, {"role": "king"}, {"role": None}, {"role": "admin", "name": "Bob"}, [], "admin"]
+    "body",
+    [
+        {"role": "king"},
+        {"role": None},
+        {"role": "admin", "name": "Bob"},
+        {"grants": ["billing.purchase"]},
+        {"grants": None},
+        [],
+        "admin",
+    ],
 )
 async def test_a_change_that_makes_no_sense_is_refused(office: Office, body: object) -> None:
     team = await founded(office)
     path = f"/members/{await team.member_id('ada@example.com')}"
     assert (await team.owner.patch(path, body)).status == 400
+
+
+async def test_a_member_may_be_given_the_right_to_make_keys(office: Office) -> None:
+    team = await founded(office)
+    bob = await team.joined("bob@example.com")
+    hers = (await team.owner.post("/api-keys", {"name": "hers"})).body["key"]
+    path = f"/members/{await team.member_id('bob@example.com')}"
+    assert (await bob.post("/api-keys", {"name": "his"})).code == "not_permitted"
+    assert (await bob.patch(path, {"grants": ["key.create"]})).code == "not_permitted"
+
+    given = await team.owner.patch(path, {"grants": ["key.create"]})
+
+    assert (given.body["grants"], given.body["role"]) == (["key.create"], "member")
+    assert "key.create" in (await bob.get("/organization")).body["permissions"]
+    his = (await bob.post("/api-keys", {"name": "his"})).body["key"]
+    assert (await bob.patch(f"/api-keys/{his['id']}", {"name": "mine"})).status == 200
+    assert (await bob.patch(f"/api-keys/{hers['id']}", {"name": "mine"})).code == "not_your_key"
+    more = await team.owner.patch(path, {"grants": ["key.manage"]})
+    assert more.body["grants"] == ["key.create", "key.manage"]
+    assert (await bob.patch(f"/api-keys/{hers['id']}", {"name": "ours"})).status == 200
+    assert (await bob.get("/wallet")).code == "not_permitted", "and nothing else"
+    await team.owner.patch(path, {"grants": []})
+    assert (await bob.post("/api-keys", {"name": "another"})).code == "not_permitted"
+
+
+async def test_who_returns_has_no_rights_of_before(office: Office) -> None:
+    team = await founded(office)
+    bob = await team.joined("bob@example.com")
+    path = f"/members/{await team.member_id('bob@example.com')}"
+    await team.owner.patch(path, {"grants": ["key.create"]})
+    assert (await team.owner.delete(path)).status == 204
+    await team.joins(bob, "bob@example.com")
+    assert (await team.members())["bob@example.com"]["grants"] == []
+    assert (await bob.post("/api-keys", {"name": "his"})).code == "not_permitted"
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=201", "cursor=what", "cursor=gqNhYmM", "x=1"])
@@ -248,8 +291,10 @@ async def test_the_audit_log_says_who_changed_what_of_whom(office: Office) -> No
     await bob.post("/membership/departure")
     (changed,) = await team.audited("member.role")
     assert (changed["actor"], changed["target"]) == ("ada@example.com", bob_id)
-    assert changed["before"] == {"email": "bob@example.com", "role": "member"}
-    assert (changed["after"], changed["address"]) == ({"role": "admin"}, "127.0.0.1")
+    before = {"email": "bob@example.com", "role": "member", "grants": []}
+    assert changed["before"] == before
+    assert changed["after"] == {"role": "admin", "grants": []}
+    assert changed["address"] == "127.0.0.1"
     (left,) = await team.audited("member.leave")
     assert (left["actor"], left["before"]["role"]) == ("bob@example.com", "admin")
 
