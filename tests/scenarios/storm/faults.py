@@ -23,6 +23,7 @@ from ledger.fcall import key_names
 from ledger.functions import Partition
 from tests.scenarios.deployment import Deployment
 from tests.scenarios.storm.load import Load
+from tests.scenarios.workers import peers
 
 _CONFIRMED_S = 10.0
 _A_LINE = b"XADD"  # what an end of a call is in the server's log of commands
@@ -98,7 +99,7 @@ class Faults:
     @contextmanager
     def _astray(self, role: str, pid: int, *, known_after_s: float) -> Iterator[None]:
         """The calls of this worker are known to it alone meanwhile, and for so long afterwards."""
-        ports = _peers(pid, self._tollgate.ports["data"]) if role == "worker" else set()
+        ports = peers(pid, self._tollgate.ports["data"]) if role == "worker" else set()
         since_s = time.monotonic()
         try:
             yield
@@ -114,7 +115,7 @@ class Faults:
         """Whether a call is in flight; for a worker: one of those that it serves."""
         if role != "worker":
             return bool(self._load.in_flight)
-        return bool(_peers(pid, self._tollgate.ports["data"]) & self._load.in_flight)
+        return bool(peers(pid, self._tollgate.ports["data"]) & self._load.in_flight)
 
     # The servers
 
@@ -243,19 +244,3 @@ def _children(pid: int) -> list[int]:
         ["/bin/ps", "--ppid", str(pid), "-o", "pid="], capture_output=True, text=True, check=False
     )
     return [int(line) for line in found.stdout.split()]
-
-
-def _peers(pid: int, port: int) -> set[int]:
-    """The ports of the clients that this process is connected to at `port`."""
-    inodes = set()
-    try:
-        for link in Path(f"/proc/{pid}/fd").iterdir():
-            inodes.add(str(link.readlink()).removeprefix("socket:[").removesuffix("]"))
-    except OSError:  # it has ended meanwhile
-        return set()
-    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return {
-        int(row[2].rsplit(":", 1)[1], 16)
-        for row in rows
-        if row[9] in inodes and int(row[1].rsplit(":", 1)[1], 16) == port
-    }
