@@ -147,14 +147,18 @@ class Storm:
             assert purse.calls > 0, f"{purse.name}: nobody was let in"
             assert purse.refused > 0, f"{purse.name}: nobody was refused for want of it"
 
+    @property
+    def kinds(self) -> str:
+        """How many faults of each kind counted."""
+        return ", ".join(f"{kind} {self.counted[kind]}" for kind in sorted(self.tried))
+
     def told(self, recovered: tuple[int, float, float]) -> str:
         """What came of it, for people."""
-        kinds = ", ".join(f"{kind} {self.counted[kind]}" for kind in sorted(self.tried))
         refused, ends = dict(self.refused), dict(self.ended)
         count, middle, high = recovered
         return (
             f"storm, seed {SEED}: {self.answered:,} calls answered; {self.counted.total()} faults"
-            f" of {self.tried.total()} counted ({kinds}); ends {ends}; refused"
+            f" of {self.tried.total()} counted ({self.kinds}); ends {ends}; refused"
             f" {refused}; of what was scarce: {scarce.told(self._purses)};"
             f" {self.letters} dead letters; drained in {self.drained_s:.1f} s at most;"
             f" {count} recoveries, median {middle:.0f} ms, p99 {high:.0f} ms;"
@@ -177,7 +181,8 @@ async def test_nothing_is_lost_doubled_or_wrong_whatever_is_killed_stopped_or_pu
         while (left_s := until_s - loop.time()) > 0:
             number += 1
             await storm.round(number, min(left_s, ROUND_S))
-            print(f"round {number}: {storm.answered:,} answered, {storm.counted.total()} faults")
+            # Whatever the next round finds, so much was exact.
+            print(f"round {number} exact: {storm.answered:,} answered; {storm.kinds}")
         storm.assert_hit()
         connection = await tollgate.postgres()
         try:
