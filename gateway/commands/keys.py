@@ -7,13 +7,14 @@ from uuid import UUID
 import click
 
 from gateway.commands.stores import Stores, run
-from gateway.commands.texts import Moment, Usd, print_rows, when
+from gateway.commands.texts import IpRange, Moment, Usd, print_rows, when
 from gateway.keys import RANDOM_BYTES, NewKey, issue
 from gateway.management import api_keys, organizations
 from gateway.management.api_keys import ApiKey, KeyLabel, KeyTerms
 from gateway.principal import Period
 from ledger.money import Nanos
 
+_FROM = "Where its calls may come from, like 10.0.0.0/8; repeat. [anywhere]"
 _LATE = "Redis did not answer, so gateways may notice up to 30 s late."
 
 
@@ -36,6 +37,8 @@ def key() -> None:
 @click.option("--tpm", type=click.IntRange(min=1), help="Tokens per minute.")
 @click.option("--concurrency", type=click.IntRange(min=1), help="Calls open at once.")
 @click.option("--model", "models", multiple=True, help="A model it may use; repeat. [all]")
+@click.option("--default-model", help="The model of calls that name none, or `default`.")
+@click.option("--ip-range", "ip_ranges", type=IpRange(), multiple=True, help=_FROM)
 @click.option("--expires", type=Moment(), help="When it ends: 2030-12-31, or with a time; UTC.")
 @click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
 @click.pass_obj
@@ -51,6 +54,8 @@ def create(  # noqa: PLR0913 - one parameter per option
     tpm: int | None,
     concurrency: int | None,
     models: tuple[str, ...],
+    default_model: str | None,
+    ip_ranges: tuple[str, ...],
     expires: datetime | None,
     as_json: bool,
 ) -> None:
@@ -66,6 +71,8 @@ def create(  # noqa: PLR0913 - one parameter per option
         tpm=tpm,
         concurrency=concurrency,
         models=models or None,
+        default_model=default_model,
+        ip_ranges=tuple(dict.fromkeys(ip_ranges)) or None,
         expires_at=expires,
     )
     new = issue(secrets.token_bytes(RANDOM_BYTES))
@@ -133,6 +140,8 @@ def _fields(one: ApiKey) -> dict[str, object]:
         "tpm": one.tpm,
         "concurrency": one.concurrency,
         "models": None if one.models is None else list(one.models),
+        "default_model": one.default_model,
+        "ip_ranges": None if one.ip_ranges is None else list(one.ip_ranges),
         "expires": when(one.expires_at),
         "revoked": when(one.revoked_at),
         "created": when(one.created_at),

@@ -13,6 +13,7 @@ from functools import partial
 
 import click
 
+from gateway.addresses import range_in
 from gateway.settings import Credits
 from ledger.money import NANOS_PER_USD, Nanos, nanos, usd_text
 
@@ -71,6 +72,21 @@ class Moment(click.ParamType[datetime]):
         except ValueError:
             self.fail(f"{value!r} is no date like 2030-12-31", param, ctx)
         return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+class IpRange(click.ParamType[str]):
+    """A range of addresses."""
+
+    name = "RANGE"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        """`10.0.0.0/8`, `2001:db8::/32` or a single address."""
+        try:
+            return range_in(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 def when(moment: datetime | None) -> str | None:

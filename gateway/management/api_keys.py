@@ -61,7 +61,7 @@ _INSERT = """
 _VIEW = """
     SELECT k.id, k.organization_id, p.name AS project, k.member_id, k.name, k.last4, k.budget_limit,
            k.budget_period, k.rpm, k.tpm, k.concurrency, k.models, k.expires_at, k.revoked_at,
-           k.created_at
+           k.created_at, k.default_model, k.ip_ranges
     FROM api_key AS k JOIN project AS p ON p.id = k.project_id
 """
 _ONE = _VIEW + "WHERE k.id = $1"
@@ -128,6 +128,8 @@ class ApiKey(NamedTuple):
     expires_at: datetime | None
     revoked_at: datetime | None
     created_at: datetime
+    default_model: str | None
+    ip_ranges: Ranges | None
 
 
 async def create(
@@ -303,4 +305,6 @@ def _view(row: asyncpg.Record) -> ApiKey:
         expires_at=row["expires_at"],
         revoked_at=row["revoked_at"],
         created_at=row["created_at"],
+        default_model=row["default_model"],
+        ip_ranges=None if row["ip_ranges"] is None else tuple(row["ip_ranges"]),
     )

@@ -33,13 +33,15 @@ async def test_a_key_has_the_limits_it_was_given(terminal: CommandLine) -> None:
     limits = {"budget": "$12.50", "period": "weekly", "rpm": "60", "tpm": "100000"}
     limits |= {"concurrency": "4", "project": "Search", "expires": "2100-01-01"}
     options = [word for name, value in limits.items() for word in (f"--{name}", value)]
-    options += ["--model", "gpt-4o", "--model", "small"]
+    options += ["--model", "gpt-4o", "--model", "small", "--default-model", "small"]
+    options += ["--ip-range", "10.0.0.0/8", "--ip-range", "192.0.2.7"]
     (made,) = (await terminal.done("key", "create", "Acme", "k", *options, "--json")).json()
     (row,) = (await terminal.done("key", "list", "Acme", "--json")).json()
     assert {**row, "key": made["key"]} == made
     assert (row["budget_nanos"], row["period"]) == (12_500_000_000, "weekly")
     assert (row["rpm"], row["tpm"], row["concurrency"]) == (60, 100_000, 4)
-    assert row["models"] == ["gpt-4o", "small"]
+    assert (row["models"], row["default_model"]) == (["gpt-4o", "small"], "small")
+    assert row["ip_ranges"] == ["10.0.0.0/8", "192.0.2.7/32"]
     assert (row["project"], row["expires"]) == ("Search", "2100-01-01 00:00:00Z")
 
 
@@ -56,6 +58,7 @@ async def test_flawed_options_are_exit_code_2(terminal: CommandLine) -> None:
         "--budget=0.0000000001",
         "--budget=lots",
         "--rpm=0",
+        "--ip-range=10.0.0.1/8",
         "--expires=tomorrow",
     ):
         ran = await terminal.run("key", "create", "Acme", "k", option)

@@ -1,5 +1,6 @@
 """Budgets of members, projects and keys over HTTP, and what gateways obey of them."""
 
+import asyncio
 from datetime import datetime
 from typing import Any
 
@@ -116,6 +117,43 @@ async def test_a_budget_says_what_is_spent_and_when_it_begins_anew(
     began, resets = (datetime.fromisoformat(seen[name]) for name in ("began_at", "resets_at"))
     assert began <= office.clock.now() < resets
     assert (began.hour, began.minute) == (18, 15), "midnight in Kathmandu"
+
+
+async def test_of_many_calls_at_once_as_many_are_admitted_as_the_budget_pays(
+    office: Office, acme: Browser
+) -> None:
+    keys = [(await acme.post("/api-keys", {"name": f"k{n}"})).body["secret"] for n in range(3)]
+    await acme.put(
+        f"/members/{await member_id(acme)}/budget", {"budget_nanos": 100, "budget_period": "weekly"}
+    )
+    async with authenticator_of(office) as authenticator:
+        callers = [await authenticator.principal(key) for key in keys]
+
+    said = await asyncio.gather(*(held(office, callers[n % 3], 7) for n in range(60)))
+
+    assert len([one for one in said if isinstance(one, Held)]) == 100 // 7
+
+
+async def test_budgets_keys_and_projects_change_at_once_without_a_deadlock(
+    office: Office, acme: Browser
+) -> None:
+    bob = await joined(office, acme, "bob@example.com", "admin")
+    project = (await acme.post("/projects", {"name": "Game"})).body["id"]
+    keys = [
+        (await browser.post("/api-keys", {"name": "k", "project_id": project})).body["key"]["id"]
+        for browser in (acme, bob, bob)
+    ]
+    his = f"/members/{await member_id(bob)}"
+    said = await asyncio.gather(
+        *(acme.put(f"{his}/budget", {**TEN, "budget_nanos": n}) for n in range(4)),
+        *(acme.put(f"/projects/{project}/budget", {**TEN, "budget_nanos": n}) for n in range(4)),
+        *(acme.patch(f"/api-keys/{key}", TEN) for key in keys),
+        *(bob.post(f"/api-keys/{key}/rotation", {"grace_s": 0}) for key in keys),
+        acme.patch(his, {"grants": ["key.create"]}),
+        acme.post(f"/projects/{project}/archive"),
+        acme.delete(his),
+    )
+    assert {got.status for got in said} <= {200, 201, 204, 404, 409, 412}
 
 
 async def test_a_projects_budget_is_over_all_its_keys(office: Office, acme: Browser) -> None:

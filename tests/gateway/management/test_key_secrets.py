@@ -111,6 +111,20 @@ async def test_calls_with_a_members_own_secret_are_theirs(office: Office, acme: 
     assert own["secret"][8:51] not in str(stored)
 
 
+async def test_every_member_uses_every_key_and_the_organization_pays(
+    office: Office, acme: Browser
+) -> None:
+    bob = await joined(office, acme, "bob@example.com")
+    keys = [(await acme.post("/api-keys", {"name": name})).body["key"] for name in ("a", "b")]
+    async with authenticator_of(office) as authenticator:
+        for key in keys:
+            for who in (acme, bob):
+                own = (await who.post(f"/api-keys/{key['id']}/secret")).body
+                found = await authenticator.principal(own["secret"])
+                assert found.wallet == acme.headers["X-Organization-Id"]
+                assert (found.key_id, found.member_id) == (key["id"], own["member_id"])
+
+
 async def test_a_member_who_asks_twice_at_once_has_one_secret(acme: Browser) -> None:
     key = (await acme.post("/api-keys", {"name": "shared"})).body["key"]
     got = await asyncio.gather(*(acme.post(f"/api-keys/{key['id']}/secret") for _ in range(6)))
