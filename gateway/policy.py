@@ -55,6 +55,7 @@ class Permission(StrEnum):
     PRIVACY_UPDATE = "privacy.update"
     PROVIDER_KEY_MANAGE = "provider_key.manage"
     AUDIT_READ = "audit.read"
+    ALERT_MANAGE = "alert.manage"  # what is warned of, and which programs are told
     TOKEN_MANAGE = "token.manage"  # noqa: S105 - the name of a permission
 
 
@@ -160,6 +161,7 @@ _ALL: Mapping[Permission, Audience] = {
     _P.PRIVACY_UPDATE: _ADMINS,
     _P.PROVIDER_KEY_MANAGE: _OWNERS,
     _P.AUDIT_READ: _ADMINS,
+    _P.ALERT_MANAGE: _ADMINS,
     _P.TOKEN_MANAGE: _ADMINS,
 }
 _NAMES = {Role.OWNER: "Owner", Role.ADMIN: "Admin", Role.MEMBER: "Member"}

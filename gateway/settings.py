@@ -250,6 +250,8 @@ class Credits:
     unit: Name = "GP"
     per_usd: Annotated[int, Between(1, 1_000_000_000)] = 1_000
     decimals: Annotated[int, Between(0, 9)] = 0
+    low_balance: Annotated[int, Between(0, 1_000_000_000)] = 10_000
+    critical_balance: Annotated[int, Between(0, 1_000_000_000)] = 1_000
 
 
 class Level(StrEnum):

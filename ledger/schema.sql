@@ -267,6 +267,89 @@ CREATE TABLE mail (
 );
 CREATE INDEX mail_waiting ON mail (next_at) WHERE sent_at IS NULL;
 
+-- One row per organization that chose itself what it is warned of.
+CREATE TABLE alert_settings (
+    organization_id   uuid PRIMARY KEY REFERENCES organization (id),
+    low_nanos         bigint CHECK (low_nanos BETWEEN 0 AND 9007199254740991),  -- null: the default
+    critical_nanos    bigint CHECK (critical_nanos BETWEEN 0 AND 9007199254740991),
+    thresholds        bigint[] NOT NULL DEFAULT '{}',  -- balances of its own choice, nano-USD
+    budget_percents   smallint[] NOT NULL DEFAULT '{80,95,100}',
+    anomalies         boolean NOT NULL DEFAULT true,
+    anomaly_min_nanos bigint NOT NULL DEFAULT 10000000000 CHECK (anomaly_min_nanos >= 0),
+    reviews           boolean NOT NULL DEFAULT true,
+    version           bigint NOT NULL DEFAULT 1
+);
+
+-- One row per level that an organization's balance has been above: it fires when it falls below.
+CREATE TABLE balance_level (
+    organization_id uuid NOT NULL REFERENCES organization (id),
+    kind            text NOT NULL,             -- 'balance.low', 'balance.critical', 'balance.threshold'
+    own_nanos       bigint NOT NULL,           -- which of its own thresholds; else 0
+    turn            bigint NOT NULL,           -- counts its changes: who changes it has seen the last
+    is_armed        boolean NOT NULL,          -- the balance was above it since it fired
+    fired_at        timestamptz,               -- the last time
+    PRIMARY KEY (organization_id, kind, own_nanos)
+);
+
+-- One row per alert that was given. The subject says what it is about: each is given once.
+CREATE TABLE alert (
+    id              uuid PRIMARY KEY,
+    organization_id uuid NOT NULL REFERENCES organization (id),
+    kind            text NOT NULL,
+    subject         text NOT NULL,
+    facts           jsonb NOT NULL,
+    fired_at        timestamptz NOT NULL,
+    UNIQUE (organization_id, kind, subject)
+);
+CREATE INDEX alert_fired ON alert (organization_id, fired_at, id);
+
+-- One row per owner or admin who wants no mails about an organization's alerts.
+CREATE TABLE alert_unwanted (
+    person_id       uuid NOT NULL REFERENCES person (id) ON DELETE CASCADE,
+    organization_id uuid NOT NULL REFERENCES organization (id),
+    PRIMARY KEY (person_id, organization_id)
+);
+
+-- One row per program of an organization's that is told of its alerts.
+CREATE TABLE webhook (
+    id              uuid PRIMARY KEY,
+    organization_id uuid NOT NULL REFERENCES organization (id),
+    url             text NOT NULL,
+    description     text NOT NULL DEFAULT '',
+    events          text[],                    -- kinds of alerts; null: all
+    secret          bytea NOT NULL,            -- sealed; see gateway/sealing.py
+    former_secret   bytea,                     -- signs, too, until then
+    former_until    timestamptz,
+    created_by      text NOT NULL,
+    created_at      timestamptz NOT NULL,
+    succeeded_at    timestamptz,               -- the last time
+    failing_since   timestamptz,               -- null: the latest try succeeded
+    disabled_at     timestamptz,
+    disabled_why    text,
+    version         bigint NOT NULL DEFAULT 1,
+    CHECK ((former_secret IS NULL) = (former_until IS NULL)),
+    CHECK ((disabled_at IS NULL) = (disabled_why IS NULL))
+);
+CREATE INDEX webhook_organization ON webhook (organization_id);
+
+-- One row per message to a webhook, written in the transaction of the alert it tells of.
+CREATE TABLE webhook_delivery (
+    id         uuid PRIMARY KEY,               -- the message's id, the same in every try
+    webhook_id uuid NOT NULL REFERENCES webhook (id) ON DELETE CASCADE,
+    alert_id   uuid REFERENCES alert (id),     -- null: a test
+    kind       text NOT NULL,
+    body       text NOT NULL,
+    created_at timestamptz NOT NULL,
+    next_at    timestamptz,                    -- when it is tried; null: not any more
+    tries      integer NOT NULL DEFAULT 0,
+    ended_at   timestamptz,                    -- delivered, or given up
+    status     integer,                        -- of the latest answer; null: there was none
+    error      text,                           -- null: delivered, or not tried yet
+    CHECK ((next_at IS NULL) = (ended_at IS NOT NULL))
+);
+CREATE INDEX webhook_delivery_due ON webhook_delivery (next_at) WHERE ended_at IS NULL;
+CREATE INDEX webhook_delivery_listed ON webhook_delivery (webhook_id, created_at, id);
+
 -- One row per API key. The secret itself is nowhere: `digest` is its HMAC.
 CREATE TABLE api_key (
     id              uuid PRIMARY KEY,

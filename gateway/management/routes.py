@@ -1,6 +1,8 @@
 """Every route of the management API. A route that is not here does not exist."""
 
 from gateway.management import (
+    alert_settings,
+    alerts,
     audit,
     audit_export,
     budgets,
@@ -53,4 +55,6 @@ ROUTES: tuple[Route, ...] = (
     *tokens.ROUTES,
     *audit.ROUTES,
     *audit_export.ROUTES,
+    *alerts.ROUTES,
+    *alert_settings.ROUTES,
 )

@@ -17,6 +17,7 @@ from gateway.keys import key_digester
 from gateway.management.answered import AnsweredOnce
 from gateway.management.desk import Desk
 from gateway.management.guard import Doorman
+from gateway.management.low_balances import LowBalances
 from gateway.management.mails import TEMPLATES, Postman
 from gateway.management.passwords import Passwords
 from gateway.management.routes import ROUTES
@@ -59,8 +60,7 @@ class Staff(NamedTuple):
 
 def observers_of(desk: Desk) -> tuple[Observer, ...]:
     """Whoever acts on balances and budgets; see `gateway.management.watch`."""
-    del desk
-    return ()
+    return (LowBalances(desk),)
 
 
 @asynccontextmanager

@@ -25,6 +25,8 @@ class Scope(StrEnum):
     BILLING_WRITE = "billing:write"
     USAGE_READ = "usage:read"
     AUDIT_READ = "audit:read"
+    ALERTS_READ = "alerts:read"
+    ALERTS_WRITE = "alerts:write"
 
     def is_in(self, scopes: frozenset["Scope"]) -> bool:
         """Whether a token with these scopes has this one."""

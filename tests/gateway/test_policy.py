@@ -32,6 +32,7 @@ CELLS = {
     Permission.EXPORT_CREATE: ("OAM", "OA", "OAM", "OA"),
     Permission.PRIVACY_UPDATE: ("OA", "OA", "OA", "O"),
     Permission.PROVIDER_KEY_MANAGE: ("O", "O", "O", "O"),
+    Permission.ALERT_MANAGE: ("OA", "OA", "OA", "OA"),
 }
 LETTERS = {Role.OWNER: "O", Role.ADMIN: "A", Role.MEMBER: "M"}
 

@@ -116,6 +116,11 @@ WANTED = {
     "audit.list": "audit.read audit:read",
     "audit.check": "audit.read audit:read",
     "audit.export": "audit.read audit:read",
+    "alerts.list": "alert.manage alerts:read",
+    "alerts.subscription": "alert.manage",
+    "alerts.subscribe": "alert.manage",
+    "alerts.settings": "alert.manage alerts:read",
+    "alerts.change": "alert.manage alerts:write",
 }
 BY_NAME = {route.name: route for route in ROUTES}
 

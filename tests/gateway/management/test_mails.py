@@ -1,50 +1,25 @@
 """Mail is sent over SMTP, or kept as files; nothing is lost when the server is away."""
 
 import email
-import socket
 from collections.abc import Iterator
 from datetime import timedelta
-from email.message import Message
 from pathlib import Path
 
 import pytest
-from aiosmtpd.controller import Controller
-from aiosmtpd.smtp import SMTP, Envelope, Session
 
 from gateway.management.mails import Mail, Postman, post
 from gateway.settings import MailSettings
 from providers.adapter import Secret
 from tests.gateway.management.office import Office
+from tests.gateway.management.post_box import Box, open_box
 
 FACTS = {"site": "https://gate.example", "hours": 24, "link": "https://gate.example/verify#x"}
 
 
-class Box:
-    """An SMTP server's end: it keeps what it is given, or refuses."""
-
-    def __init__(self) -> None:
-        self.got: list[Message] = []
-        self.refuses = False
-
-    async def handle_DATA(self, _: SMTP, __: Session, envelope: Envelope) -> str:  # noqa: N802 - its name
-        if self.refuses:
-            return "451 try again later"
-        assert isinstance(envelope.content, bytes)
-        self.got.append(email.message_from_bytes(envelope.content))
-        return "250 taken"
-
-
 @pytest.fixture
 def box() -> Iterator[tuple[Box, MailSettings]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    box = Box()
-    server = Controller(box, hostname="127.0.0.1", port=port)
-    server.start()
-    url = Secret(f"smtp://127.0.0.1:{port}")
-    yield box, MailSettings(smtp_url=url, sender="Gate <gate@gate.example>")
-    server.stop()
+    with open_box() as opened:
+        yield opened
 
 
 async def write(office: Office, recipient: str = "ada@example.com") -> None:
