@@ -23,7 +23,13 @@ _SET = """
     ON CONFLICT (id) DO UPDATE SET
         base = cap_window.base + (EXCLUDED.cap_limit - cap_window.cap_limit),
         cap_limit = EXCLUDED.cap_limit,
+        cap_id = EXCLUDED.cap_id,
         version = EXCLUDED.version
+"""
+# Windows of another period that began later would make the one under way look as if it were over:
+# it would be told to Redis no more, and be forgotten with it.
+_SET_ASIDE = """
+    UPDATE cap_window SET cap_id = $1 || ' before' WHERE cap_id = $1 AND starts_ms > $2
 """
 _RAISE_VERSION = "UPDATE part SET version = $2 WHERE number = $1"
 
@@ -31,13 +37,14 @@ _RAISE_VERSION = "UPDATE part SET version = $2 WHERE number = $1"
 async def set_limit(
     connection: Connection, cap_id: str, limit: Nanos, *, partition: int, starts_ms: list[int]
 ) -> int:
-    """Give these windows of a cap this limit; the version to tell Redis of.
+    """Give these windows of a cap, in order, this limit; the version to tell Redis of.
 
     The transaction must not have locked anything yet: the partition's row comes first.
     """
     assert 0 <= limit <= NANOS_MAX
     part = (await lock_parts(connection, [partition]))[partition]
     version = part.version + 1
+    await connection.execute(_SET_ASIDE, cap_id, starts_ms[-1])
     await connection.execute(_SET, cap_id, partition, limit, version, starts_ms)
     await connection.execute(_RAISE_VERSION, partition, version)
     return version

@@ -27,12 +27,18 @@ def caps(limit: int, cap: str = CAP) -> tuple[Cap, ...]:
 
 
 async def limited(
-    deployment: Deployment, acme: Organization, limit: int, *, told: bool, cap: str = CAP
+    deployment: Deployment,
+    acme: Organization,
+    limit: int,
+    *,
+    told: bool,
+    cap: str = CAP,
+    start: int = START,
 ) -> int:
     """The cap has this limit from now on; `told`: Redis is told at once."""
     async with deployment.connected() as connection, connection.transaction():
         version = await set_limit(
-            connection, cap, Nanos(limit), partition=acme.partition, starts_ms=[START]
+            connection, cap, Nanos(limit), partition=acme.partition, starts_ms=[start]
         )
     if told:
         assert await tell_limit(
@@ -104,6 +110,25 @@ async def test_a_lost_redis_comes_back_with_the_new_limit(
     assert await deployment.recover(acme) is not None
 
     assert await free_of(deployment, acme) == 200
+
+
+async def test_a_period_that_comes_back_has_its_window_still(
+    deployment: Deployment, acme: Organization
+) -> None:
+    later = (Cap(CAP, Nanos(2_000), (5,)),)  # of a day, as it were, within the window of START
+    await deployment.call(acme, 300, caps(2_000))
+    await limited(deployment, acme, 2_000, told=True, start=5)
+    for _ in range(2):
+        await deployment.call(acme, 50, later)
+    await deployment.flush(acme)
+
+    await limited(deployment, acme, 500, told=True)
+    assert await free_of(deployment, acme) == 200
+
+    await deployment.redis.flushall()
+    assert await deployment.recover(acme) is not None
+    assert await free_of(deployment, acme) == 200
+    assert await deployment.differences() == []
 
 
 STEPS = st.lists(
