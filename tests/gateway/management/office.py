@@ -70,6 +70,12 @@ class Browser:
         other.headers = {**self.headers, "X-Organization-Id": organization_id}
         return other
 
+    def by(self, url: str) -> Self:
+        """The same person, who asks another control process."""
+        other = type(self)(url, self._http)
+        other.headers = self.headers
+        return other
+
     def cookies(self) -> list[Morsel[str]]:
         """What it keeps."""
         return [*self._http.cookie_jar]

@@ -20,7 +20,9 @@ import aiohttp
 
 from gateway.embedded import Embedded
 from tests.gateway.management.office import PASSWORD, Browser, Got
+from tests.scenarios.caller import Caller
 from tests.scenarios.deployment import Deployment, Key, shared
+from tests.scenarios.workers import lines_to_each
 from tests.vendor import Vendor
 
 _MAILED_S_MAX = 20.0
@@ -166,3 +168,14 @@ async def credited(operator: Browser, organization_id: str, nanos: int) -> Got:
     """Credit that the operator grants."""
     path = f"/operator/organizations/{organization_id}/credits"
     return expect(await operator.post(path, {"amount_nanos": nanos, "reason": "a test"}), 201)
+
+
+@asynccontextmanager
+async def lines_in(office: Installation, count: int) -> AsyncIterator[list[list[Caller]]]:
+    """So many connections to each worker of every machine."""
+    async with AsyncExitStack() as stack:
+        found = [
+            await stack.enter_async_context(lines_to_each(machine, count))
+            for machine in office.machines
+        ]
+        yield [lines for machine in found for lines in machine]

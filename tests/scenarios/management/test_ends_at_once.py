@@ -8,7 +8,7 @@ tells, and when.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,9 +28,9 @@ from tests.scenarios.management.installation import (
     Team,
     credited,
     expect,
+    lines_in,
     new_key,
 )
-from tests.scenarios.workers import lines_to_each
 from tests.vendor import Vendor
 
 pytestmark = [pytest.mark.scenario, pytest.mark.timeout(600)]
@@ -225,17 +225,6 @@ async def ended(asking: Awaitable[Got], status: int) -> float:
     """When the API said that it is done."""
     expect(await asking, status)
     return time.monotonic()
-
-
-@asynccontextmanager
-async def lines_in(office: Installation, count: int) -> AsyncIterator[list[list[Caller]]]:
-    """So many connections to each worker of every machine."""
-    async with AsyncExitStack() as stack:
-        found = [
-            await stack.enter_async_context(lines_to_each(machine, count))
-            for machine in office.machines
-        ]
-        yield [lines for machine in found for lines in machine]
 
 
 class Found(NamedTuple):
