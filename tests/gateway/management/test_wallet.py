@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -255,3 +256,34 @@ async def test_who_may_not_buy_for_it_gives_nothing(office: Office, acme: Browse
 async def test_a_flawed_transfer_is_refused(acme: Browser, body: dict[str, object]) -> None:
     await acme.patch("/policy", SELF_SERVICE)
     assert (await acme.post("/transfers", body)).status == 400
+
+
+async def test_unused_credits_are_good_for_ever(
+    office: Office, operator: Browser, acme: Browser
+) -> None:
+    await _gets(operator, _id(acme), 1_000)
+    office.clock.ahead += timedelta(days=20 * 365)
+
+    assert (await acme.get("/wallet")).status == 401  # the session has not lasted as long
+    assert (await acme.signs_in("ada@example.com")).status == 201
+    wallet = (await acme.get("/wallet")).body
+    lines = (await acme.get("/transactions")).body["data"]
+
+    assert wallet["free_nanos"] == wallet["balance_nanos"] == 1_000
+    assert [line["amount_nanos"] for line in lines] == [1_000]
+
+
+async def test_what_is_given_back_is_free_at_once_and_says_why(
+    operator: Browser, acme: Browser
+) -> None:
+    await _gets(operator, _id(acme), 1_000)
+    back = {"amount_nanos": 250, "reason": "the vendor failed", "kind": "adjustment"}
+    path = f"/operator/organizations/{_id(acme)}/credits"
+    assert (await operator.post(path, back)).status == 201
+
+    wallet = (await acme.get("/wallet")).body
+    line = (await acme.get("/transactions")).body["data"][0]
+
+    assert (wallet["free_nanos"], wallet["granted_nanos"]) == (1_250, 1_250)
+    said = (line["kind"], line["amount_nanos"], line["granted_nanos"], line["reason"])
+    assert said == ("adjustment", 250, 1_250, "the vendor failed")
