@@ -5,7 +5,6 @@ like. Only an answer leaves a row behind, which makes it the last to the same ch
 """
 
 import base64
-import binascii
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
@@ -41,7 +40,8 @@ class Purpose(StrEnum):
 
     NEW_PASSKEY = "new passkey"
     PASSKEY = "passkey"
-    ISSUER = "issuer"  # sign in there, or link an identity
+    ISSUER = "issuer"  # sign in there
+    LINK = "link"  # link an identity there
     CODE = "code"  # signed in at an issuer, and a code of the second factor is wanted besides
 
 
@@ -86,29 +86,28 @@ async def answered(desk: Desk, asked: Asked[Any, Any], purpose: Purpose) -> Chal
 
     Used however the answer turns out: who gets it wrong starts again.
     """
-    return await used(desk, asked, asked.cookies.get(COOKIE), purpose)
+    found = good(desk, asked, asked.cookies.get(COOKIE), purpose)
+    await use(desk, found)
+    return found
 
 
-async def used(desk: Desk, asked: Asked[Any, Any], text: str | None, purpose: Purpose) -> Challenge:
-    """The same for one that is not in the cookie."""
-    found = opened(desk, text, purpose)
-    now = desk.now()
-    is_theirs = found is not None and found.session_id in {None, asked.caller.session_id}
-    if found is None or found.expires_at <= now or not is_theirs:
-        raise _no_good()
-    digest = desk.digest(f"challenge {found.value}")
-    if await desk.pool.fetchval(_USE, digest, found.expires_at, now) is None:
+def good(desk: Desk, asked: Asked[Any, Any], text: str | None, purpose: Purpose) -> Challenge:
+    """What is sealed there, if it is for this and not too old; `BadRequest`. It may be used."""
+    try:
+        raw = base64.urlsafe_b64decode((text or "").encode("ascii") + b"==")
+        found = msgspec.json.decode(desk.sealer.open(raw, _owner(purpose)), type=Challenge)
+    except (ValueError, SealBroken) as error:
+        raise _no_good() from error
+    if found.expires_at <= desk.now() or found.session_id not in {None, asked.caller.session_id}:
         raise _no_good()
     return found
 
 
-def opened(desk: Desk, text: str | None, purpose: Purpose) -> Challenge | None:
-    """What is sealed there; None: nothing of ours for this purpose. It may have expired."""
-    try:
-        raw = base64.urlsafe_b64decode((text or "").encode("ascii") + b"==")
-        return msgspec.json.decode(desk.sealer.open(raw, _owner(purpose)), type=Challenge)
-    except (ValueError, binascii.Error, SealBroken):
-        return None
+async def use(desk: Desk, challenge: Challenge) -> None:
+    """It works no more; `BadRequest` if it did not before."""
+    digest = desk.digest(f"challenge {challenge.value}")
+    if await desk.pool.fetchval(_USE, digest, challenge.expires_at, desk.now()) is None:
+        raise _no_good()
 
 
 def _no_good() -> BadRequest:

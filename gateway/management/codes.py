@@ -65,13 +65,18 @@ _ADD_CODES = "INSERT INTO recovery_code (person_id, digest) SELECT $1, unnest($2
 _LEFT = "SELECT count(*) FROM recovery_code WHERE person_id = $1 AND used_at IS NULL"
 
 
+async def are_wanted(desk: Desk, person_id: UUID) -> bool:
+    """Whether this person has a second factor to show codes of."""
+    return await desk.pool.fetchval(_SINCE, person_id) is not None
+
+
 async def was_shown(desk: Desk, person_id: UUID, code: str | None, *, address: str) -> bool:
     """Whether who signs in showed a second factor; False: they have none.
 
     `Unauthenticated`: they have one, and the code is wrong or missing. Ask only once everything
     else about them was right: the answer tells that they have one.
     """
-    if await desk.pool.fetchval(_SINCE, person_id) is None:
+    if not await are_wanted(desk, person_id):
         return False
     if code is None:
         raise Unauthenticated(

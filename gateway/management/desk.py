@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 
 from gateway.display import DisplayUnit
 from gateway.key_cache import KeyCache
+from gateway.management.issuers import Issuers
 from gateway.management.passwords import Passwords
 from gateway.policy import Policy
 from gateway.rest.rates import Rates
@@ -29,6 +30,7 @@ class Desk(NamedTuple):
     sealer: Sealer
     passwords: Passwords
     rates: Rates
+    issuers: Issuers
 
     @property
     def site(self) -> str:

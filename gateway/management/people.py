@@ -148,13 +148,8 @@ async def sign_up(desk: Desk, asked: Asked[Nothing, NewPerson]) -> Answer:
     wanted = asked.body
     email, now = wanted.email.lower(), desk.now()
     stored = await desk.passwords.hashed(wanted.password, known=[email, wanted.name])
-    if desk.config.management.sign_up is SignUp.INVITED and not await desk.pool.fetchval(
-        _INVITED, email, now
-    ):
-        raise Forbidden(
-            "Only who was invited can sign up here. Ask an organization to invite this address.",
-            code="invitation_required",
-        )
+    if not await may_sign_up(desk, email):
+        raise not_invited()
     async with desk.pool.acquire() as connection, connection.transaction():
         made = await connection.fetchval(_INSERT, uuid4(), email, wanted.name, stored, now)
         if made is None:
@@ -163,6 +158,21 @@ async def sign_up(desk: Desk, asked: Asked[Nothing, NewPerson]) -> Answer:
         else:
             await send_link(desk, connection, made, email, "verify")
     return Answer(Accepted(detail=f"A mail was sent to {email}. Open the link in it."))
+
+
+async def may_sign_up(desk: Desk, email: str) -> bool:
+    """Whether who has this address may make an account here."""
+    if desk.config.management.sign_up is SignUp.OPEN:
+        return True
+    return bool(await desk.pool.fetchval(_INVITED, email, desk.now()))
+
+
+def not_invited() -> Forbidden:
+    """What everybody else is told."""
+    return Forbidden(
+        "Only who was invited can sign up here. Ask an organization to invite this address.",
+        code="invitation_required",
+    )
 
 
 async def send_verification(desk: Desk, asked: Asked[Nothing, EmailOnly]) -> Answer:

@@ -11,12 +11,14 @@ import orjson
 from aiohttp import web
 from redis.asyncio import Redis
 
+from gateway import outward
 from gateway.config import pepper
 from gateway.key_cache import KeyCache
 from gateway.keys import key_digester
 from gateway.management.answered import AnsweredOnce
 from gateway.management.desk import Desk
 from gateway.management.guard import Doorman
+from gateway.management.issuers import Issuers
 from gateway.management.low_balances import LowBalances
 from gateway.management.mails import TEMPLATES, Postman
 from gateway.management.passwords import Passwords
@@ -31,7 +33,8 @@ from gateway.settings import Config, Listener
 from ledger.moved import Moved
 from ledger.postgres import pooled
 
-_LINKS = ("verify", "reset", "sign-in", "invitation")  # where the links of mails lead
+# Where the links of mails lead, and where people sign in and come back to from an issuer.
+_LINKS = ("verify", "reset", "sign-in", "signed-in/{issuer}", "invitation")
 _POOL_MAX = 4  # Postgres connections
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -79,7 +82,10 @@ async def managed(
     def now() -> datetime:
         return datetime.fromtimestamp(wall_s(), UTC)
 
-    async with pooled(config.postgres.url.reveal(), name="management", size=_POOL_MAX) as pool:
+    async with (
+        pooled(config.postgres.url.reveal(), name="management", size=_POOL_MAX) as pool,
+        outward.opened() as asking,
+    ):
         desk = Desk(
             config=config,
             pool=pool,
@@ -91,6 +97,7 @@ async def managed(
             sealer=sealer(secret, secrets.token_bytes),
             passwords=Passwords(),
             rates=Rates(monotonic_s),
+            issuers=Issuers(config.management.sign_in, asking, monotonic_s),
         )
         async with served(config.listeners.control, desk):
             yield Staff(

@@ -23,11 +23,13 @@ import orjson
 from argon2 import PasswordHasher
 from redis.asyncio import Redis
 
+from gateway import outward
 from gateway.config import read
 from gateway.key_cache import KeyCache
 from gateway.keys import key_digester
 from gateway.management import operators
 from gateway.management.desk import Desk
+from gateway.management.issuers import Issuers
 from gateway.management.passwords import Passwords
 from gateway.management.service import served
 from gateway.rest.rates import Rates
@@ -206,7 +208,10 @@ async def open_office(
     """Serve it; `changes` is YAML."""
     config: Config = read(changes or "{}", {})
     config = replace(config, data_dir=folder)
-    async with asyncpg.create_pool(postgres_url, min_size=0, max_size=8) as pool:
+    async with (
+        asyncpg.create_pool(postgres_url, min_size=0, max_size=8) as pool,
+        outward.opened() as asking,
+    ):
         redis = open_redis(redis_url)
         await install(redis)
         for number in range(_PARTITIONS):
@@ -226,6 +231,7 @@ async def open_office(
             sealer=sealer(PEPPER, secrets.token_bytes),
             passwords=Passwords(CHEAP),
             rates=Rates(clock.monotonic_s),
+            issuers=Issuers(config.management.sign_in, asking, clock.monotonic_s),
         )
         async with served(Listener(port=0), desk) as port:
             office = Office(desk, f"http://127.0.0.1:{port}", clock, [])

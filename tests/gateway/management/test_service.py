@@ -21,7 +21,9 @@ async def test_the_document_is_there_for_programs_and_for_people(office: Office)
     assert all(f'id="{route.name}"' in text for route in ROUTES)
 
 
-@pytest.mark.parametrize("path", ["/verify", "/reset", "/sign-in", "/invitation"])
+@pytest.mark.parametrize(
+    "path", ["/verify", "/reset", "/sign-in", "/signed-in/google", "/invitation"]
+)
 async def test_a_link_leads_to_a_page_that_runs_only_its_own_script(
     office: Office, path: str
 ) -> None:
