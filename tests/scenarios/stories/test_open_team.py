@@ -24,6 +24,7 @@ async def test_an_open_team_from_its_first_sign_up_to_its_last_warning(town: Tow
     await everybody_sees_what_there_is(town, lab)
     batch = await calls_are_their_callers(town, lab)
     await ben_steps_back(town, lab, batch)
+    await they_are_warned(town, lab)
     await everything_is_told(town, lab)
 
 
@@ -78,11 +79,20 @@ async def ben_steps_back(town: Town, lab: Lab, batch: MadeKey) -> None:
     await town.is_refused(batch.secret, "invalid_api_key")
 
 
+async def they_are_warned(town: Town, lab: Lab) -> None:
+    """Owners and admins are; members see it for themselves."""
+    mias = await lab.mia.makes_key("late")
+    await town.calls(mias.secret, usd=6)
+
+    await town.warns(lab.ada, about="Low balance of Open Lab", of="9.00 USD left")
+    assert await lab.mia.wallet() == "9.00 USD"
+
+
 async def everything_is_told(town: Town, lab: Lab) -> None:
     """What was done stands in the log, and what was spent in the books."""
     await lab.mia.may_not("GET", "/audit-log")
     done = await lab.ada.audit()
 
-    assert done["key.create"] == [lab.mia.email, lab.ben.email]
+    assert done["key.create"] == [lab.mia.email, lab.mia.email, lab.ben.email]
     assert done["key.revoke"] == [lab.ada.email]
     await town.is_whole(lab.ada)

@@ -77,6 +77,7 @@ async def the_owner_pays(town: Town, acme: Platform, search: Any, ranking: MadeK
     await acme.ada.sees_balance("8.00 credits")
     await town.is_refused(ranking.secret, "budget_exceeded", usd=1)
     assert await acme.dev.sees_costs("project") == {search["name"]: 12}
+    await town.warns(acme.ada, acme.ben, about="Low balance of Acme Cloud", of="8.00 credits left")
 
     await town.gives(acme.ada, usd=4, because="the vendor was down")
     await acme.ada.sees_balance("12.00 credits")

@@ -36,6 +36,7 @@ async def test_a_pool_from_its_first_sign_up_to_its_last_warning(town: Town) -> 
     await they_are_spent(town, hive, keys)
     await admins_decide(town, hive, keys)
     await mia_leaves(town, hive, keys)
+    await they_are_warned(town, hive, keys)
     await everything_is_told(town, hive)
 
 
@@ -139,6 +140,18 @@ async def mia_leaves(town: Town, hive: Hive, keys: Keys) -> None:
     await hive.mia.may_not("GET", "/api-keys", code="organization_not_found")
     await town.calls(keys.at_home.secret, usd=1)
     await hive.mia_at_home.sees_balance("1.00 credits")
+
+
+async def they_are_warned(town: Town, hive: Hive, keys: Keys) -> None:
+    """Both admins are, whichever role they have inside. A level of the hive's own comes first."""
+    await hive.max.may_not("PATCH", "/alerts/settings", {"thresholds_nanos": [nanos_of(15)]})
+    await hive.ben.does("PATCH", "/alerts/settings", {"thresholds_nanos": [nanos_of(15)]})
+    await town.calls(keys.production.secret, usd=2)
+    early = "14.00 USD left, which is below 15.00 USD"
+    await town.warns(hive.ada, hive.ben, about="Low balance of Hive", of=early)
+
+    await town.calls(keys.production.secret, usd=13.5)
+    await town.warns(hive.ada, hive.ben, about="Critical balance of Hive", of="0.50 USD left")
 
 
 async def everything_is_told(town: Town, hive: Hive) -> None:

@@ -23,8 +23,10 @@ async def test_a_studio_from_its_first_sign_up_to_its_last_warning(town: Town) -
     dungeon, mias = await they_share_a_key(town, studio)
     await they_spend_what_the_studio_has(town, studio, mias)
     await the_key_is_rotated(town, studio, dungeon, mias)
+    await they_are_warned(town, studio)
     await mia_goes(town, studio, dungeon)
     await the_owner_goes(studio)
+    await it_gets_critical(town, studio, dungeon)
     await everything_is_told(town, studio)
 
 
@@ -86,6 +88,14 @@ async def the_key_is_rotated(town: Town, studio: Studio, dungeon: MadeKey, mias:
     await ben.sees_balance("9,000 GP")
 
 
+async def they_are_warned(town: Town, studio: Studio) -> None:
+    """Owners and admins are, below 10,000 GP, and members are not."""
+    ada, ben, mia = studio
+    await town.warns(ada, ben, about="Low balance of Pixel Forge", of="9,000 GP left")
+    await mia.may_not("GET", "/alerts")
+    assert [one["kind"] for one in (await ben.sees("/alerts"))["data"]] == ["balance.low"]
+
+
 async def mia_goes(town: Town, studio: Studio, dungeon: MadeKey) -> None:
     """Her secret goes with her, and the key stays."""
     _, ben, mia = studio
@@ -109,6 +119,14 @@ async def the_owner_goes(studio: Studio) -> None:
     assert await ben.sees_members() == {"Ben": "Owner"}
 
 
+async def it_gets_critical(town: Town, studio: Studio, dungeon: MadeKey) -> None:
+    """Below 1,000 GP. Who has left hears nothing of it."""
+    _, ben, _ = studio
+    await town.calls(await ben.reveals(dungeon), usd=7.5)
+
+    await town.warns(ben, about="Critical balance of Pixel Forge", of="500 GP left")
+
+
 async def everything_is_told(town: Town, studio: Studio) -> None:
     """What was done stands in the log, and what was spent in the books."""
     ada, ben, mia = studio
@@ -117,5 +135,5 @@ async def everything_is_told(town: Town, studio: Studio) -> None:
     assert done["key.reveal"] == [ben.email, mia.email, mia.email]
     assert done["key.rotate"] == done["member.remove"] == [ben.email]
     assert done["member.role"] == done["member.leave"] == [ada.email]
-    assert await ben.sees_costs("member") == {mia.email: 5, ben.email: 2}
+    assert await ben.sees_costs("member") == {mia.email: 5, ben.email: 9.5}
     await town.is_whole(ben)

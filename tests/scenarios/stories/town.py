@@ -21,7 +21,7 @@ from openai.types.chat import ChatCompletion
 from gateway.serve import reserve_port
 from tests.gateway.management.office import Browser
 from tests.scenarios.deployment import Deployment, configured
-from tests.scenarios.stories.letter_box import LetterBox, open_letter_box
+from tests.scenarios.stories.letter_box import LetterBox, open_letter_box, text_of
 from tests.scenarios.stories.patience import until
 from tests.scenarios.stories.people import Person, nanos_of
 from tests.vendor import Vendor
@@ -126,6 +126,13 @@ class Town:
         except APIStatusError as error:
             return error.code
         return None
+
+    async def warns(self, *whom: Person, about: str, of: str) -> None:
+        """One mail each, about this, in which this stands; nobody else has one."""
+        for person in whom:
+            assert of in text_of(await self.post.letter(person.email, about))
+        warned = sorted(letter["To"] for letter in self.post.letters_about(about))
+        assert warned == sorted(person.email for person in whom)
 
     async def is_whole(self, reader: Person | None = None) -> None:
         """Not a nano-dollar and no line of the past differs from what the records say.
