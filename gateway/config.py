@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from gateway import sign_in_settings
 from gateway.binding import Binder, meant
 from gateway.document import Mistake, overridden, parse
+from gateway.payments.settings import objections
 from gateway.plans import FREE, price_mistakes
 from gateway.priced import PRICED
 from gateway.settings import (
@@ -147,6 +148,8 @@ class _Checks:
         for place, setting, wrong in sign_in_settings.mistakes(config.management.sign_in):
             self._wrong(("management", "sign_in", place, setting), wrong)
         self._plans(config)
+        for steps, text in objections(config.payments, public_url=config.management.public_url):
+            self._wrong(steps, text)
         for name, model in config.models.items():
             self._model(name, model)
         for place, override in enumerate(config.prices):

@@ -5,6 +5,7 @@ GatewayError                status  code                      raised when
   Unauthenticated           401     invalid_api_key           no key, or none that works
   PaymentRequired           402     insufficient_credit       the wallet cannot pay the worst case
     CapSpent                402     budget_exceeded           a cap of the key is spent
+  PaymentDeclined           402     payment_declined          a bank or card does not pay
   Forbidden                 403     model_not_allowed         the key may not use this model
                                     address_not_allowed       ... or not from there
   NotFound                  404     (by thing)                no such model, price or path
@@ -109,6 +110,20 @@ class CapSpent(GatewayError):
                 "resets_in_s": resets_in_s,
             },
             headers={"x-should-retry": "false"},
+        )
+
+
+class PaymentDeclined(GatewayError):
+    """402: nothing was paid. `is_hard`: the same method will not pay another day, either."""
+
+    status, type = 402, "payment_declined"
+
+    def __init__(self, decline: str, *, is_hard: bool, payment: str) -> None:
+        what = "Pay with another method" if is_hard else "Try again later, or with another method"
+        super().__init__(
+            f"The payment was declined ({decline}); nothing was charged. {what}.",
+            code="payment_declined",
+            extra={"decline": decline, "is_hard": is_hard, "purchase_id": payment},
         )
 
 

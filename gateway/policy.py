@@ -49,6 +49,7 @@ class Permission(StrEnum):
     KEY_MANAGE = "key.manage"  # everybody's
     BILLING_READ = "billing.read"
     BILLING_PURCHASE = "billing.purchase"
+    BILLING_MANAGE = "billing.manage"  # the organization's methods, contacts, invoicing settings
     AUTO_TOP_UP_MANAGE = "auto_top_up.manage"
     USAGE_READ = "usage.read"
     EXPORT_CREATE = "export.create"
@@ -155,6 +156,7 @@ _ALL: Mapping[Permission, Audience] = {
     _P.KEY_MANAGE: _ADMINS,
     _P.BILLING_READ: _ADMINS,
     _P.BILLING_PURCHASE: _ADMINS,
+    _P.BILLING_MANAGE: _ADMINS,
     _P.AUTO_TOP_UP_MANAGE: _ADMINS,
     _P.USAGE_READ: _MEMBERS,
     _P.EXPORT_CREATE: _ADMINS,
@@ -204,6 +206,7 @@ PRESETS: Mapping[Preset, Policy] = {
             _P.KEY_CREATE: _MEMBERS,
             _P.BILLING_READ: _OWNERS,
             _P.BILLING_PURCHASE: _OWNERS,
+            _P.BILLING_MANAGE: _OWNERS,
             _P.AUTO_TOP_UP_MANAGE: _OWNERS,
             _P.PRIVACY_UPDATE: _OWNERS,
         },

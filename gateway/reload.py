@@ -27,7 +27,7 @@ _MISTAKES_SHOWN = 20
 # waits for a process to stop waits as long as it was told when that began.
 FIXED = (
     *("listeners", "data_dir", "redis", "postgres", "ledger", "shutdown", "auth"),
-    *("management", "plans", "mail", "credits"),
+    *("management", "plans", "mail", "credits", "payments"),
 )
 
 

@@ -27,6 +27,7 @@ from gateway.bounds import (
     Size,
     Tokens,
 )
+from gateway.payments.settings import Payments
 from gateway.plans import PLANS, Plan
 from gateway.sign_in_settings import Issuer
 from ledger.usage import Unit
@@ -325,6 +326,7 @@ class Config:
     management: Management = Management()
     plans: Mapping[str, Plan] = field(default_factory=lambda: PLANS)
     mail: MailSettings = MailSettings()
+    payments: Payments = field(default_factory=Payments)
     exact: Mapping[str, Route] = field(default_factory=dict, metadata=DERIVED)
     wildcards: tuple[tuple[str, Route], ...] = field(default=(), metadata=DERIVED)
     _matched: dict[str, Route] = field(

@@ -349,6 +349,137 @@ CREATE TABLE webhook_delivery (
 );
 CREATE INDEX webhook_delivery_due ON webhook_delivery (next_at) WHERE ended_at IS NULL;
 CREATE INDEX webhook_delivery_listed ON webhook_delivery (webhook_id, created_at, id);
+-- Who an organization or a person is at the processor.
+CREATE TABLE payment_customer (
+    processor text NOT NULL,
+    owner_id  uuid NOT NULL,                     -- an organization or a person
+    reference text NOT NULL,                     -- the processor's id
+    PRIMARY KEY (processor, owner_id)
+);
+
+-- One row per card or bank account, which are themselves at the processor's; only its owner sees it.
+CREATE TABLE payment_method (
+    id         uuid PRIMARY KEY,
+    processor  text NOT NULL,
+    owner_kind text NOT NULL CHECK (owner_kind IN ('organization', 'person')),
+    owner_id   uuid NOT NULL,
+    kind       text NOT NULL CHECK (kind IN ('card', 'us_bank_account', 'sepa_debit')),
+    setup      text NOT NULL,                    -- under what it was entered at the processor's
+    reference  text,
+    brand      text NOT NULL DEFAULT '',
+    last4      text NOT NULL DEFAULT '',
+    expires    text,
+    is_default boolean NOT NULL DEFAULT false,
+    created_by text NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    ready_at   timestamptz,
+    removed_at timestamptz,
+    CHECK ((ready_at IS NULL) = (reference IS NULL))
+);
+CREATE INDEX payment_method_owner ON payment_method (owner_id) WHERE removed_at IS NULL;
+CREATE UNIQUE INDEX payment_method_default ON payment_method (owner_id)
+    WHERE is_default AND removed_at IS NULL;
+CREATE UNIQUE INDEX payment_method_reference ON payment_method (processor, reference);
+
+-- One row per payment, written before the processor is asked. paid: the money is there, for good.
+CREATE TABLE payment (
+    id              uuid PRIMARY KEY,
+    purpose         text NOT NULL CHECK (purpose IN ('purchase', 'top_up', 'plan')),
+    processor       text NOT NULL,
+    organization_id uuid NOT NULL REFERENCES organization (id),
+    owner_kind      text NOT NULL CHECK (owner_kind IN ('organization', 'person')),
+    owner_id        uuid NOT NULL,
+    person_id       uuid REFERENCES person (id),  -- who paid; null: a token, or a top-up by itself
+    method_id       uuid REFERENCES payment_method (id),
+    amount          bigint NOT NULL CHECK (amount > 0),   -- what is credited, in nano-USD
+    charged         bigint NOT NULL CHECK (charged > 0),  -- in the smallest coin of `currency`
+    currency        text NOT NULL,
+    actor           text NOT NULL,
+    state           text NOT NULL DEFAULT 'pending'
+                    CHECK (state IN ('pending', 'open', 'processing', 'paid', 'failed')),
+    reference       text,
+    checkout        text,                        -- the processor's page, where the payer is sent to one
+    checkout_url    text,
+    decline         text,
+    is_hard         boolean NOT NULL DEFAULT false,  -- trying again is of no use
+    refunded        bigint NOT NULL DEFAULT 0    -- of `amount`
+                    CHECK (refunded BETWEEN 0 AND amount),
+    created_at      timestamptz NOT NULL DEFAULT now(),
+    next_at         timestamptz NOT NULL,        -- until then whoever works on it is left alone
+    tries           integer NOT NULL DEFAULT 0,
+    paid_at         timestamptz,
+    ended_at        timestamptz,                 -- failed, or credited: nothing is left to do
+    CHECK ((state = 'paid') = (paid_at IS NOT NULL)),
+    CHECK (state <> 'paid' OR reference IS NOT NULL)
+);
+CREATE UNIQUE INDEX payment_reference ON payment (processor, reference);
+CREATE INDEX payment_due ON payment (next_at) WHERE ended_at IS NULL;
+CREATE INDEX payment_organization ON payment (organization_id, created_at);
+CREATE UNIQUE INDEX payment_one_top_up ON payment (organization_id)
+    WHERE purpose = 'top_up' AND state IN ('pending', 'open', 'processing');
+
+-- One row per refund: the credits leave the wallet (held), then the money goes back, or they return.
+CREATE TABLE payment_refund (
+    id         uuid PRIMARY KEY,
+    payment_id uuid NOT NULL REFERENCES payment (id),
+    amount     bigint NOT NULL CHECK (amount > 0),
+    charged    bigint NOT NULL CHECK (charged > 0),
+    actor      text NOT NULL,
+    reason     text NOT NULL,
+    state      text NOT NULL DEFAULT 'pending'
+               CHECK (state IN ('pending', 'held', 'refused', 'refunded', 'returned')),
+    reference  text,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    next_at    timestamptz NOT NULL,
+    tries      integer NOT NULL DEFAULT 0,
+    ended_at   timestamptz
+);
+CREATE INDEX payment_refund_due ON payment_refund (next_at) WHERE ended_at IS NULL;
+CREATE INDEX payment_refund_payment ON payment_refund (payment_id);
+
+-- One row per event that a processor told of, so that none is taken twice.
+CREATE TABLE payment_event (
+    processor   text NOT NULL,
+    id          text NOT NULL,
+    kind        text NOT NULL,
+    received_at timestamptz NOT NULL DEFAULT now(),
+    handled_at  timestamptz,
+    PRIMARY KEY (processor, id)
+);
+
+-- Who is written to about money, and what stands on invoices.
+CREATE TABLE billing (
+    organization_id uuid PRIMARY KEY REFERENCES organization (id),
+    contacts        text[] NOT NULL DEFAULT '{}',
+    invoicing       jsonb NOT NULL DEFAULT '{}',
+    version         bigint NOT NULL DEFAULT 1
+);
+
+-- One row per organization whose wallet is filled up by itself.
+CREATE TABLE auto_top_up (
+    organization_id uuid PRIMARY KEY REFERENCES organization (id),
+    is_enabled      boolean NOT NULL,
+    threshold       bigint NOT NULL CHECK (threshold > 0),
+    amount          bigint NOT NULL CHECK (amount > 0),   -- what is credited, in nano-USD
+    monthly_max     bigint CHECK (monthly_max > 0),  -- null: none
+    method_id       uuid NOT NULL REFERENCES payment_method (id),
+    configured_by   text NOT NULL,
+    crossings       bigint NOT NULL DEFAULT 0,   -- counts charges; part of their ids
+    declines        integer NOT NULL DEFAULT 0,  -- in a row
+    retry_at        timestamptz,
+    trouble         text,                        -- why it was disabled, or the latest decline
+    version         bigint NOT NULL DEFAULT 1
+);
+
+-- What the sandbox keeps instead of a processor.
+CREATE TABLE sandbox_object (
+    id         text PRIMARY KEY,
+    kind       text NOT NULL,
+    key        text NOT NULL,
+    body       jsonb NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    UNIQUE (kind, key)
+);
 
 -- One row per API key. The secret itself is nowhere: `digest` is its HMAC.
 CREATE TABLE api_key (

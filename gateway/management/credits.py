@@ -69,6 +69,11 @@ async def grant(pool: asyncpg.Pool, redis: Redis, wanted: Grant) -> Granted:
     return await _give(pool, redis, wanted, CreditKind.GRANT)
 
 
+async def pay(pool: asyncpg.Pool, redis: Redis, wanted: Grant) -> Granted:
+    """Credit what was paid for; the key is the processor's id of the payment. As `grant`."""
+    return await _give(pool, redis, wanted, CreditKind.PAYMENT)
+
+
 async def adjust(pool: asyncpg.Pool, redis: Redis, wanted: Grant) -> Granted:
     """Put a balance right by a signed amount: as `grant` if it is above zero, else as `take`."""
     if not wanted.amount:

@@ -11,6 +11,7 @@ from gateway.display import DisplayUnit
 from gateway.key_cache import KeyCache
 from gateway.management.issuers import Issuers
 from gateway.management.passwords import Passwords
+from gateway.payments.processor import Processor
 from gateway.policy import Policy
 from gateway.rest.rates import Rates
 from gateway.sealing import Sealer
@@ -31,6 +32,7 @@ class Desk(NamedTuple):
     passwords: Passwords
     rates: Rates
     issuers: Issuers
+    processor: Processor | None = None  # None: nothing can be bought
 
     @property
     def site(self) -> str:

@@ -16,14 +16,17 @@ from gateway.config import pepper
 from gateway.key_cache import KeyCache
 from gateway.keys import key_digester
 from gateway.management.answered import AnsweredOnce
+from gateway.management.cashier import Cashier
 from gateway.management.desk import Desk
 from gateway.management.guard import Doorman
 from gateway.management.issuers import Issuers
 from gateway.management.low_balances import LowBalances
 from gateway.management.mails import TEMPLATES, Postman
 from gateway.management.passwords import Passwords
+from gateway.management.payment_pages import add_payment_pages
 from gateway.management.routes import ROUTES
 from gateway.management.watch import Observer, Watch
+from gateway.payments.chosen import processor
 from gateway.rest.openapi import document
 from gateway.rest.rates import Rates
 from gateway.rest.route import PREFIX
@@ -49,15 +52,18 @@ class Staff(NamedTuple):
 
     postman: Postman
     watch: Watch
+    cashier: Cashier
 
     def jobs(self) -> Iterator[tuple[str, Coroutine[None, None, None]]]:
         """What runs for as long as the process does."""
         yield "mails", self.postman.run()
         yield "watch", self.watch.run()
+        yield "payments", self.cashier.run()
 
     def leave(self) -> None:
         """Break off what is under way: a server that is silent now must hold up no stop."""
         self.watch.leave()
+        self.cashier.leave()
         self.postman.leave()
 
 
@@ -99,11 +105,15 @@ async def managed(
             rates=Rates(monotonic_s),
             issuers=Issuers(config.management.sign_in, asking, monotonic_s),
         )
-        async with served(config.listeners.control, desk):
-            yield Staff(
-                Postman(pool, config.mail, config.data_dir / "outbox", now),
-                Watch(moved, observers_of(desk)),
-            )
+        chosen = processor(config.payments, pool, now=now, site=desk.site)
+        async with chosen as till:
+            desk = desk._replace(processor=till)
+            async with served(config.listeners.control, desk):
+                yield Staff(
+                    Postman(pool, config.mail, config.data_dir / "outbox", now),
+                    Watch(moved, observers_of(desk)),
+                    Cashier(desk),
+                )
 
 
 @asynccontextmanager
@@ -112,6 +122,7 @@ async def served(listener: Listener, desk: Desk) -> AsyncIterator[int]:
     application = web.Application(client_max_size=0)
     said = document(ROUTES, release=version("tollgate"))
     _add_pages(application, said)
+    add_payment_pages(application, desk)
     Api(
         ROUTES,
         desk,

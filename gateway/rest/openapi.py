@@ -16,6 +16,7 @@ _REF = "#/components/schemas/{name}"
 _SAID = {
     400: "The request cannot be used; `param` names what is wrong.",
     401: "Nobody is signed in, or the session or token has ended.",
+    402: "The payment was declined; nothing was charged.",
     403: "Who asks may not do this.",
     404: "There is no such thing, or not for who asks.",
     409: "It contradicts what was done before.",
@@ -120,14 +121,21 @@ def _in_headers(route: Route) -> list[dict[str, Any]]:
     if route.method in {"PATCH", "PUT"}:
         wanted.append(("If-Match", "The ETag of what is to be changed."))
     if route.is_once:
-        wanted.append(("Idempotency-Key", "Under the same key it is done once."))
+        needed = " It must be sent." if route.needs_key else ""
+        wanted.append(("Idempotency-Key", f"Under the same key it is done once.{needed}"))
     schemas = {
         "X-Organization-Id": {"type": "string", "format": "uuid"},
         "If-Match": {"type": "string", "pattern": '^"[0-9]{1,18}"$'},
         "Idempotency-Key": {"type": "string", "pattern": KEY_PATTERN},
     }
     return [
-        {"name": name, "in": "header", "schema": schemas[name], "description": says}
+        {
+            "name": name,
+            "in": "header",
+            "schema": schemas[name],
+            "description": says,
+            "required": name == "Idempotency-Key" and route.needs_key,
+        }
         for name, says in wanted
     ]
 

@@ -78,6 +78,7 @@ class Route:
     media: tuple[str, ...] = ()  # what its file may be; then it answers nothing else
     status: int = 200
     is_once: bool = False  # money moves or a mail is sent: Idempotency-Key is obeyed
+    needs_key: bool = False  # ... and must be sent
     is_guessed: bool = False  # somebody may try passwords or codes: few tries are let through
     raises: tuple[int, ...] = field(default=())  # statuses of its own errors
 

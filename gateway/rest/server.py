@@ -145,6 +145,11 @@ class Api:
             answer: Answer = await route.handle(self._parts, asked)
             assert answer.download is not None, "a route with media answers a file"
             return await _sent(request, answer.download, request_id)
+        if route.needs_key and asked.key is None:
+            raise BadRequest(
+                "Send an Idempotency-Key of your own: if the answer is lost, ask again under it.",
+                code="idempotency_key_required",
+            )
         cookies: dict[str, str | None] = {}
 
         async def work() -> Given:

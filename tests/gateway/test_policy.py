@@ -27,6 +27,7 @@ CELLS = {
     Permission.KEY_READ: ("OAM", "OAM", "OAM", "OAM"),
     Permission.BILLING_PURCHASE: ("OA", "OA", "OAM", "O"),
     Permission.BILLING_READ: ("OA", "OA", "OAM", "O"),
+    Permission.BILLING_MANAGE: ("OA", "OA", "OA", "O"),
     Permission.AUTO_TOP_UP_MANAGE: ("OA", "OA", "OA", "O"),
     Permission.USAGE_READ: ("OAM", "OAM", "OAM", "OAM"),
     Permission.EXPORT_CREATE: ("OAM", "OA", "OAM", "OA"),

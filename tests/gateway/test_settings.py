@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gateway import plans, settings
 from gateway.bounds import DERIVED
+from gateway.payments import settings as payments
 from gateway.settings import Config, Journal, Ledger, Postgres, Redis
 from providers.adapter import Secret
 
@@ -39,7 +40,7 @@ def test_every_setting_is_read_by_somebody() -> None:
     text = "".join(path.read_text() for path in folder.rglob("*.py"))
     named = {
         field.name
-        for module in (settings, plans)
+        for module in (settings, plans, payments)
         for _, kind in inspect.getmembers(module, inspect.isclass)
         if is_dataclass(kind) and kind.__module__ == module.__name__
         for field in fields(kind)

@@ -15,7 +15,8 @@ import pytest
 
 from gateway.management.routes import ROUTES
 from gateway.rest.server import SESSION_COOKIE
-from tests.gateway.management.office import Browser, Office, open_office
+from tests.gateway.management.office import Browser, Office
+from tests.gateway.management.till import open_till
 from tests.scenarios.scale import LONG
 
 pytestmark = [pytest.mark.scenario, pytest.mark.timeout(3_000 if LONG else 240)]
@@ -58,7 +59,7 @@ async def asked(office: Office, owner: Browser, document: Path, *arguments: str)
 async def test_every_answer_is_one_that_the_document_has(
     postgres_url: str, redis_url: str, tmp_path: Path
 ) -> None:
-    async with open_office(postgres_url, redis_url, tmp_path) as office:
+    async with open_till(postgres_url, redis_url, tmp_path) as office:
         office.clock.is_rushing = True
         owner = await office.operator("root@example.com")
         left_out = [word for name in ENDING for word in ("--exclude-operation-id", name)]

@@ -32,6 +32,7 @@ from gateway.management.desk import Desk
 from gateway.management.issuers import Issuers
 from gateway.management.passwords import Passwords
 from gateway.management.service import served
+from gateway.payments.chosen import processor
 from gateway.rest.rates import Rates
 from gateway.sealing import sealer
 from gateway.settings import Config, Listener
@@ -233,7 +234,10 @@ async def open_office(
             rates=Rates(clock.monotonic_s),
             issuers=Issuers(config.management.sign_in, asking, clock.monotonic_s),
         )
-        async with served(Listener(port=0), desk) as port:
+        async with (
+            processor(config.payments, pool, now=clock.now, site=desk.site) as till,
+            served(Listener(port=0), desk := desk._replace(processor=till)) as port,
+        ):
             office = Office(desk, f"http://127.0.0.1:{port}", clock, [])
             try:
                 yield office
