@@ -1,7 +1,10 @@
 """Plans: what an organization or a person may have, for which price. Pure."""
 
+from calendar import monthrange
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
 from types import MappingProxyType
 from typing import Annotated
 
@@ -65,6 +68,40 @@ PLANS: Mapping[str, Plan] = MappingProxyType(
         ),
     }
 )
+
+
+class Billing(StrEnum):
+    """How long a period of a plan is."""
+
+    MONTHLY = "monthly"
+    YEARLY = "yearly"
+
+
+def price_of(plan: Plan, billing: Billing) -> int:
+    """What a period of the plan costs, in nano-USD; the plan is sold."""
+    price = plan.month_nanos if billing is Billing.MONTHLY else plan.year_nanos
+    assert price, "only plans that are sold have a price to be paid"
+    return price
+
+
+def end_of_period(anchor: datetime, starts_at: datetime, billing: Billing) -> datetime:
+    """When the period ends that begins at `starts_at`, some months after its first, `anchor`.
+
+    Months are counted from the anchor, so that one that began on the 31st is back there after a
+    shorter month.
+    """
+    months = (starts_at.year - anchor.year) * 12 + starts_at.month - anchor.month
+    months += 1 if billing is Billing.MONTHLY else 12
+    year, month = divmod(anchor.year * 12 + anchor.month - 1 + months, 12)
+    last = monthrange(year, month + 1)[1]
+    return anchor.replace(year=year, month=month + 1, day=min(anchor.day, last))
+
+
+def unused(price: int, starts_at: datetime, ends_at: datetime, now: datetime) -> int:
+    """What is left of a period that cost `price`, by time, in nano-USD and whole cents."""
+    whole_us = (ends_at - starts_at) // timedelta(microseconds=1)
+    left_us = (ends_at - now) // timedelta(microseconds=1)
+    return price * min(max(left_us, 0), whole_us) // whole_us // CENT * CENT
 
 
 def price_mistakes(plans: Mapping[str, Plan]) -> Iterator[tuple[str, str]]:

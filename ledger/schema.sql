@@ -471,6 +471,48 @@ CREATE TABLE auto_top_up (
     version         bigint NOT NULL DEFAULT 1
 );
 
+-- One row per period of a plan that is paid for: written before anybody is charged for it.
+CREATE TABLE plan_period (
+    organization_id uuid NOT NULL REFERENCES organization (id),
+    starts_at       timestamptz NOT NULL,
+    ends_at         timestamptz NOT NULL,
+    anchor_at       timestamptz NOT NULL,   -- months are counted from here
+    plan            text NOT NULL,
+    billing         text NOT NULL CHECK (billing IN ('monthly', 'yearly')),
+    price           bigint NOT NULL CHECK (price > 0),   -- nano-USD, of all of it
+    amount          bigint NOT NULL CHECK (amount >= 0), -- less what is unused of the one before
+    is_renewal      boolean NOT NULL,       -- nobody asked for it just now
+    owner_kind      text NOT NULL CHECK (owner_kind IN ('organization', 'person')),
+    owner_id        uuid NOT NULL,
+    person_id       uuid REFERENCES person (id),
+    method_id       uuid NOT NULL REFERENCES payment_method (id),
+    actor           text NOT NULL,
+    address         text,
+    state           text NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'paid', 'failed')),
+    declines        integer NOT NULL DEFAULT 0,  -- a renewal is tried again after the first
+    decline         text,
+    next_at         timestamptz NOT NULL,   -- when the job looks at it
+    PRIMARY KEY (organization_id, starts_at),
+    CHECK (starts_at < ends_at)
+);
+CREATE UNIQUE INDEX plan_period_pending ON plan_period (organization_id) WHERE state = 'pending';
+CREATE INDEX plan_period_due ON plan_period (next_at) WHERE state = 'pending';
+
+-- One row per organization that pays for its plan, or did: the period at hand, and what follows.
+CREATE TABLE subscription (
+    organization_id uuid PRIMARY KEY REFERENCES organization (id),
+    starts_at       timestamptz NOT NULL,
+    next_plan       text NOT NULL,          -- free: it ends
+    next_billing    text NOT NULL CHECK (next_billing IN ('monthly', 'yearly')),
+    renews_at       timestamptz,            -- when the period at hand is over; null: it has ended
+    owner_kind      text NOT NULL CHECK (owner_kind IN ('organization', 'person')),
+    owner_id        uuid NOT NULL,
+    person_id       uuid REFERENCES person (id),
+    method_id       uuid NOT NULL REFERENCES payment_method (id),
+    FOREIGN KEY (organization_id, starts_at) REFERENCES plan_period (organization_id, starts_at)
+);
+CREATE INDEX subscription_due ON subscription (renews_at);
+
 -- What the sandbox keeps instead of a processor.
 CREATE TABLE sandbox_object (
     id         text PRIMARY KEY,

@@ -15,6 +15,7 @@ import asyncpg
 from gateway.management.customers import customer_of
 from gateway.management.desk import Desk
 from gateway.management.payments import (
+    Purpose,
     Row,
     State,
     credit,
@@ -33,6 +34,7 @@ from gateway.payments.processor import (
     ProcessorRefused,
     Progress,
 )
+from ledger.money import usd_text
 from ledger.outage import outage
 from ledger.postgres import AWAY
 
@@ -42,6 +44,7 @@ _EVERY_S = 1.0
 _BATCH = 10
 ASKED_AGAIN = timedelta(hours=23)  # Stripe keeps what it answered under a key for 24 h at least
 
+_SAYS = {Purpose.PURCHASE: "Credits of", Purpose.TOP_UP: "Credits of", Purpose.PLAN: "Plan for"}
 _METHOD = "SELECT reference, kind FROM payment_method WHERE id = $1"
 
 Found = TypeVar("Found")
@@ -114,7 +117,7 @@ async def _order(desk: Desk, row: Row) -> Order:
         id=str(row.id),
         customer=await customer_of(desk, row.owner),
         coins=row.coins,
-        says=f"Credits of {row.amount // 10**7 / 100:.2f} USD",
+        says=f"{_SAYS[row.purpose]} {usd_text(row.amount)}",
         began_at=row.created_at,
         method=None if method is None else method["reference"],
         method_kind=None if method is None else MethodKind(method["kind"]),

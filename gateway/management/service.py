@@ -24,6 +24,7 @@ from gateway.management.low_balances import LowBalances
 from gateway.management.mails import TEMPLATES, Postman
 from gateway.management.passwords import Passwords
 from gateway.management.payment_pages import add_payment_pages
+from gateway.management.renewals import Subscriptions
 from gateway.management.routes import ROUTES
 from gateway.management.watch import Observer, Watch
 from gateway.payments.chosen import processor
@@ -53,17 +54,20 @@ class Staff(NamedTuple):
     postman: Postman
     watch: Watch
     cashier: Cashier
+    subscriptions: Subscriptions
 
     def jobs(self) -> Iterator[tuple[str, Coroutine[None, None, None]]]:
         """What runs for as long as the process does."""
         yield "mails", self.postman.run()
         yield "watch", self.watch.run()
         yield "payments", self.cashier.run()
+        yield "subscriptions", self.subscriptions.run()
 
     def leave(self) -> None:
         """Break off what is under way: a server that is silent now must hold up no stop."""
         self.watch.leave()
         self.cashier.leave()
+        self.subscriptions.leave()
         self.postman.leave()
 
 
@@ -113,6 +117,7 @@ async def managed(
                     Postman(pool, config.mail, config.data_dir / "outbox", now),
                     Watch(moved, observers_of(desk)),
                     Cashier(desk),
+                    Subscriptions(desk),
                 )
 
 

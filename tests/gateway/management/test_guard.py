@@ -70,6 +70,8 @@ WANTED = {
     "privacy.change": "privacy.update organizations:write",
     "plans.list": "anybody",
     "plans.get": "organization.read organizations:read",
+    "plans.subscribe": "billing.purchase billing:write",
+    "plans.cancel": "billing.purchase billing:write",
     "members.list": "member.read members:read",
     "members.get": "member.read members:read",
     "members.change": "member.role members:write",

@@ -41,6 +41,8 @@ async def test_an_organization_begins_as_free(team: Team) -> None:
         "projects_max": 10,
         "members_max": 10,
         "log_days_max": {"none": 3, "retain": 3},
+        "subscription": None,
+        "pending": None,
     }
 
 
