@@ -38,7 +38,8 @@ class Asked(Generic[Query, Body]):
         try:
             return UUID(self.path[name])
         except ValueError as error:
-            raise NotFound(f"There is no {self.path[name]!r} here.", code="not_found") from error
+            # What stands there may be a secret in the wrong place, so it is not repeated.
+            raise NotFound(f"There is none: {name} is not an id.", code="not_found") from error
 
 
 class Download(NamedTuple):

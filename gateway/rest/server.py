@@ -249,9 +249,10 @@ def _refusal(known: frozenset[str]) -> Callable[[web.Request], Awaitable[web.Res
     return refuse
 
 
-async def _nothing_here(request: web.Request) -> web.Response:
+async def _nothing_here(_request: web.Request) -> web.Response:
+    # The path is not repeated: a secret may have got into it.
     error = NotFound(
-        f"There is no {request.path!r} here; {PREFIX}/openapi.json lists what there is.",
+        f"There is nothing under this path; {PREFIX}/openapi.json lists what there is.",
         code="unknown_url",
     )
     return problem_response(error, str(uuid7()))

@@ -1,16 +1,14 @@
 """No key, prompt or answer is found anywhere it could be read, whatever has failed before."""
 
 import asyncio
-import io
 import signal
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from redis.asyncio import Redis
 
-from ledger.fcall import execute
+from tests.scenarios import sinks
 from tests.scenarios.caller import CHAT, RESPONSES, asks, caller, request
 from tests.scenarios.deployment import Deployment, Key
 from tests.scenarios.page import page
@@ -29,18 +27,10 @@ CANARIES = {
     "user": "canary-user-0e44",
 }
 SPLIT_KEY = f"{CANARIES['key with line breaks']}\r\nX-Evil: 1"
-MAY_SAY_IT = {"answer"}  # to the client, whose answer it is
-# What is put there on purpose, once nothing else was found: the search must find it.
+MAY_SAY_IT = {("answer", "clients")}  # to the client, whose answer it is
+# What is put there on purpose beside `sinks.CONTROLS`: the search must find it.
 CONTROLS = {
-    "control in a text": "postgres",
-    "control in bytes": "postgres",
-    "control in a string": "redis",
-    "control in a hash": "redis",
-    "control in a sorted set": "redis",
-    "control in a set": "redis",
-    "control in a stream": "redis",
-    "control in the log": "log",
-    "control in a file": "files",
+    **sinks.CONTROLS,
     "control to a client": "clients",
     "control by a command": "check-config",
 }
@@ -184,99 +174,19 @@ async def reject(tollgate: Deployment) -> str:
     return said.stdout + said.stderr
 
 
-async def postgres_dump(tollgate: Deployment) -> bytes:
-    """Every table, as COPY has it; bytes appear as hex."""
-    connection = await tollgate.postgres()
-    out = io.BytesIO()
-    try:
-        tables = await connection.fetch(
-            "SELECT relname FROM pg_class"
-            " WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
-        )
-        for row in tables:
-            await connection.copy_from_table(row["relname"], output=out, format="csv")
-    finally:
-        await connection.close()
-    return out.getvalue()
-
-
-async def redis_dump(redis: Redis) -> bytes:
-    """Every key with all that it holds."""
-    readers = {
-        b"string": ("GET",),
-        b"hash": ("HGETALL",),
-        b"zset": ("ZRANGE", 0, -1),
-        b"set": ("SMEMBERS",),
-        b"stream": ("XRANGE", "-", "+"),
-    }
-    parts: list[bytes] = []
-    for name in await execute(redis, "KEYS", "*"):
-        verb, *rest = readers[await execute(redis, "TYPE", name)]
-        parts += [name, *flattened(await execute(redis, verb, name, *rest))]
-    return b"\n".join(parts)
-
-
-def flattened(held: Any) -> Iterator[bytes]:
-    """Every byte string within."""
-    if isinstance(held, bytes):
-        yield held
-    elif isinstance(held, dict):
-        yield from flattened([*held.items()])
-    elif isinstance(held, list | tuple | set):
-        for one in held:
-            yield from flattened(one)
-
-
-def hits(secrets: Mapping[str, str], places: Mapping[str, bytes]) -> list[tuple[str, str]]:
-    """Which secret is where, in clear or as Postgres dumps bytes."""
-    return [
-        (what, where)
-        for what, text in secrets.items()
-        for where, found in places.items()
-        if not (where == "clients" and what in MAY_SAY_IT)
-        if text.encode() in found or text.encode().hex().encode() in found
-    ]
-
-
-def files(folder: Path) -> bytes:
-    """Every file of the data folder: journals, snapshots, the servers' own."""
-    found = (path for path in folder.rglob("*") if path.is_file())
-    return b"\n".join(path.read_bytes() for path in found)
-
-
 async def places(tollgate: Deployment, given: list[bytes], said: str) -> dict[str, bytes]:
     """All that is searched."""
     async with tollgate.redis() as redis:
-        held = await redis_dump(redis)
+        held = await sinks.redis_dump(redis)
     return {
         "clients": b"\n".join(given),
         "check-config": said.encode(),
         "metrics": (await page(tollgate)).text.encode(),
-        "postgres": await postgres_dump(tollgate),
+        "postgres": await sinks.postgres_dump(tollgate),
         "redis": held,
         "log": tollgate.log_path.read_bytes(),
-        "files": files(tollgate.data),
+        "files": sinks.files(tollgate.data),
     }
-
-
-async def plant(tollgate: Deployment) -> None:
-    """Every control of a deployment's own places, each where its name says."""
-    connection = await tollgate.postgres()
-    try:
-        await connection.execute("CREATE TABLE control (said text, kept bytea)")
-        row = ("control in a text", b"control in bytes")
-        await connection.execute("INSERT INTO control VALUES ($1, $2)", *row)
-    finally:
-        await connection.close()
-    async with tollgate.redis() as redis:
-        await execute(redis, "SET", "control:1", "control in a string")
-        await execute(redis, "HSET", "control:2", "a", "control in a hash")
-        await execute(redis, "ZADD", "control:3", 1, "control in a sorted set")
-        await execute(redis, "SADD", "control:4", "control in a set")
-        await execute(redis, "XADD", "control:5", "*", "a", "control in a stream")
-    with tollgate.log_path.open("a") as log:
-        log.write("control in the log\n")
-    (tollgate.data / "run" / "control").write_text("control in a file")
 
 
 async def test_no_secret_and_no_content_is_left_anywhere(
@@ -291,15 +201,16 @@ async def test_no_secret_and_no_content_is_left_anywhere(
         assert answer.status == 200, "the old configuration is in use"
     await tollgate.records(key.organization_id, count=10)
     searched = await places(tollgate, given, said)
-    assert hits({**CANARIES, "client key": key.secret}, searched) == []
+    secrets = {**CANARIES, "client key": key.secret}
+    assert sinks.hits(secrets, searched, allowed=MAY_SAY_IT) == []
     assert b"call ended" in searched["log"]
     assert b"journal adopted" in searched["log"]
     assert b"tollgate_" in searched["metrics"]
     controls = {what: what for what in CONTROLS}
-    assert hits(controls, searched) == []
-    await plant(tollgate)
+    assert sinks.hits(controls, searched) == []
+    await sinks.plant(tollgate)
     said, given = f"{said} control by a command", [*given, b"a control to a client"]
-    found = hits(controls, await places(tollgate, given, said))
+    found = sinks.hits(controls, await places(tollgate, given, said))
     assert CONTROLS.items() <= {*found}, "the search does not find what is there"
     sizes = ", ".join(f"{name} {len(text) / 1024:.0f} KiB" for name, text in searched.items())
     print(

@@ -35,10 +35,10 @@ def test_a_path_has_words_and_parameters(route: Route) -> None:
     assert route.body is None or route.is_write
 
 
-def test_an_id_in_a_path_that_is_none_is_not_found() -> None:
+def test_an_id_in_a_path_that_is_none_is_not_found_and_not_repeated() -> None:
     asked: Asked[Nothing, Nothing] = Asked(
         caller=Caller(actor="", address=""),
-        path={"good": str(UUID(int=7)), "bad": "7"},
+        path={"good": str(UUID(int=7)), "bad": "quarry"},
         query=Nothing(),
         body=Nothing(),
         if_match=None,
@@ -47,5 +47,6 @@ def test_an_id_in_a_path_that_is_none_is_not_found() -> None:
         agent="",
     )
     assert asked.id("good") == UUID(int=7)
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFound) as told:
         asked.id("bad")
+    assert "quarry" not in str(told.value)

@@ -39,6 +39,12 @@ async def test_what_is_not_there_says_where_the_list_is(office: Office, path: st
     assert "openapi.json" in got.body["detail"]
 
 
+async def test_what_stands_in_a_wrong_path_is_not_repeated(office: Office) -> None:
+    got = await office.stranger().get("/quarry-lantern-17")
+    assert got.status == 404
+    assert "quarry" not in str(got.body)
+
+
 async def test_only_json_is_read_and_not_too_much_of_it(office: Office) -> None:
     eve = office.stranger()
     form = {"Content-Type": "application/x-www-form-urlencoded"}
