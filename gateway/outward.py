@@ -9,7 +9,13 @@ import errno
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+)
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -21,6 +27,12 @@ TIMEOUT_S = 10.0
 _OK = 200
 _PORTS = {"http": 80, "https": 443}
 _NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
+# Public by what every Python knows, and yet no server of anybody's: protocols' own, and a cloud's
+# service for the machine itself.
+_SPECIAL = (
+    *map(IPv4Network, ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32")),
+    *map(IPv6Network, ("64:ff9b:1::/48", "2001::/23")),
+)
 
 
 class NoAnswer(Exception):
@@ -64,7 +76,9 @@ def is_public(address: str) -> bool:
         if found in _NAT64:
             inner = IPv4Address(int(found) & 0xFFFFFFFF)
         found = inner or found
-    return found.is_global and not found.is_multicast
+    if any(found in network for network in _SPECIAL):
+        return False
+    return found.is_global and not found.is_multicast and not found.is_reserved
 
 
 class Outward:
@@ -118,7 +132,7 @@ class Outward:
 @asynccontextmanager
 async def opened() -> AsyncIterator[Outward]:
     """Ready to ask, until the block is left."""
-    async with _session(None) as named, _session(_public_socket) as found:
+    async with _session(None) as named, _session(public_socket) as found:
         yield Outward(named, found)
 
 
@@ -131,7 +145,8 @@ def _session(factory: aiohttp.SocketFactoryType | None) -> aiohttp.ClientSession
     )
 
 
-def _public_socket(where: aiohttp.AddrInfoType) -> socket.socket:
+def public_socket(where: aiohttp.AddrInfoType) -> socket.socket:
+    """A socket for a connection to this address; `PermissionError` if it is no public one."""
     family, kind, protocol, _, address = where
     if not is_public(str(address[0])):
         raise PermissionError(errno.EACCES, f"{address[0]} is no public address")

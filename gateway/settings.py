@@ -289,6 +289,7 @@ class Management:
     proxies: Annotated[int, Between(0, 10)] = 0
     sign_up: SignUp = SignUp.OPEN
     sign_in: tuple[Issuer, ...] = ()
+    private_webhooks: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

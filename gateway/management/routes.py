@@ -32,6 +32,7 @@ from gateway.management import (
     tenants,
     tokens,
     wallet,
+    webhooks,
 )
 from gateway.rest.route import Route
 
@@ -67,4 +68,5 @@ ROUTES: tuple[Route, ...] = (
     *audit_export.ROUTES,
     *alerts.ROUTES,
     *alert_settings.ROUTES,
+    *webhooks.ROUTES,
 )

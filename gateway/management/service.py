@@ -15,8 +15,11 @@ from gateway import outward
 from gateway.config import pepper
 from gateway.key_cache import KeyCache
 from gateway.keys import key_digester
+from gateway.management.access_reviews import AccessReviews
 from gateway.management.answered import AnsweredOnce
+from gateway.management.budget_alerts import BudgetAlerts
 from gateway.management.cashier import Cashier
+from gateway.management.deliveries import Messenger
 from gateway.management.desk import Desk
 from gateway.management.guard import Doorman
 from gateway.management.issuers import Issuers
@@ -26,7 +29,9 @@ from gateway.management.passwords import Passwords
 from gateway.management.payment_pages import add_payment_pages
 from gateway.management.renewals import Subscriptions
 from gateway.management.routes import ROUTES
+from gateway.management.spend_anomalies import SpendAnomalies
 from gateway.management.watch import Observer, Watch
+from gateway.notify import Notifier
 from gateway.payments.chosen import processor
 from gateway.rest.openapi import document
 from gateway.rest.rates import Rates
@@ -55,6 +60,7 @@ class Staff(NamedTuple):
     watch: Watch
     cashier: Cashier
     subscriptions: Subscriptions
+    messenger: Messenger
 
     def jobs(self) -> Iterator[tuple[str, Coroutine[None, None, None]]]:
         """What runs for as long as the process does."""
@@ -62,18 +68,20 @@ class Staff(NamedTuple):
         yield "watch", self.watch.run()
         yield "payments", self.cashier.run()
         yield "subscriptions", self.subscriptions.run()
+        yield "webhooks", self.messenger.run()
 
     def leave(self) -> None:
         """Break off what is under way: a server that is silent now must hold up no stop."""
         self.watch.leave()
         self.cashier.leave()
         self.subscriptions.leave()
+        self.messenger.leave()
         self.postman.leave()
 
 
 def observers_of(desk: Desk) -> tuple[Observer, ...]:
     """Whoever acts on balances and budgets; see `gateway.management.watch`."""
-    return (LowBalances(desk),)
+    return (LowBalances(desk), BudgetAlerts(desk), SpendAnomalies(desk), AccessReviews(desk))
 
 
 @asynccontextmanager
@@ -118,6 +126,7 @@ async def managed(
                     Watch(moved, observers_of(desk)),
                     Cashier(desk),
                     Subscriptions(desk),
+                    Messenger(desk, Notifier(allows_private=config.management.private_webhooks)),
                 )
 
 

@@ -139,6 +139,14 @@ WANTED = {
     "alerts.subscribe": "alert.manage",
     "alerts.settings": "alert.manage alerts:read",
     "alerts.change": "alert.manage alerts:write",
+    "webhooks.list": "alert.manage alerts:read",
+    "webhooks.create": "alert.manage alerts:write",
+    "webhooks.get": "alert.manage alerts:read",
+    "webhooks.change": "alert.manage alerts:write",
+    "webhooks.delete": "alert.manage alerts:write",
+    "webhooks.rotate": "alert.manage alerts:write",
+    "webhooks.test": "alert.manage alerts:write",
+    "webhooks.deliveries": "alert.manage alerts:read",
 }
 BY_NAME = {route.name: route for route in ROUTES}
 
