@@ -29,7 +29,7 @@ _PORTS = {"http": 80, "https": 443}
 _NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
 # Public by what every Python knows, and yet no server of anybody's: protocols' own, and a cloud's
 # service for the machine itself.
-_SPECIAL = (
+_SPECIAL: tuple[IPv4Network | IPv6Network, ...] = (
     *map(IPv4Network, ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32")),
     *map(IPv6Network, ("64:ff9b:1::/48", "2001::/23")),
 )
