@@ -63,12 +63,12 @@ class Migration(NamedTuple):
 
 
 def migrations() -> tuple[Migration, ...]:
-    """Every migration of this release, in order. Each is needed by itself, whatever its number."""
+    """Every migration of this release, in order; numbers count up from 1 without a gap."""
     found = []
     for path in sorted((Path(__file__).parent / "migrations").glob("*.sql")):
         number, _, name = path.stem.partition("_")
         found.append(Migration(int(number), name, path.read_text("utf-8")))
-    assert len({one.number for one in found}) == len(found), found
+    assert [one.number for one in found] == list(range(1, len(found) + 1)), found
     return tuple(found)
 
 
