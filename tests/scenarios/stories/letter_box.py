@@ -4,13 +4,11 @@ import asyncio
 import email
 import email.policy
 import re
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from email.message import EmailMessage
 
-from aiosmtpd.controller import Controller
-from aiosmtpd.smtp import SMTP, Envelope, Session
+from tests.gateway.management.post_box import Box, open_box
 
 _PATIENCE_S = 20.0
 
@@ -18,15 +16,9 @@ _PATIENCE_S = 20.0
 class LetterBox:
     """What has arrived, the oldest first."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, box: Box, url: str) -> None:
+        self._box = box
         self.url = url  # for `mail.smtp_url`
-        self.letters: list[EmailMessage] = []
-
-    async def handle_DATA(self, _: SMTP, __: Session, envelope: Envelope) -> str:  # noqa: N802 - its name
-        assert isinstance(envelope.content, bytes)
-        policy = email.policy.default
-        self.letters.append(email.message_from_bytes(envelope.content, policy=policy))
-        return "250 taken"
 
     async def letter(self, to: str, about: str) -> EmailMessage:
         """The newest letter to somebody with these words in its subject, once there is one."""
@@ -37,9 +29,13 @@ class LetterBox:
 
     def letters_about(self, about: str, *, to: str | None = None) -> Sequence[EmailMessage]:
         """Those with these words in their subjects so far; to somebody, or to anybody."""
+        letters = (
+            email.message_from_bytes(bytes(message), policy=email.policy.default)
+            for message in list(self._box.got)
+        )
         return [
             letter
-            for letter in self.letters
+            for letter in letters
             if about in letter["Subject"] and to in (None, letter["To"])
         ]
 
@@ -61,13 +57,6 @@ def link_in(letter: EmailMessage) -> tuple[str, str]:
 @contextmanager
 def open_letter_box() -> Iterator[LetterBox]:
     """The server, while the block lasts."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    box = LetterBox(f"smtp://127.0.0.1:{port}")
-    server = Controller(box, hostname="127.0.0.1", port=port)
-    server.start()
-    try:
-        yield box
-    finally:
-        server.stop()
+    with open_box() as (box, settings):
+        assert settings.smtp_url is not None
+        yield LetterBox(box, settings.smtp_url.reveal())

@@ -124,6 +124,19 @@ class Person:
         made = await self.does("POST", "/api-keys", {"name": name, **terms})
         return MadeKey(made["key"]["id"], made["secret"])
 
+    async def saves_card(self, *, owner: str = "person") -> str:
+        """A card that pays whatever is asked of it: their own, or the organization's."""
+        started = await self.does("POST", "/payment-methods", {"kind": "card", "owner": owner})
+        path = f"/payment-methods/{started['id']}/confirmation"
+        return str((await self.does("POST", path, {"sandbox_value": "approve"}))["id"])
+
+    async def buys(self, *, usd: float, card: str) -> Any:
+        """Credits for the organization; the purchase. They are usable when it is answered."""
+        wanted = {"amount_nanos": nanos_of(usd), "method_id": card}
+        bought = await self.does("POST", "/purchases", wanted)
+        assert (bought["state"], bought["is_credited"]) == ("paid", True)
+        return bought
+
     async def reveals(self, key: MadeKey) -> str:
         """Their own secret of a key that somebody else has made."""
         return str((await self.does("POST", f"/api-keys/{key.id}/secret"))["secret"])

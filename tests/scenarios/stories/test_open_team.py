@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.scenarios.stories.people import MadeKey, Person
+from tests.scenarios.stories.people import MadeKey, Person, nanos_of
 from tests.scenarios.stories.town import Town
 
 pytestmark = pytest.mark.scenario
@@ -21,7 +21,7 @@ class Lab(NamedTuple):
 
 async def test_an_open_team_from_its_first_sign_up_to_its_last_warning(town: Town) -> None:
     lab = await people_come_together(town)
-    await everybody_sees_what_there_is(town, lab)
+    await everybody_sees_what_there_is(lab)
     batch = await calls_are_their_callers(town, lab)
     await ben_steps_back(town, lab, batch)
     await they_are_warned(town, lab)
@@ -39,14 +39,21 @@ async def people_come_together(town: Town) -> Lab:
     return Lab(ada, ben, mia, at_home)
 
 
-async def everybody_sees_what_there_is(town: Town, lab: Lab) -> None:
-    """The balance and what made it; what Mia has at home is nobody's but hers."""
-    await town.gives(lab.ada, usd=30)
+async def everybody_sees_what_there_is(lab: Lab) -> None:
+    """The balance and what made it; what Mia pays with, and has at home, is nobody's but hers."""
+    card = await lab.mia.saves_card()
+    await lab.mia.buys(usd=30, card=card)
 
     for person in (lab.ada, lab.ben, lab.mia):
         assert await person.wallet() == "30.00 USD"
-        assert [one["kind"] for one in (await person.sees("/transactions"))["data"]] == ["grant"]
+        (line,) = (await person.sees("/transactions"))["data"]
+        assert (line["kind"], line["actor"]) == ("payment", lab.mia.email)
     assert await lab.mia_at_home.wallet() == "0.00 credits"
+    assert [one["id"] for one in (await lab.mia.sees("/payment-methods"))["data"]] == [card]
+    for person in (lab.ada, lab.ben):
+        assert (await person.sees("/payment-methods"))["data"] == []
+    wanted = {"amount_nanos": nanos_of(10), "method_id": card}
+    await lab.ada.may_not("POST", "/purchases", wanted, code="payment_method_not_found")
 
 
 async def calls_are_their_callers(town: Town, lab: Lab) -> MadeKey:

@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.gateway.management.receiver import Receiver, receiving
+from tests.scenarios.stories.patience import until
 from tests.scenarios.stories.people import MadeKey, Person, nanos_of
 from tests.scenarios.stories.town import Town
 
@@ -22,7 +24,13 @@ class Platform(NamedTuple):
 async def test_a_platform_from_its_first_sign_up_to_its_last_warning(town: Town) -> None:
     acme = await people_come_together(town)
     search, ranking = await they_build_in_projects(acme)
-    await the_owner_pays(town, acme, search, ranking)
+    async with receiving() as receiver:
+        hook = {"url": receiver.url, "events": ["budget.percent"]}
+        await acme.dev.may_not("POST", "/webhooks", hook)
+        secret = (await acme.ben.does("POST", "/webhooks", hook))["secret"]
+        card = await the_owner_pays(town, acme, search, ranking)
+        await they_are_warned(town, acme, receiver, secret)
+    await it_outgrows_its_plan(acme, card)
     await owners_need_a_second_factor(acme)
     await a_project_ends(town, acme, search, ranking)
     await everything_is_told(town, acme)
@@ -67,20 +75,51 @@ async def they_build_in_projects(acme: Platform) -> tuple[Any, MadeKey]:
     return search, ranking
 
 
-async def the_owner_pays(town: Town, acme: Platform, search: Any, ranking: MadeKey) -> None:
-    """A dollar is a credit, and only owners see how many there are."""
-    await town.gives(acme.ada, usd=20)
+async def the_owner_pays(town: Town, acme: Platform, search: Any, ranking: MadeKey) -> str:
+    """A dollar is a credit, and only owners see how many there are. With which card."""
+    card = await acme.ada.saves_card(owner="organization")
+    least = {"amount_nanos": nanos_of(5), "method_id": card}
+    await acme.ada.may_not("POST", "/purchases", least, code="amount_too_small")
+    await acme.ada.buys(usd=20, card=card)
     assert await acme.ada.wallet() == "20.00 credits"
     await acme.ben.may_not("GET", "/wallet")
+    await acme.ben.may_not("POST", "/purchases", {**least, "amount_nanos": nanos_of(20)})
 
     await town.calls(ranking.secret, usd=12)
     await acme.ada.sees_balance("8.00 credits")
     await town.is_refused(ranking.secret, "budget_exceeded", usd=1)
     assert await acme.dev.sees_costs("project") == {search["name"]: 12}
-    await town.warns(acme.ada, acme.ben, about="Low balance of Acme Cloud", of="8.00 credits left")
 
     await town.gives(acme.ada, usd=4, because="the vendor was down")
     await acme.ada.sees_balance("12.00 credits")
+    return card
+
+
+async def they_are_warned(town: Town, acme: Platform, receiver: Receiver, secret: str) -> None:
+    """Of the balance and of the budget, by mail; and a program of theirs, by a signed message."""
+    await town.warns(acme.ada, acme.ben, about="Low balance of Acme Cloud", of="8.00 credits left")
+    about = "100 % of a budget of Acme Cloud is spent"
+    await town.warns(acme.ada, acme.ben, about=about, of="Search of Acme Cloud has spent 12.00")
+
+    async def is_told() -> bool:
+        return len(receiver.got) == 3
+
+    await until(is_told)
+    told = [one["data"] for one in receiver.verified(secret)]
+    assert sorted(one["percent"] for one in told) == [80, 95, 100]
+    assert {one["spent_nanos"] for one in told} == {nanos_of(12)}
+
+
+async def it_outgrows_its_plan(acme: Platform, card: str) -> None:
+    """Free is the plan of who chose none. A paid one is had at once, and no credits go for it."""
+    assert (await acme.dev.sees("/plan"))["label"] == "Free"
+    pro = {"plan": "pro", "billing": "yearly", "method_id": card}
+    await acme.ben.may_not("POST", "/subscription", pro)
+    await acme.ada.does("POST", "/subscription", pro)
+
+    assert (await acme.dev.sees("/plan"))["label"] == "Pro"
+    await acme.ben.does("POST", "/projects", {"name": "One more"})
+    assert await acme.ada.wallet() == "12.00 credits"
 
 
 async def owners_need_a_second_factor(acme: Platform) -> None:

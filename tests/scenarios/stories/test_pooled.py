@@ -81,9 +81,12 @@ async def everybody_makes_keys(hive: Hive) -> Keys:
 
 
 async def credits_come_in(town: Town, hive: Hive) -> None:
-    """Members see no bill. Personal credits come into the pool by the operator only."""
-    await town.gives(hive.ada, usd=20)
-    await town.gives(hive.mia_at_home, usd=8)
+    """Admins buy. Members see no bill; what they have at home goes over by the operator only."""
+    card = await hive.ada.saves_card(owner="organization")
+    await hive.ben.buys(usd=20, card=card)
+    await hive.mia.may_not("POST", "/purchases", {"amount_nanos": nanos_of(20)})
+    await hive.mia.may_not("POST", "/payment-methods", {"kind": "card", "owner": "organization"})
+    await hive.mia_at_home.buys(usd=10, card=await hive.mia_at_home.saves_card())
     await hive.mia.may_not("GET", "/wallet")
     transfer = {"amount_nanos": nanos_of(5), "reason": "from home"}
     await hive.mia.may_not("POST", "/transfers", transfer)
@@ -91,7 +94,7 @@ async def credits_come_in(town: Town, hive: Hive) -> None:
     await town.transfers(hive.mia_at_home, hive.ada, usd=5)
 
     assert await hive.ada.wallet() == "25.00 USD"
-    assert await hive.mia_at_home.wallet() == "3.00 credits"
+    assert await hive.mia_at_home.wallet() == "5.00 credits"
 
 
 async def they_are_spent(town: Town, hive: Hive, keys: Keys) -> None:
@@ -100,7 +103,7 @@ async def they_are_spent(town: Town, hive: Hive, keys: Keys) -> None:
     await town.calls(keys.production.secret, usd=2)
     await town.calls(keys.at_home.secret, usd=1)
     await hive.ada.sees_balance("17.00 USD")
-    await hive.mia_at_home.sees_balance("2.00 credits")
+    await hive.mia_at_home.sees_balance("4.00 credits")
 
     assert await hive.max.sees_costs("member") == {hive.mia.email: 6, hive.ben.email: 2}
     of_one = f"&key_id={keys.production.id}"
@@ -139,7 +142,7 @@ async def mia_leaves(town: Town, hive: Hive, keys: Keys) -> None:
     await town.is_refused(keys.research.secret, "invalid_api_key")
     await hive.mia.may_not("GET", "/api-keys", code="organization_not_found")
     await town.calls(keys.at_home.secret, usd=1)
-    await hive.mia_at_home.sees_balance("1.00 credits")
+    await hive.mia_at_home.sees_balance("3.00 credits")
 
 
 async def they_are_warned(town: Town, hive: Hive, keys: Keys) -> None:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.scenarios.stories.people import MadeKey, Person
+from tests.scenarios.stories.people import MadeKey, Person, nanos_of
 from tests.scenarios.stories.town import Town
 
 pytestmark = pytest.mark.scenario
@@ -61,11 +61,14 @@ async def they_share_a_key(town: Town, studio: Studio) -> tuple[MadeKey, str]:
 
 async def they_spend_what_the_studio_has(town: Town, studio: Studio, mias: str) -> None:
     """The studio counts in game points. Members use them and see no bill, but what calls cost."""
-    ada, ben, mia = studio
-    await town.gives(ada, usd=15)
+    _, ben, mia = studio
+    await mia.may_not("POST", "/purchases", {"amount_nanos": nanos_of(15)})
+    await ben.buys(usd=15, card=await ben.saves_card())
     assert await ben.wallet() == "15,000 GP"
     await mia.may_not("GET", "/wallet")
     await mia.may_not("GET", "/transactions")
+    (line,) = (await studio.ada.sees("/transactions"))["data"]
+    assert (line["kind"], line["actor"]) == ("payment", ben.email)
 
     told = await town.calls(mias, usd=4, model="default")
 

@@ -178,8 +178,9 @@ async def open_town(
         site = f"http://localhost:{port}"
         config = configured(folder, vendor.port, changes or {})
         config["listeners"]["control"]["port"] = port
-        config["management"] = {"public_url": site, "proxies": 1, **config.get("management", {})}
+        config["management"] = {"public_url": site, "proxies": 1, "private_webhooks": True}
         config["mail"] = {"smtp_url": post.url, "sender": "Tollgate <gate@example.com>"}
+        config["payments"] = {"processor": "sandbox"}
         config["prices"] = [{"provider": "vendor", "model": "*", "usd_per_million": _PRICE}]
         tollgate = Deployment(folder, config, workers=1)
         tollgate.write_config()
