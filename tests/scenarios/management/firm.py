@@ -17,10 +17,12 @@ from uuid import uuid4
 import aiohttp
 
 from tests.gateway.management.office import Browser, Got
+from tests.gateway.management.till import method_of
 from tests.scenarios.deployment import Key
 from tests.scenarios.management.cards import Card, Span, Switch
 from tests.scenarios.management.installation import Installation, Team, expect
 
+CENT = 10_000_000
 KEYS_MAX = 8  # that work, of one organization
 _PROBED_S = 2.5  # how long callers try what has ended
 _PAUSE_S = 0.3
@@ -93,11 +95,16 @@ class Firm:
         self._projects: dict[str, Switch] = {}
         self.removals = 0
         self._is_removing = False
+        self._methods: list[str] = []
+        self.bought: Counter[str] = Counter()  # purchases, by what became of them
 
     async def begin(self) -> None:
         """The member is in, and both have a key."""
         members = expect(await self.team.owner.get("/members"), 200).body["data"]
         self._ids["owner"] = members[0]["id"]
+        for does in ("approve", "insufficient_funds"):
+            method = await method_of(self.team.owner, does, owner="organization")
+            self._methods.append(method)
         await self._join()
         while len(self.cards) < 2:
             for clerk, who in ((self.owner, "owner"), (self._member, "member")):
@@ -130,6 +137,7 @@ class Firm:
             self._archive,
             self._invite_nobody,
             self._remove_and_invite,
+            self._buy,
         )
         while not stop.is_set():
             await self._chance.choice(deeds)()
@@ -228,6 +236,18 @@ class Firm:
             "budget_period": period,
         }
         await self.owner.done("PATCH", f"/api-keys/{self._chance.choice(working).key.id}", asked)
+
+    # Money
+
+    async def _buy(self) -> None:
+        """Credits, with a card that pays or with one that does not."""
+        amount = self._chance.randrange(1_000, 3_000) * CENT
+        asked = {"amount_nanos": amount, "method_id": self._chance.choice(self._methods)}
+        got = await self.owner.booked("/purchases", asked)
+        self.bought[str(got.status)] += 1
+        if got.status != 402:
+            assert (got.status, got.body["state"], got.body["is_credited"]) == (201, "paid", True)
+            self.moved += amount
 
     # Projects
 

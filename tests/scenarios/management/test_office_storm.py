@@ -23,6 +23,7 @@ from tests.scenarios.storm.load import Asking, Crowd, Load, nonce_in
 from tests.vendor import Entry, Vendor
 
 STORM_S = 600.0 if LONG else 25.0
+KILLS = 15 if LONG else 1
 WORKERS = (2, 1)  # three gateways on two machines, each with a control process
 CALLERS = 3  # of each organization, at each machine
 ADMITTED_S_MAX = 1.0
@@ -125,7 +126,9 @@ class Storm:
     async def brewed(cls, folder: Path, vendor: Vendor) -> AsyncIterator["Storm"]:
         """Organizations with people, credit and keys."""
         chance = random.Random(SEED)  # noqa: S311 - a storm that can be repeated
-        async with Installation.started(folder, vendor, workers=WORKERS) as office:
+        async with Installation.started(
+            folder, vendor, workers=WORKERS, changes={"payments": {"processor": "sandbox"}}
+        ) as office:
             urls = [office.control(number) for number in range(len(WORKERS))]
             root = Clerk(await office.operator("root@example.com"), urls, chance)
             made = [_firm(office, urls, preset, chance) for preset in PRESETS]
@@ -137,7 +140,7 @@ class Storm:
             yield cls(office, firms, treasurer)
 
     async def rage(self, seconds: float) -> None:
-        """Everybody at once, for so long; a control process is killed in the middle."""
+        """Everybody at once, for so long; a control process is killed every now and then."""
         stop = asyncio.Event()
         doomed = self.firms[-1]
         async with AsyncExitStack() as stack:
@@ -148,16 +151,17 @@ class Storm:
                     group.create_task(firm.work_as_owner(stop), name="an owner")
                     group.create_task(firm.work_as_member(stop), name="a member")
                 group.create_task(self.treasurer.work(stop), name="the operator")
-                await asyncio.sleep(seconds / 2)
-                await self._kill_control()
-                await asyncio.sleep(seconds / 2)
+                for number in range(KILLS):
+                    await asyncio.sleep(seconds / (KILLS + 1))
+                    await self._kill_control(number % len(WORKERS))
+                await asyncio.sleep(seconds / (KILLS + 1))
                 stop.set()
             await self._delete(doomed)
             await asyncio.sleep(ADMITTED_S_MAX)
         self.healed_s = asyncio.get_running_loop().time()
 
-    async def _kill_control(self) -> None:
-        machine = self.office.machines[1]
+    async def _kill_control(self, number: int) -> None:
+        machine = self.office.machines[number]
         (pid,) = machine.pids("control")
         await machine.kill_process(pid)
         self.kills += 1
@@ -294,15 +298,16 @@ async def test_whatever_people_do_at_once_every_call_and_every_amount_is_where_i
         for clerk in [storm.treasurer.clerk, *(who for one in storm.firms for who in one.clerks)]:
             asked.update(clerk.answers)
         assert storm.kills, "no control process was killed"
+        bought = sum((firm.bought for firm in storm.firms), Counter[str]())
         removals = sum(firm.removals for firm in storm.firms)
         assert removals, "nobody was removed"
         print(
             f"office storm: {len(load.answered):,} calls answered by {sum(WORKERS)} gateways,"
             f" refused {dict(storm.refused)}; {asked.total():,} requests to {len(WORKERS)} control"
             f" processes, {storm.kills} killed; {len(storm.cards)} secrets, {removals} members"
-            f" removed; money {dict(storm.treasurer.booked)}; last call let in"
-            f" {1000 * late_s:.0f} ms after an end ({late} after any); {lines} lines of audit"
-            f" logs whole; drained in {sums.drained_s:.1f} s; verify finds no difference"
+            f" removed; money {dict(storm.treasurer.booked)}, purchases {dict(bought)}; last call"
+            f" let in {1000 * late_s:.0f} ms after an end ({late} after any); {lines} lines of"
+            f" audit logs whole; drained in {sums.drained_s:.1f} s; verify finds no difference"
         )
         print(", ".join(f"{name} {count}" for name, count in sorted(asked.items())))
 
