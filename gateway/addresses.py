@@ -31,6 +31,9 @@ def range_in(text: str) -> str:
 
     `ValueError` says what is wrong with it.
     """
+    unfit = f"{text!r} is no range like 10.0.0.0/8 or 2001:db8::/32"
+    if "%" in text:  # a zone means something on one machine only
+        raise ValueError(unfit)
     try:
         found = ip_network(text.strip())
     except ValueError as error:
@@ -39,7 +42,7 @@ def range_in(text: str) -> str:
             raise ValueError(
                 f"{text!r} is an address within a range; did you mean {meant}?"
             ) from error
-        raise ValueError(f"{text!r} is no range like 10.0.0.0/8 or 2001:db8::/32") from error
+        raise ValueError(unfit) from error
     if isinstance(found, IPv6Network) and found.subnet_of(_MAPPED):
         address = IPv4Address(int(found.network_address) & 0xFFFF_FFFF)
         found = IPv4Network((address, found.prefixlen - 96))
