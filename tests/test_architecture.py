@@ -60,6 +60,7 @@ TESTED_BY: dict[str, str] = {
     "gateway/management/challenges.py": "tests/gateway/management/test_passkeys.py",
     "gateway/management/codes.py": "tests/gateway/management/test_second_factor.py",
     "gateway/management/desk.py": "tests/gateway/management/test_tenants.py",
+    "gateway/management/top_up_ends.py": "tests/gateway/management/test_top_ups.py",
     "gateway/management/ways.py": "tests/gateway/management/test_passkeys.py",
     "gateway/payments/processor.py": "tests/gateway/payments/test_sandbox.py",
     "gateway/process.py": "tests/gateway/test_serve.py",

@@ -84,6 +84,9 @@ class AlertKind(StrEnum):
     BUDGET = "budget.percent"
     SPEND_ANOMALY = "spend.anomaly"
     ACCESS_REVIEW = "access.review"
+    TOP_UP_PAID = "top_up.paid"
+    TOP_UP_DECLINED = "top_up.declined"
+    TOP_UP_CAPPED = "top_up.capped"  # its monthly limit is reached
     WEBHOOK_DISABLED = "webhook.disabled"
 
 

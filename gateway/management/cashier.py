@@ -25,6 +25,7 @@ from gateway.management.payments import (
     settle,
     take_some,
 )
+from gateway.management.refunds import finish_some as finish_some_refunds
 from gateway.payments.processor import (
     MethodKind,
     Order,
@@ -67,11 +68,11 @@ async def advance(desk: Desk, row: Row) -> Row:
         log.warning("the payment processor does not answer", extra=said)
         found = None
     if found is None:
-        await later(desk, row, pause_of(row.tries))
+        await later(desk.pool, row, desk.now(), pause_of(row.tries))
         return row
     done = await settle(desk, found, processor=processor.name) or row
     if done.ended_at is None and row.tries:
-        await later(desk, done, pause_of(row.tries))
+        await later(desk.pool, done, desk.now(), pause_of(row.tries))
     return done
 
 
@@ -154,4 +155,4 @@ class Cashier:
         rows = await take_some(self._desk, _BATCH)
         for row in rows:
             await advance(self._desk, row)
-        return len(rows)
+        return len(rows) + await finish_some_refunds(self._desk, _BATCH)

@@ -17,6 +17,7 @@ import asyncpg
 from gateway.errors import Conflict, GatewayError
 from gateway.management import credits as money
 from gateway.management.desk import Desk
+from gateway.management.top_up_ends import TopUpEnd, concluded
 from gateway.payments.processor import Coins, MethodKind, Payment, Processor, Progress
 from ledger.money import Nanos
 from ledger.postgres import Connection
@@ -233,9 +234,11 @@ async def take_some(desk: Desk, count: int) -> list[Row]:
     return [row_of(row) for row in rows]
 
 
-async def later(desk: Desk, row: Row, pause: timedelta) -> None:
+async def later(
+    connection: Connection | asyncpg.Pool, row: Row, now: datetime, pause: timedelta
+) -> None:
     """Leave it to the job, after so long."""
-    await desk.pool.execute(_LATER, row.id, desk.now() + pause)
+    await connection.execute(_LATER, row.id, now + pause)
 
 
 async def settle(desk: Desk, payment: Payment, *, processor: str) -> Row | None:
@@ -252,6 +255,8 @@ async def settle(desk: Desk, payment: Payment, *, processor: str) -> Row | None:
     async with desk.pool.acquire() as connection, connection.transaction():
         changed = await _settle(connection, payment_id, payment, processor=processor, now=now)
         row = await one(connection, payment_id) if changed is None else row_of(changed)
+        if changed is not None and row is not None:
+            await _concluded(connection, desk, row)
     if row is None or row.processor != processor:
         return None
     if payment.progress is Progress.PAID:
@@ -284,6 +289,14 @@ async def _settle(
             return await connection.fetchrow(_WAITS, payment_id, state, *known, soon, processor)
 
 
+async def _concluded(connection: Connection, desk: Desk, row: Row) -> None:
+    """What depends on how it ended; only who has just ended it comes here."""
+    if row.purpose is Purpose.TOP_UP and row.state in {State.PAID, State.FAILED}:
+        decline = None if row.state is State.PAID else row.decline or "declined"
+        ended = (row.organization_id, row.id, row.method_id, row.amount, decline, row.is_hard)
+        await concluded(connection, desk, TopUpEnd(*ended))
+
+
 def _complain(row: Row, payment: Payment) -> None:
     """Somebody must look at money that came and is not what was asked for."""
     said = {"payment": str(row.id), "reference": payment.reference, "cause": "payment"}
@@ -312,7 +325,7 @@ async def credit(desk: Desk, row: Row) -> Row:
         # Paid it is: the payer is not told of an error, and the job goes on trying.
         said = {"payment": str(row.id), "reason": error.message, "cause": "payment"}
         log.error("a payment cannot be credited", extra=said)  # noqa: TRY400 - the reason says it all
-        await later(desk, row, pause_of(row.tries))
+        await later(desk.pool, row, desk.now(), pause_of(row.tries))
         return row
     changed = await desk.pool.fetchrow(_CREDITED, row.id, desk.now())
     found = await one(desk.pool, row.id) if changed is None else row_of(changed)

@@ -111,7 +111,7 @@ async def listed(desk: Desk, asked: Asked[Paged, Nothing]) -> Answer:
     """The newest first."""
     wanted = asked.query
     before = (None, None) if wanted.cursor is None else moment_in(wanted.cursor)
-    rows = await desk.pool.fetch(_LISTED, *_sight(asked.caller), *before, wanted.limit + 1)
+    rows = await desk.pool.fetch(_LISTED, *sight(asked.caller), *before, wanted.limit + 1)
     found = [view(desk, asked.caller, payments.row_of(row)) for row in rows[: wanted.limit]]
     more = len(rows) > wanted.limit
     after = cursor_at((found[-1].created_at, found[-1].id)) if more else None
@@ -123,11 +123,14 @@ async def get(desk: Desk, asked: Asked[Nothing, Nothing]) -> Answer:
     return Answer(view(desk, asked.caller, await seen(desk, asked, "purchase_id")))
 
 
-async def seen(desk: Desk, asked: Asked[Any, Any], name: str) -> Row:
-    """The payment whose id the path has under this name; `NotFound` if it is none of theirs."""
+async def seen(desk: Desk, asked: Asked[Any, Any], name: str, state: State | None = None) -> Row:
+    """The payment whose id the path has under this name; `NotFound` if it is none of theirs.
+
+    `state`: it must be in this one, too.
+    """
     payment_id = asked.id(name)
-    row = await desk.pool.fetchrow(_ONE, *_sight(asked.caller), payment_id)
-    if row is None:
+    row = await desk.pool.fetchrow(_ONE, *sight(asked.caller), payment_id)
+    if row is None or state not in {None, row["state"]}:
         raise NotFound(f"There is no purchase {payment_id}.", code="purchase_not_found")
     return payments.row_of(row)
 
@@ -159,7 +162,8 @@ def view(desk: Desk, caller: Caller, row: Row) -> PurchaseView:
     )
 
 
-def _sight(caller: Caller) -> tuple[UUID, bool, UUID | None]:
+def sight(caller: Caller) -> tuple[UUID, bool, UUID | None]:
+    """Whose purchases somebody sees: where, whether the organization's, and who they are."""
     place = caller.place
     return place.organization_id, place.allows(Permission.BILLING_READ), caller.person_id
 

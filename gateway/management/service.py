@@ -30,6 +30,7 @@ from gateway.management.payment_pages import add_payment_pages
 from gateway.management.renewals import Subscriptions
 from gateway.management.routes import ROUTES
 from gateway.management.spend_anomalies import SpendAnomalies
+from gateway.management.top_ups import TopUps
 from gateway.management.watch import Observer, Watch
 from gateway.notify import Notifier
 from gateway.payments.chosen import processor
@@ -81,7 +82,13 @@ class Staff(NamedTuple):
 
 def observers_of(desk: Desk) -> tuple[Observer, ...]:
     """Whoever acts on balances and budgets; see `gateway.management.watch`."""
-    return (LowBalances(desk), BudgetAlerts(desk), SpendAnomalies(desk), AccessReviews(desk))
+    return (
+        LowBalances(desk),
+        BudgetAlerts(desk),
+        SpendAnomalies(desk),
+        AccessReviews(desk),
+        TopUps(desk),
+    )
 
 
 @asynccontextmanager

@@ -254,11 +254,8 @@ def _meaning(error: Exception) -> ProcessorAway | ProcessorRefused:
         case stripe.RateLimitError():
             return ProcessorAway("Stripe: too many requests")
         case stripe.AuthenticationError() | stripe.PermissionError():
-            return ProcessorRefused(
-                "Stripe refuses this installation's key; its operator must look at"
-                " payments.stripe.secret_key.",
-                code="processor_key_refused",
-            )
+            # The operator's mistake, who puts it right: no payer's payment fails of it.
+            return ProcessorAway("Stripe refuses the key, payments.stripe.secret_key")
         case stripe.CardError() | stripe.InvalidRequestError() | stripe.IdempotencyError():
             text = error.user_message or "it gives no reason"
             return ProcessorRefused(f"Stripe: {text}", code=error.code or "refused")

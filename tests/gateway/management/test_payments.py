@@ -164,7 +164,7 @@ async def test_a_payment_is_one_workers_at_a_time(office: Office) -> None:
     office.clock.ahead += payments.LEASE
     assert len(await payments.take_some(office.desk, 10)) == 1
     assert await payments.take_some(office.desk, 10) == []
-    await payments.later(office.desk, row, timedelta(0))
+    await payments.later(office.pool, row, office.desk.now(), timedelta(0))
     assert await payments.take(office.desk, row.id) is not None
 
 

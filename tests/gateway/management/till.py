@@ -45,6 +45,12 @@ async def buys(
     return await browser.post("/purchases", body, headers={"Idempotency-Key": key or str(uuid4())})
 
 
+async def tops_up(browser: Browser, method_id: str | None = None, **terms: Any) -> Got:
+    """The organization at hand is topped up from now on, if that was all right."""
+    wanted = {"is_enabled": True, "method_id": method_id, **terms}
+    return await browser.put("/auto-top-up", wanted)
+
+
 async def everything_is_finished(office: Office) -> None:
     """An hour passes, and the job does all that is left to do."""
     office.clock.ahead += timedelta(hours=1, minutes=1)

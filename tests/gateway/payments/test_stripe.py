@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from gateway.management.cashier import Cashier
+from gateway.management.top_ups import TopUps
+from gateway.management.watch import Sight
 from gateway.payments.processor import Coins, ProcessorRefused, Progress
 from tests.gateway.management.office import Browser, Office, open_office
-from tests.gateway.management.till import TEN_USD, buys, credited
+from tests.gateway.management.till import TEN_USD, buys, credited, tops_up
 from tests.gateway.payments.stripe_there import (
     ASKING_CARD,
     BAD_CARD,
@@ -103,8 +105,8 @@ async def test_a_sepa_debit_that_bounces_is_not_credited(shop: Shop) -> None:
     assert got.body["state"] == "processing"
 
     async def has_failed() -> bool:
-        found = (await shop.ada.get(f"/purchases/{got.body['id']}")).body
-        return bool(found["state"] == "failed")
+        state = "SELECT state FROM payment"  # over HTTP one may not ask so often
+        return bool(await shop.office.pool.fetchval(state) == "failed")
 
     await until(has_failed, within_s=20)
     assert await credited(shop.office) == []
@@ -180,6 +182,16 @@ async def test_a_refund_is_made_once_however_often_it_is_asked_for(shop: Shop) -
         done = await processor.refund("r1", payment=reference, coins=Coins(400, "usd"))
         assert done.progress is Progress.PAID
     assert await shop.stripe.refunds() == [400]
+
+
+async def test_a_top_up_charges_the_saved_card(shop: Shop) -> None:
+    await shop.method(card=GOOD_CARD)
+    assert (await tops_up(shop.ada)).status == 200
+    for _ in range(2):
+        await TopUps(shop.office.desk).look(Sight(None, None))
+        await Cashier(shop.office.desk).finish_some()
+    assert await shop.stripe.charges() == [5_000]
+    assert await credited(shop.office) == [5 * TEN_USD]
 
 
 async def test_what_stripe_knows_nothing_of_is_refused(shop: Shop) -> None:

@@ -13,7 +13,7 @@ from gateway.rest.route import Asked, Nothing, Route
 # Any member may leave, whatever the policy says, and handle what is nobody's but their own.
 FOR_ANY = {
     "members.leave",
-    *("purchases.list", "purchases.get"),
+    *("purchases.list", "purchases.get", "invoices.list", "invoices.get"),
     *("payment_methods.list", "payment_methods.start", "payment_methods.confirm"),
     *("payment_methods.make_default", "payment_methods.remove"),
 }
