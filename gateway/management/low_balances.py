@@ -20,7 +20,7 @@ from ledger.money import Nanos
 LOW_PAUSE = timedelta(hours=72)
 CRITICAL_PAUSE = timedelta(hours=24)
 _OWN_PAUSE = timedelta(hours=24)
-_SOME = 500  # levels turned in one transaction
+_SOME = 5_000  # levels turned in one transaction
 
 # One row per level that turned: it compares and marks in one step, and a level that somebody else
 # has turned since it was read keeps its turn. A level nobody has looked at fires if what was given

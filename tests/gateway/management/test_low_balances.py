@@ -12,6 +12,7 @@ from tests.gateway.management.office import Office
 from tests.gateway.management.post_box import open_box
 from tests.gateway.management.spending import USD, Till, opened_till
 from tests.gateway.management.team import Team, founded
+from tests.gateway.tenancy import until
 
 ALL = Sight(None, None)
 
@@ -90,6 +91,30 @@ async def test_many_who_look_at_once_tell_once(office: Office, postgres_url: str
     assert await subjects(office) == [CRITICAL], "of a fall through both levels the lower is told"
     alerts = await office.pool.fetch("SELECT kind FROM alert ORDER BY kind")
     assert [row["kind"] for row in alerts] == ["balance.critical", "balance.low"]
+
+
+async def test_a_look_that_took_long_turns_nothing_that_others_have_turned(
+    office: Office, postgres_url: str
+) -> None:
+    _, till = await stage(office, postgres_url)
+    await till.calls(1, 12 * USD)
+    await till.booked()
+
+    async def waits() -> bool:
+        return bool(await office.pool.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+
+    async with (
+        asyncio.TaskGroup() as group,
+        office.pool.acquire() as other,
+        other.transaction(),
+    ):
+        # As if others told of the fall, and of a recovery, while this one has yet to write.
+        await other.execute("UPDATE balance_level SET turn = turn + 2")
+        group.create_task(looks(office), name="the look")
+        await until(waits)
+    assert await subjects(office) == []
+    await looks(office)
+    assert await subjects(office) == [LOW]
 
 
 async def test_a_level_is_told_again_only_after_a_recovery_and_its_pause(
