@@ -23,8 +23,9 @@ async def test_an_open_team_from_its_first_sign_up_to_its_last_warning(town: Tow
     lab = await people_come_together(town)
     await everybody_sees_what_there_is(lab)
     batch = await calls_are_their_callers(town, lab)
+    late = await they_are_warned(town, lab)
+    await it_tops_itself_up(town, lab, late)
     await ben_steps_back(town, lab, batch)
-    await they_are_warned(town, lab)
     await everything_is_told(town, lab)
 
 
@@ -50,8 +51,10 @@ async def everybody_sees_what_there_is(lab: Lab) -> None:
         assert (line["kind"], line["actor"]) == ("payment", lab.mia.email)
     assert await lab.mia_at_home.wallet() == "0.00 credits"
     assert [one["id"] for one in (await lab.mia.sees("/payment-methods"))["data"]] == [card]
+    assert [one["charged"] for one in (await lab.mia.sees("/invoices"))["data"]] == [30_00]
     for person in (lab.ada, lab.ben):
         assert (await person.sees("/payment-methods"))["data"] == []
+        assert (await person.sees("/invoices"))["data"] == []
     wanted = {"amount_nanos": nanos_of(10), "method_id": card}
     await lab.ada.may_not("POST", "/purchases", wanted, code="payment_method_not_found")
 
@@ -86,13 +89,29 @@ async def ben_steps_back(town: Town, lab: Lab, batch: MadeKey) -> None:
     await town.is_refused(batch.secret, "invalid_api_key")
 
 
-async def they_are_warned(town: Town, lab: Lab) -> None:
+async def they_are_warned(town: Town, lab: Lab) -> MadeKey:
     """Owners and admins are; members see it for themselves."""
-    mias = await lab.mia.makes_key("late")
-    await town.calls(mias.secret, usd=6)
+    late = await lab.mia.makes_key("late")
+    await town.calls(late.secret, usd=6)
 
-    await town.warns(lab.ada, about="Low balance of Open Lab", of="9.00 USD left")
+    await town.warns(lab.ada, lab.ben, about="Low balance of Open Lab", of="9.00 USD left")
     assert await lab.mia.wallet() == "9.00 USD"
+    return late
+
+
+async def it_tops_itself_up(town: Town, lab: Lab, late: MadeKey) -> None:
+    """Below $10, by $50, once an owner or admin has set it up; it takes one card's word for it."""
+    await lab.mia.saves_card()
+    await lab.mia.may_not("PUT", "/auto-top-up", {"is_enabled": True})
+    card = await lab.ada.saves_card(owner="organization")
+    terms = await lab.ben.does("PUT", "/auto-top-up", {"is_enabled": True, "method_id": card})
+    assert (terms["threshold_nanos"], terms["amount_nanos"]) == (nanos_of(10), nanos_of(50))
+    await town.calls(late.secret, usd=1)
+
+    await lab.mia.sees_balance("58.00 USD")
+    newest, _ = (await lab.mia.sees("/transactions"))["data"]
+    assert (newest["kind"], newest["actor"]) == ("payment", "auto top-up")
+    await town.warns(lab.ada, lab.ben, about="Top-up: Open Lab", of="50.00 USD were bought")
 
 
 async def everything_is_told(town: Town, lab: Lab) -> None:

@@ -32,6 +32,7 @@ async def test_a_platform_from_its_first_sign_up_to_its_last_warning(town: Town)
         await they_are_warned(town, acme, receiver, secret)
     await it_outgrows_its_plan(acme, card)
     await owners_need_a_second_factor(acme)
+    await it_tops_itself_up(town, acme)
     await a_project_ends(town, acme, search, ranking)
     await everything_is_told(town, acme)
     await the_organization_ends(town, acme)
@@ -131,6 +132,16 @@ async def owners_need_a_second_factor(acme: Platform) -> None:
     assert await acme.ada.wallet() == "12.00 credits"
 
 
+async def it_tops_itself_up(town: Town, acme: Platform) -> None:
+    """Below ten credits, by fifty, as its owner has set it up, with the organization's card."""
+    spare = await acme.dev.makes_key("spare")
+    await acme.ben.may_not("PUT", "/auto-top-up", {"is_enabled": True})
+    await acme.ada.does("PUT", "/auto-top-up", {"is_enabled": True})
+    await town.calls(spare.secret, usd=3)
+
+    await acme.ada.sees_balance("59.00 credits")
+
+
 async def a_project_ends(town: Town, acme: Platform, search: Any, ranking: MadeKey) -> None:
     """And its keys with it."""
     await acme.dev.may_not("POST", f"/projects/{search['id']}/archive")
@@ -150,14 +161,14 @@ async def everything_is_told(town: Town, acme: Platform) -> None:
 
 async def the_organization_ends(town: Town, acme: Platform) -> None:
     """When its name is typed, and what is left is given up."""
-    spare = await acme.dev.makes_key("spare")
-    await town.works(spare.secret)
+    last = await acme.dev.makes_key("last")
+    await town.works(last.secret)
     path, typed = "/organization/deletion", {"confirmation": "Acme Cloud"}
     await acme.ben.may_not("POST", path, typed)
     await acme.ada.may_not("POST", path, {"confirmation": "Acme"}, code="not_confirmed")
     await acme.ada.may_not("POST", path, typed, code="balance_left")
     await acme.ada.does("POST", path, {**typed, "forfeit_balance": True})
 
-    await town.is_refused(spare.secret, "invalid_api_key")
+    await town.is_refused(last.secret, "invalid_api_key")
     await acme.ada.may_not("GET", "/organization", code="organization_not_found")
     await town.is_whole()

@@ -86,6 +86,8 @@ async def credits_come_in(town: Town, hive: Hive) -> None:
     await hive.ben.buys(usd=20, card=card)
     await hive.mia.may_not("POST", "/purchases", {"amount_nanos": nanos_of(20)})
     await hive.mia.may_not("POST", "/payment-methods", {"kind": "card", "owner": "organization"})
+    await hive.mia.may_not("GET", "/billing")
+    await hive.ben.does("PATCH", "/billing", {"contacts": ["books@example.com"]})
     await hive.mia_at_home.buys(usd=10, card=await hive.mia_at_home.saves_card())
     await hive.mia.may_not("GET", "/wallet")
     transfer = {"amount_nanos": nanos_of(5), "reason": "from home"}
