@@ -1,7 +1,7 @@
 """What Stripe's objects say, in our words. Pure.
 
-Only members that Stripe documents as stable are read; which of a payment's objects tells its end is
-in https://docs.stripe.com/payments/paymentintents/lifecycle (read 2026-11-23).
+Few members are read, all of which the types of Stripe's client name. A PaymentIntent tells a
+payment's end; a Session only leads to one.
 """
 
 import re
@@ -34,11 +34,12 @@ WAITING = frozenset({"requires_action", "requires_confirmation"})  # for a payer
 EVENT_AGE_S_MAX = 300
 
 # Where the bank or the card says that it will never be paid; others may go well another day.
-# https://docs.stripe.com/declines/codes (read 2026-11-23): "don't retry", or the method is wrong.
+# Stripe lists more codes than these; one that is not here is tried again once, and no harm is done.
 HARD = frozenset(
     {
         *("account_closed", "authentication_required", "card_not_supported"),
-        *("currency_not_supported", "debit_not_authorized", "expired_card", "fraudulent"),
+        *("currency_not_supported", "debit_not_authorized", "do_not_try_again", "expired_card"),
+        *("fraudulent",),
         *("incorrect_cvc", "incorrect_number", "incorrect_zip", "invalid_account"),
         *("invalid_cvc", "invalid_expiry_month", "invalid_expiry_year", "invalid_number"),
         *("lost_card", "merchant_blacklist", "new_account_information_available"),

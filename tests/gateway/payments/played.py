@@ -1,8 +1,8 @@
 """Stripe's answers for what localstripe has not: Checkout, and bank accounts of the US.
 
-These are no recordings: nobody here has an account at Stripe. They are written after the examples
-of https://docs.stripe.com/api (read 2026-11-23), with ids and amounts of the tests in them, and are
-played byte for byte on a real socket.
+These are no recordings: nobody here has an account at Stripe. They are written by hand, with the
+members that the types of Stripe's client name and ids and amounts of the tests in them, and are
+played byte for byte on a real socket. What Stripe really answers has not been seen.
 """
 
 import asyncio
