@@ -134,20 +134,25 @@ class Installation:
                 await asyncio.sleep(0.05)
         return links[wanted]
 
-    def _links_to(self, address: str) -> list[str]:
-        """The secrets mailed there, the oldest first; each control process sends some."""
+    def mails_to(self, address: str) -> list[EmailMessage]:
+        """What was sent there, the oldest first; each control process sends some."""
         for machine in self.machines:
             for path in (machine.data / "outbox").glob("*.eml"):
                 if path not in self._mails:
                     said = email.message_from_bytes(path.read_bytes(), policy=default)
                     self._mails[path] = said
-        found = []
-        for path in sorted(self._mails, key=lambda path: path.name):
-            said = self._mails[path]
-            body = said.get_body(("plain",))
-            if said["To"] == address and body is not None:
-                found += _SECRET.findall(body.get_content())
-        return found
+        sent = [said for _, said in sorted(self._mails.items(), key=lambda item: item[0].name)]
+        return [said for said in sent if said["To"] == address]
+
+    def _links_to(self, address: str) -> list[str]:
+        """The secrets mailed there, the oldest first."""
+        bodies = [said.get_body(("plain",)) for said in self.mails_to(address)]
+        return [
+            secret
+            for body in bodies
+            if body is not None
+            for secret in _SECRET.findall(body.get_content())
+        ]
 
 
 def expect(got: Got, status: int) -> Got:
