@@ -28,6 +28,7 @@ OUTPUT_TOKENS_MAX = 30
 _PAUSE_S = 0.05  # after a call that came to nothing
 _UNTOLD_S = 3.0  # after its end a call may be known to nobody but its gateway
 _NONCE = "nonce-"
+_LIMITED = b'"finish_reason":"length"'
 
 
 class Answered(NamedTuple):
@@ -37,6 +38,7 @@ class Answered(NamedTuple):
     organization_id: str
     input_tokens: int
     output_tokens: int
+    is_limited: bool = False  # its stream ended as at a limit, for no more could be held for it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +210,8 @@ class Load:
             key.organization_id,
             script["input_tokens"],
             script["output_tokens"],
+            # The vendor says it only of what has no room under max_tokens.
+            is_limited=_LIMITED in answer.body and script["output_tokens"] < OUTPUT_TOKENS_MAX,
         )
         return True
 
