@@ -113,20 +113,6 @@ class CapSpent(GatewayError):
         )
 
 
-class PaymentDeclined(GatewayError):
-    """402: nothing was paid. `is_hard`: the same method will not pay another day, either."""
-
-    status, type = 402, "payment_declined"
-
-    def __init__(self, decline: str, *, is_hard: bool, payment: str) -> None:
-        what = "Pay with another method" if is_hard else "Try again later, or with another method"
-        super().__init__(
-            f"The payment was declined ({decline}); nothing was charged. {what}.",
-            code="payment_declined",
-            extra={"decline": decline, "is_hard": is_hard, "purchase_id": payment},
-        )
-
-
 class Forbidden(GatewayError):
     """403."""
 

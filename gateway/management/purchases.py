@@ -12,7 +12,7 @@ import msgspec
 
 from gateway.bounds import USD_MAX
 from gateway.display import Display, display, text
-from gateway.errors import BadRequest, Forbidden, NotFound, PaymentDeclined
+from gateway.errors import BadRequest, Forbidden, NotFound
 from gateway.management import payments
 from gateway.management.cashier import advance
 from gateway.management.desk import Desk
@@ -21,6 +21,7 @@ from gateway.payments.processor import MethodKind
 from gateway.policy import Permission
 from gateway.rest.caller import Caller, Scope, member
 from gateway.rest.cursor import Page, Paged, cursor_at, moment_in
+from gateway.rest.problem import PaymentDeclined
 from gateway.rest.route import Answer, Asked, Nothing, Route
 from ledger.money import Nanos, usd_text
 

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import msgspec
 
-from gateway.errors import Conflict, Forbidden, NotFound, PaymentDeclined
+from gateway.errors import Conflict, Forbidden, NotFound
 from gateway.management import payments
 from gateway.management.audit import note
 from gateway.management.desk import Desk
@@ -33,6 +33,7 @@ from gateway.management.subscriptions import (
 from gateway.plans import FREE, Billing, end_of_period, plan_of, price_of, unused
 from gateway.policy import Permission
 from gateway.rest.caller import Caller, Scope, member
+from gateway.rest.problem import PaymentDeclined
 from gateway.rest.route import Answer, Asked, Nothing, Route
 from ledger.postgres import Connection
 
