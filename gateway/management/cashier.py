@@ -4,13 +4,10 @@ It may die after any step. A payment that was begun before is looked for at the 
 and asked for again only if it is not there and the processor still knows the id it was asked under.
 """
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import TypeVar
-
-import asyncpg
 
 from gateway.management.customers import customer_of
 from gateway.management.desk import Desk
@@ -36,12 +33,9 @@ from gateway.payments.processor import (
     Progress,
 )
 from ledger.money import usd_text
-from ledger.outage import outage
-from ledger.postgres import AWAY
 
 log = logging.getLogger(__name__)
 
-_EVERY_S = 1.0
 _BATCH = 10
 ASKED_AGAIN = timedelta(hours=23)  # Stripe keeps what it answered under a key for 24 h at least
 
@@ -127,32 +121,10 @@ async def _order(desk: Desk, row: Row) -> Order:
     )
 
 
-class Cashier:
-    """Finishes what was left half-way, and what waits for banks and payers."""
-
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-        self._is_leaving = False
-
-    async def run(self) -> None:
-        """For as long as the process lives."""
-        while self._desk.processor is not None:
-            try:
-                while await self.finish_some():
-                    pass
-            except (asyncpg.PostgresError, *AWAY) as error:
-                if self._is_leaving:
-                    return
-                log.warning("payments are not looked at", extra=outage(error))
-            await asyncio.sleep(_EVERY_S)
-
-    def leave(self) -> None:
-        """Say no more of what fails: the stores are closed for the process's end."""
-        self._is_leaving = True
-
-    async def finish_some(self) -> int:
-        """Look at the next few that are due; how many there were."""
-        rows = await take_some(self._desk, _BATCH)
-        for row in rows:
-            await advance(self._desk, row)
-        return len(rows) + await finish_some_refunds(self._desk, _BATCH)
+async def finish_some(desk: Desk) -> int:
+    """Finish what was left half-way, and look at what waits for banks and payers, of what is due
+    the next few; how many there were."""
+    rows = await take_some(desk, _BATCH)
+    for row in rows:
+        await advance(desk, row)
+    return len(rows) + await finish_some_refunds(desk, _BATCH)

@@ -19,13 +19,11 @@ import asyncpg
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from gateway.settings import MailSettings
-from ledger.outage import outage
-from ledger.postgres import AWAY, Connection
+from ledger.postgres import Connection
 
 log = logging.getLogger(__name__)
 
 _BATCH = 20
-_EVERY_S = 1.0
 _SMTP_S = 30.0
 _TRIES_MAX = 60
 _PAUSE_MAX = timedelta(hours=1)
@@ -84,24 +82,6 @@ class Postman:
         now: Callable[[], datetime],
     ) -> None:
         self._pool, self._settings, self._outbox, self._now = pool, settings, outbox, now
-        self._is_leaving = False
-
-    async def run(self) -> None:
-        """Send for as long as the process lives."""
-        while True:
-            try:
-                while await self.send_some():
-                    pass
-            except (asyncpg.PostgresError, *AWAY) as error:
-                if self._is_leaving:
-                    return
-                log.warning("mails are not looked at", extra=outage(error))
-            await asyncio.sleep(_EVERY_S)
-
-    def leave(self) -> None:
-        """Break off what is under way: a server that is silent now must hold up no stop."""
-        self._is_leaving = True
-        self._pool.terminate()
 
     async def send_some(self) -> int:
         """Try the next few; how many were sent."""

@@ -4,8 +4,6 @@ A passkey is two factors: something that one has, and a finger, a face or a PIN 
 signs in with one is asked for no code, and the session is strong.
 """
 
-from typing import Literal
-
 import asyncpg
 import msgspec
 
@@ -15,7 +13,7 @@ from gateway.management.authenticators import Asserted, Refused
 from gateway.management.challenges import Purpose
 from gateway.management.desk import Desk
 from gateway.management.notices import Notice, What
-from gateway.management.passkeys import PasskeyOptions, Text, party_of
+from gateway.management.passkeys import Credential, PasskeyOptions, Text, party_of
 from gateway.management.sessions import Session
 from gateway.rest.caller import ANYBODY
 from gateway.rest.rates import GUESSING
@@ -39,12 +37,9 @@ class Assertion(msgspec.Struct, frozen=True, kw_only=True):
     user_handle: Text = msgspec.field(name="userHandle")
 
 
-class ShownCredential(msgspec.Struct, frozen=True, kw_only=True):
-    """`PublicKeyCredential.toJSON()` of `navigator.credentials.get`."""
+class ShownCredential(Credential, frozen=True, kw_only=True):
+    """One by `navigator.credentials.get`."""
 
-    id: Text
-    raw_id: Text = msgspec.field(name="rawId")
-    type: Literal["public-key"]
     response: Assertion
 
 

@@ -57,12 +57,17 @@ class Attestation(msgspec.Struct, frozen=True, kw_only=True):
     attestation_object: Text = msgspec.field(name="attestationObject")
 
 
-class NewCredential(msgspec.Struct, frozen=True, kw_only=True):
-    """`PublicKeyCredential.toJSON()` of `navigator.credentials.create`."""
+class Credential(msgspec.Struct, frozen=True, kw_only=True):
+    """What `PublicKeyCredential.toJSON()` of a browser has of every passkey; base64url."""
 
     id: Text
     raw_id: Text = msgspec.field(name="rawId")
     type: Literal["public-key"]
+
+
+class NewCredential(Credential, frozen=True, kw_only=True):
+    """One by `navigator.credentials.create`."""
+
     response: Attestation
 
 

@@ -3,12 +3,9 @@
 Several control processes may do it at once: a period is begun once, and taken up by one at a time.
 """
 
-import asyncio
 import logging
 from datetime import datetime
 from uuid import UUID
-
-import asyncpg
 
 from gateway.management import payments
 from gateway.management.desk import Desk
@@ -29,12 +26,10 @@ from gateway.management.subscriptions import (
     period_of,
 )
 from gateway.plans import FREE, end_of_period, price_of
-from ledger.outage import outage
-from ledger.postgres import AWAY, Connection
+from ledger.postgres import Connection
 
 log = logging.getLogger(__name__)
 
-_EVERY_S = 5.0
 _BATCH = 10
 
 _TAKE_SOME = """
@@ -128,38 +123,16 @@ async def _payer(desk: Desk, connection: Connection, held: Held) -> Payer | None
     return None if method_id is None else payer._replace(method_id=method_id)
 
 
-class Subscriptions:
-    """Renews what is over, and finishes what was left half-way."""
-
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-        self._is_leaving = False
-
-    async def run(self) -> None:
-        """For as long as the process lives; without a processor nothing is sold or renewed."""
-        while self._desk.processor is not None:
-            try:
-                while await self.do_some():
-                    pass
-            except (asyncpg.PostgresError, *AWAY) as error:
-                if self._is_leaving:
-                    return
-                log.warning("subscriptions are not looked at", extra=outage(error))
-            await asyncio.sleep(_EVERY_S)
-
-    def leave(self) -> None:
-        """Say no more of what fails: the stores are closed for the process's end."""
-        self._is_leaving = True
-
-    async def do_some(self) -> int:
-        """Look at the next few that are due; how many there were."""
-        desk, now = self._desk, self._desk.now()
-        due = await desk.pool.fetch(_DUE, now, _BATCH)
-        for row in due:
-            period = await renew(desk, row["organization_id"])
-            if period is not None:
-                await advance(desk, period)
-        taken = await desk.pool.fetch(_TAKE_SOME, now, now + LEASE, _BATCH)
-        for row in taken:
-            await advance(desk, period_of(row))
-        return len(due) + len(taken)
+async def renew_some(desk: Desk) -> int:
+    """Renew what is over and finish what was left half-way, of what is due the next few; how many
+    there were."""
+    now = desk.now()
+    due = await desk.pool.fetch(_DUE, now, _BATCH)
+    for row in due:
+        period = await renew(desk, row["organization_id"])
+        if period is not None:
+            await advance(desk, period)
+    taken = await desk.pool.fetch(_TAKE_SOME, now, now + LEASE, _BATCH)
+    for row in taken:
+        await advance(desk, period_of(row))
+    return len(due) + len(taken)

@@ -4,9 +4,11 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
+import asyncpg
 import orjson
 from aiohttp import web
 from redis.asyncio import Redis
@@ -15,10 +17,11 @@ from gateway import outward
 from gateway.config import pepper
 from gateway.key_cache import KeyCache
 from gateway.keys import key_digester
+from gateway.management import cashier
 from gateway.management.access_reviews import AccessReviews
 from gateway.management.answered import AnsweredOnce
 from gateway.management.budget_alerts import BudgetAlerts
-from gateway.management.cashier import Cashier
+from gateway.management.chores import Chore
 from gateway.management.deliveries import Messenger
 from gateway.management.desk import Desk
 from gateway.management.guard import Doorman
@@ -27,7 +30,7 @@ from gateway.management.low_balances import LowBalances
 from gateway.management.mails import TEMPLATES, Postman
 from gateway.management.passwords import Passwords
 from gateway.management.payment_pages import add_payment_pages
-from gateway.management.renewals import Subscriptions
+from gateway.management.renewals import renew_some
 from gateway.management.routes import ROUTES
 from gateway.management.spend_anomalies import SpendAnomalies
 from gateway.management.top_ups import TopUps
@@ -54,30 +57,40 @@ _HEADERS = {
 }
 
 
+_DUE_EVERY_S = 1.0  # looks at what waits in rows: mails, payments
+_RENEWALS_EVERY_S = 5.0
+
+
 class Staff(NamedTuple):
     """Who does what the API leaves to be done."""
 
-    postman: Postman
+    pool: asyncpg.Pool
     watch: Watch
-    cashier: Cashier
-    subscriptions: Subscriptions
     messenger: Messenger
+    chores: tuple[Chore, ...]
 
     def jobs(self) -> Iterator[tuple[str, Coroutine[None, None, None]]]:
         """What runs for as long as the process does."""
-        yield "mails", self.postman.run()
         yield "watch", self.watch.run()
-        yield "payments", self.cashier.run()
-        yield "subscriptions", self.subscriptions.run()
         yield "webhooks", self.messenger.run()
+        for chore in self.chores:
+            yield chore.rows, chore.run()
 
     def leave(self) -> None:
         """Break off what is under way: a server that is silent now must hold up no stop."""
         self.watch.leave()
-        self.cashier.leave()
-        self.subscriptions.leave()
         self.messenger.leave()
-        self.postman.leave()
+        for chore in self.chores:
+            chore.leave()
+        self.pool.terminate()
+
+
+def chores_of(desk: Desk, postman: Postman) -> Iterator[Chore]:
+    """What waits in rows; without a processor nothing is sold, paid or renewed."""
+    yield Chore("mails", postman.send_some, every_s=_DUE_EVERY_S)
+    if desk.processor is not None:
+        yield Chore("payments", partial(cashier.finish_some, desk), every_s=_DUE_EVERY_S)
+        yield Chore("subscriptions", partial(renew_some, desk), every_s=_RENEWALS_EVERY_S)
 
 
 def observers_of(desk: Desk) -> tuple[Observer, ...]:
@@ -128,12 +141,12 @@ async def managed(
         async with chosen as till:
             desk = desk._replace(processor=till)
             async with served(config.listeners.control, desk):
+                postman = Postman(pool, config.mail, config.data_dir / "outbox", now)
                 yield Staff(
-                    Postman(pool, config.mail, config.data_dir / "outbox", now),
+                    pool,
                     Watch(moved, observers_of(desk)),
-                    Cashier(desk),
-                    Subscriptions(desk),
                     Messenger(desk, Notifier(allows_private=config.management.private_webhooks)),
+                    tuple(chores_of(desk, postman)),
                 )
 
 

@@ -45,10 +45,18 @@ async def flushing(deployment: Deployment) -> AsyncIterator[list[Flusher]]:
                 task.cancel()
 
 
-async def deadlocks(deployment: Deployment) -> int:
-    """How many this database has had, as far as those who met them have told: each when it leaves,
-    at the latest."""
-    return int(await deployment.pool.fetchval(_DEADLOCKS))
+async def deadlocks(deployment: Deployment, *, more_than: int = -1) -> int:
+    """How many this database has had, once it knows of `more_than` so many: who meets one tells of
+    it when it leaves, at the latest."""
+    known = 0
+
+    async def is_known() -> bool:
+        nonlocal known
+        known = int(await deployment.pool.fetchval(_DEADLOCKS))
+        return known > more_than
+
+    await until(is_known, within_s=15)
+    return known
 
 
 async def circle(deployment: Deployment, organization: Organization) -> None:
@@ -100,9 +108,6 @@ async def test_flushers_and_top_ups_never_deadlock(postgres_url: str, redis_url:
         async def is_flushed() -> bool:
             return await deployment.count("usage_record") == calls
 
-        async def is_known() -> bool:
-            return await deadlocks(deployment) > before
-
         before, until_s = await deadlocks(deployment), loop.time() + LASTS_S
         async with flushing(deployment) as flushers:
             async with asyncio.TaskGroup() as group:
@@ -115,8 +120,7 @@ async def test_flushers_and_top_ups_never_deadlock(postgres_url: str, redis_url:
             await circle(deployment, organizations[0])
             calls += 1
             await until(is_flushed, within_s=30)
-        await until(is_known, within_s=15)
-        made = await deadlocks(deployment) - before
+        made = await deadlocks(deployment, more_than=before) - before
         assert not await deployment.differences()
     assert ours == 0, "a flusher failed"
     assert made == 1, "there were others than the one made by hand"

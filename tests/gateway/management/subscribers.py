@@ -6,8 +6,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from gateway.management.cashier import Cashier
-from gateway.management.renewals import Subscriptions
+from gateway.management import cashier
+from gateway.management.renewals import renew_some
 from tests.gateway.management.office import Browser, Got, Office, open_office
 from tests.gateway.management.team import with_token
 from tests.gateway.management.till import SANDBOX, method_of
@@ -68,7 +68,7 @@ async def passes(office: Office, **time: float) -> None:
 
 async def work(office: Office) -> None:
     """The jobs do all they can do now."""
-    while await Cashier(office.desk).finish_some() + await Subscriptions(office.desk).do_some():
+    while await cashier.finish_some(office.desk) + await renew_some(office.desk):
         pass
 
 

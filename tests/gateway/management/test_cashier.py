@@ -1,17 +1,15 @@
 """Wherever a purchase is cut off, it ends in one charge and one credit, or in none of both."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from uuid import UUID
 
-import asyncpg
 import pytest
 
 from gateway.errors import GatewayError
 from gateway.management import cashier, purchases
-from gateway.management.cashier import Cashier
 from gateway.management.desk import Desk
 from gateway.management.guard import Doorman
 from gateway.management.purchases import NewPurchase
@@ -20,10 +18,11 @@ from gateway.payments.sandbox import Sandbox
 from gateway.rest.caller import Knock
 from gateway.rest.route import Asked, Nothing
 from gateway.rest.server import SESSION_COOKIE
+from tests.cutting import is_cut
 from tests.gateway.management.office import Browser, Office
 from tests.gateway.management.till import (
     TEN_USD,
-    Cut,
+    another_process,
     buys,
     charged,
     credited,
@@ -66,18 +65,11 @@ async def test_cut_off_at_any_await_it_is_one_charge_and_one_credit(
 ) -> None:
     ada = await office.signed_up("ada@example.com")
     method = await method_of(ada)
-    at, cuts, is_whole = 0, 0, False
-    while not is_whole:
-        at += 1
+    for at in count(1):
         key = f"cut-at-{at}"
         asked = await asked_by(office, ada, method, key)
-        # Connections of its own, which end with it and roll back what was not committed.
-        async with asyncpg.create_pool(postgres_url, min_size=0, max_size=4) as pool:
-            other = Sandbox(pool, office.desk.now, office.desk.site)
-            desk = office.desk._replace(pool=pool, processor=other)
-            is_whole = await _is_whole(desk, asked, at)
-            pool.terminate()
-        cuts += not is_whole
+        async with another_process(office, postgres_url) as desk:
+            was_cut = await is_cut(purchases.buy(desk, asked), at=at)
         before = await credited(office)
         await everything_is_finished(office)
         after = await credited(office)
@@ -88,17 +80,10 @@ async def test_cut_off_at_any_await_it_is_one_charge_and_one_credit(
         assert got.body["is_credited"], got
         assert await credited(office) == [TEN_USD] * at, key
         assert len(await charged(office)) == at, key
-    assert cuts > 20, "or too little was tried"
-    print(f"cut at {cuts} awaits: one charge and one credit each")
-
-
-async def _is_whole(desk: Desk, asked: Asked[Nothing, NewPurchase], at: int) -> bool:
-    """Whether it came to its end before it was to be cut off."""
-    try:
-        await Cut(purchases.buy(desk, asked), at)
-    except asyncio.CancelledError:
-        return False
-    return True
+        if not was_cut:
+            break
+    assert at > 21, "or too little was tried"
+    print(f"cut at {at - 1} awaits: one charge and one credit each")
 
 
 class Deaf(Sandbox):
@@ -153,18 +138,18 @@ async def test_an_answer_that_is_lost_is_asked_for_and_not_charged_again(office:
     assert await bought_at(office, deaf) == "pending"
     assert (await credited(office), await charged(office)) == ([], [1_000])
     office.clock.ahead += timedelta(minutes=2)
-    job = Cashier(office.desk._replace(processor=deaf))
-    assert await job.finish_some() == 1
+    desk = office.desk._replace(processor=deaf)
+    assert await cashier.finish_some(desk) == 1
     assert (deaf.asked, await credited(office)) == (1, [TEN_USD])
-    assert await job.finish_some() == 0
+    assert await cashier.finish_some(desk) == 0
 
 
 async def test_who_cannot_be_reached_is_asked_again_later_and_later(office: Office) -> None:
     closed = Closed(office.desk)
     assert await bought_at(office, closed) == "pending"
-    job = Cashier(office.desk._replace(processor=closed))
+    desk = office.desk._replace(processor=closed)
     office.clock.ahead += timedelta(seconds=3)
-    assert [await job.finish_some(), await job.finish_some()] == [1, 0]
+    assert [await cashier.finish_some(desk), await cashier.finish_some(desk)] == [1, 0]
     await everything_is_finished(office)
     assert (await charged(office), await credited(office)) == ([1_000], [TEN_USD])
 
@@ -187,10 +172,6 @@ async def test_what_is_refused_has_failed_but_a_look_that_is_refused_says_nothin
     assert await office.pool.fetchval("SELECT decline FROM payment") == "no_way"
     await office.pool.execute("UPDATE payment SET state = 'pending', ended_at = NULL, tries = 1")
     office.clock.ahead += timedelta(hours=1)
-    assert await Cashier(office.desk._replace(processor=strict)).finish_some() == 1
+    assert await cashier.finish_some(office.desk._replace(processor=strict)) == 1
     assert await office.pool.fetchval("SELECT state FROM payment") == "pending"
     assert strict.asked == 1, "nobody knows whether it was charged"
-
-
-async def test_without_a_processor_there_is_nothing_to_do(office: Office) -> None:
-    await Cashier(office.desk._replace(processor=None)).run()

@@ -1,6 +1,6 @@
 """Identities over HTTP: linked by who is signed in here and there, listed, removed."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,12 +11,6 @@ from tests.gateway.management.office import Office
 
 EMAIL = "ada@example.com"
 MINE = "/me/identities"
-
-
-@pytest.fixture(scope="module")
-def issuer() -> Iterator[Elsewhere]:
-    with Elsewhere.running() as running:
-        yield running
 
 
 @pytest.fixture

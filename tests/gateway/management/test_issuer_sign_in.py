@@ -1,6 +1,6 @@
 """Signing in at a real issuer, in a process of its own, and back."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -12,12 +12,6 @@ from tests.gateway.management.elsewhere import NAME, Elsewhere, opened_with
 from tests.gateway.management.office import PASSWORD, Office
 
 EMAIL = "ada@example.com"
-
-
-@pytest.fixture(scope="module")
-def issuer() -> Iterator[Elsewhere]:
-    with Elsewhere.running() as running:
-        yield running
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.management.renewals import Subscriptions
+from gateway.management.renewals import renew_some
 from tests.gateway.management.office import Browser, Office
 from tests.gateway.management.subscribers import (
     lasting,
@@ -39,7 +39,7 @@ async def test_each_period_is_charged_once_however_many_processes_look(office: O
     for month in range(1, 4):
         before = await ends_of(ada)
         office.clock.ahead += before - office.desk.now() + timedelta(minutes=1)
-        await asyncio.gather(*(Subscriptions(office.desk).do_some() for _ in range(4)))
+        await asyncio.gather(*(renew_some(office.desk) for _ in range(4)))
         await work(office)
         assert await charged(office) == [5_000] * (month + 1)
         assert timedelta(days=28) <= await ends_of(ada) - before <= timedelta(days=31)

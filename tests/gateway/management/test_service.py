@@ -3,7 +3,11 @@
 import aiohttp
 import pytest
 
+from gateway.management.mails import Postman
 from gateway.management.routes import ROUTES
+from gateway.management.service import chores_of
+from gateway.payments.sandbox import Sandbox
+from gateway.settings import MailSettings
 from tests.gateway.management.office import Office
 
 
@@ -34,3 +38,11 @@ async def test_a_link_leads_to_a_page_that_runs_only_its_own_script(
         nonce = policy.partition("'nonce-")[2].partition("'")[0]
         assert f'<script nonce="{nonce}">' in text
         assert answer.headers["Referrer-Policy"] == "no-referrer"
+
+
+async def test_without_a_processor_nothing_is_sold_paid_or_renewed(office: Office) -> None:
+    selling = office.desk._replace(processor=Sandbox(office.pool, office.desk.now, "http://here"))
+    postman = Postman(office.pool, MailSettings(), office.desk.config.data_dir, office.desk.now)
+    sold = [chore.rows for chore in chores_of(selling, postman)]
+    unsold = [chore.rows for chore in chores_of(office.desk._replace(processor=None), postman)]
+    assert (sold, unsold) == (["mails", "payments", "subscriptions"], ["mails"])

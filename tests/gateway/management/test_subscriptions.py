@@ -2,29 +2,25 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import asyncpg
 import pytest
 
 from gateway.management import subscribing
-from gateway.management.desk import Desk
 from gateway.management.guard import Doorman
-from gateway.management.renewals import Subscriptions
+from gateway.management.renewals import renew_some
 from gateway.management.subscribing import Subscribing
-from gateway.payments.sandbox import Sandbox
 from gateway.plans import Billing
 from gateway.rest.caller import Knock
 from gateway.rest.route import Asked, Nothing
 from tests.cutting import is_cut
 from tests.gateway.management.office import Browser, Office
 from tests.gateway.management.subscribers import open_plans, plan_of, subscribed, subscriber, work
-from tests.gateway.management.till import charged, method_of
+from tests.gateway.management.till import another_process, charged, method_of
 
 SUBSCRIBE = next(one for one in subscribing.ROUTES if one.name == "plans.subscribe")
 KILLED = timedelta(minutes=3)  # after which what the dead one had taken is free again
@@ -34,15 +30,6 @@ KILLED = timedelta(minutes=3)  # after which what the dead one had taken is free
 async def office(postgres_url: str, redis_url: str, tmp_path: Path) -> AsyncIterator[Office]:
     async with open_plans(postgres_url, redis_url, tmp_path) as opened:
         yield opened
-
-
-@asynccontextmanager
-async def another_process(office: Office, postgres_url: str) -> AsyncIterator[Desk]:
-    """Its connections end with it and roll back what was not committed."""
-    async with asyncpg.create_pool(postgres_url, min_size=0, max_size=4) as pool:
-        till = Sandbox(pool, office.desk.now, office.desk.site)
-        yield office.desk._replace(pool=pool, processor=till)
-        pool.terminate()
 
 
 async def settled(office: Office, browser: Browser) -> Any:
@@ -66,7 +53,7 @@ async def test_a_renewal_is_charged_once_wherever_the_job_is_cut(
     for at in count(1):
         office.clock.ahead += timedelta(days=32)
         async with another_process(office, postgres_url) as desk:
-            was_cut = await is_cut(Subscriptions(desk).do_some(), at=at, dies=dies)
+            was_cut = await is_cut(renew_some(desk), at=at, dies=dies)
         held = await settled(office, ada)
         assert held["name"] == "pro", at
         assert await charged(office) == [5_000] * (at + 1), at

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 
-from gateway.management.cashier import Cashier
+from gateway.management import cashier
 from gateway.management.mails import Postman
 from gateway.management.top_ups import TopUps, top_up_id
 from gateway.management.watch import Sight
@@ -56,7 +56,7 @@ async def falls(till: Till, balance: int) -> None:
 async def looks(office: Office, times: int = 1) -> None:
     """Somebody looks at everything, so often at once, and the cashier does what follows."""
     await asyncio.gather(*(TopUps(office.desk).look(ALL) for _ in range(times)))
-    await Cashier(office.desk).finish_some()
+    await cashier.finish_some(office.desk)
 
 
 async def mails(office: Office, email: str = "ada@example.com") -> list[str]:
@@ -67,7 +67,7 @@ async def mails(office: Office, email: str = "ada@example.com") -> list[str]:
 async def works(office: Office) -> None:
     """The job of the cashier, until it is cancelled."""
     while True:
-        await Cashier(office.desk).finish_some()
+        await cashier.finish_some(office.desk)
         await asyncio.sleep(0.01)
 
 
@@ -251,7 +251,7 @@ async def test_who_is_suspended_deleted_or_switched_off_is_not_charged(
     assert await charged(office) == []
     assert (await tops_up(team.owner)).status == 200
     await TopUps(office.desk).look(Sight([UUID(team.id)], None))
-    await Cashier(office.desk).finish_some()
+    await cashier.finish_some(office.desk)
     assert await charged(office) == [5_000]
 
 

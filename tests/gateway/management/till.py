@@ -1,15 +1,17 @@
 """An office where credits are bought at the sandbox, and what to count there afterwards."""
 
-import asyncio
-from collections.abc import AsyncIterator, Coroutine, Generator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from gateway.management.cashier import Cashier
+import asyncpg
+
+from gateway.management import cashier
+from gateway.management.desk import Desk
+from gateway.payments.sandbox import Sandbox
 from tests.gateway.management.office import Browser, Got, Office, open_office
 
 SANDBOX = "payments: {processor: sandbox, eur_per_usd: 0.9}"
@@ -54,8 +56,17 @@ async def tops_up(browser: Browser, method_id: str | None = None, **terms: Any) 
 async def everything_is_finished(office: Office) -> None:
     """An hour passes, and the job does all that is left to do."""
     office.clock.ahead += timedelta(hours=1, minutes=1)
-    while await Cashier(office.desk).finish_some():
+    while await cashier.finish_some(office.desk):
         pass
+
+
+@asynccontextmanager
+async def another_process(office: Office, postgres_url: str) -> AsyncIterator[Desk]:
+    """Its connections end with it and roll back what was not committed."""
+    async with asyncpg.create_pool(postgres_url, min_size=0, max_size=4) as pool:
+        till = Sandbox(pool, office.desk.now, office.desk.site)
+        yield office.desk._replace(pool=pool, processor=till)
+        pool.terminate()
 
 
 async def credited(office: Office) -> list[int]:
@@ -74,28 +85,3 @@ async def charged(office: Office) -> list[int]:
         " WHERE kind = 'payment' AND body ->> 'progress' = 'paid'"
     )
     return [row["amount"] for row in rows]
-
-
-class Cut:
-    """Runs a coroutine, and cancels it while it waits for the n-th time."""
-
-    def __init__(self, work: Coroutine[Any, Any, Any], at: int) -> None:
-        self._work, self._left = work, at
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        inner = self._work.__await__()
-        step = partial(inner.send, None)
-        while True:
-            try:
-                waited = step()
-            except StopIteration as end:
-                return end.value
-            self._left -= 1
-            if not self._left:
-                task = asyncio.current_task()
-                assert task is not None
-                task.cancel()
-            try:
-                step = partial(inner.send, (yield waited))
-            except BaseException as error:  # noqa: BLE001 - whatever comes is passed on
-                step = partial(inner.throw, error)

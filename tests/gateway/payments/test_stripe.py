@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.management.cashier import Cashier
+from gateway.management import cashier
 from gateway.management.top_ups import TopUps
 from gateway.management.watch import Sight
 from gateway.payments.processor import Coins, ProcessorRefused, Progress
@@ -126,7 +126,7 @@ async def test_a_charge_whose_answer_was_lost_is_found_and_not_made_again(shop: 
     assert await shop.stripe.charges() == [1_000]
     shop.wire.loses.clear()
     shop.office.clock.ahead += timedelta(minutes=2)
-    await Cashier(shop.office.desk).finish_some()
+    await cashier.finish_some(shop.office.desk)
     assert (await credited(shop.office), await shop.stripe.charges()) == ([TEN_USD], [1_000])
 
 
@@ -189,7 +189,7 @@ async def test_a_top_up_charges_the_saved_card(shop: Shop) -> None:
     assert (await tops_up(shop.ada)).status == 200
     for _ in range(2):
         await TopUps(shop.office.desk).look(Sight(None, None))
-        await Cashier(shop.office.desk).finish_some()
+        await cashier.finish_some(shop.office.desk)
     assert await shop.stripe.charges() == [5_000]
     assert await credited(shop.office) == [5 * TEN_USD]
 
