@@ -53,10 +53,10 @@ async def has_day(deployment: Deployment, day: date) -> bool:
     return await deployment.pool.fetchval("SELECT to_regclass($1)", table) is not None
 
 
-async def filled(deployment: Deployment) -> Organization:
-    """An organization that has a log of each of the last six days."""
+async def filled(deployment: Deployment, *, days: int = 6, each: int = 1) -> Organization:
+    """An organization that has logs of each of the last days."""
     acme, today = await deployment.organization(), await today_of(deployment)
-    await days_of(deployment, 5)
-    for ago in range(6):
-        await logged(deployment, acme, today - timedelta(days=ago), 1)
+    await days_of(deployment, days - 1)
+    for ago in range(days):
+        await logged(deployment, acme, today - timedelta(days=ago), each)
     return acme

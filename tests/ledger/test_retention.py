@@ -11,7 +11,7 @@ import asyncpg
 from ledger.book import Organization
 from ledger.retention import Forgotten, Keeper, forget
 from tests.cutting import is_cut
-from tests.ledger.days import days_of, has_day, id_on, kept, logged, today_of
+from tests.ledger.days import days_of, filled, has_day, id_on, kept, logged, today_of
 from tests.ledger.deployment import Deployment
 
 
@@ -28,10 +28,7 @@ async def forgets(
 async def test_a_day_that_nobody_keeps_is_dropped_and_the_day_at_the_edge_stays(
     deployment: Deployment,
 ) -> None:
-    acme, today = await deployment.organization(), await today_of(deployment)
-    await days_of(deployment, 5)
-    for ago in range(6):
-        await logged(deployment, acme, today - timedelta(days=ago), 2)
+    acme, today = await filled(deployment, each=2), await today_of(deployment)
 
     done = await forgets(deployment, {acme: 3})
 
@@ -41,7 +38,7 @@ async def test_a_day_that_nobody_keeps_is_dropped_and_the_day_at_the_edge_stays(
     assert not await has_day(deployment, today - timedelta(days=4))
 
 
-async def test_of_a_day_that_some_keep_the_others_numberare_deleted_over_any_number_of_batches(
+async def test_of_a_day_that_some_keep_the_others_are_deleted_over_any_number_of_batches(
     deployment: Deployment,
 ) -> None:
     short, long = await deployment.organization(), await deployment.organization()
@@ -62,11 +59,7 @@ async def test_of_a_day_that_some_keep_the_others_numberare_deleted_over_any_num
 async def test_a_shorter_time_reaches_back_and_a_longer_one_brings_nothing_again(
     deployment: Deployment,
 ) -> None:
-    acme, long = await deployment.organization(), await deployment.organization()
-    today = await today_of(deployment)
-    await days_of(deployment, 9)
-    for ago in range(10):
-        await logged(deployment, acme, today - timedelta(days=ago), 1)
+    acme, long = await filled(deployment, days=10), await deployment.organization()
     for days, rows in ((8, 1), (8, 0), (4, 4), (9, 0), (2, 2)):
         done = await forgets(deployment, {acme: days, long: 90})
         assert done == Forgotten([], rows, []), days
@@ -76,11 +69,8 @@ async def test_a_shorter_time_reaches_back_and_a_longer_one_brings_nothing_again
 async def test_a_dry_run_says_what_the_real_one_does_and_changes_nothing(
     deployment: Deployment,
 ) -> None:
-    acme, long = await deployment.organization(), await deployment.organization()
+    acme, long = await filled(deployment, days=10, each=2), await deployment.organization()
     today = await today_of(deployment)
-    await days_of(deployment, 9)
-    for ago in range(10):
-        await logged(deployment, acme, today - timedelta(days=ago), 2)
     keeps = {acme: 3, long: 7}
 
     said = await forgets(deployment, keeps, is_dry=True)
