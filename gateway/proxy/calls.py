@@ -351,6 +351,7 @@ class Calls:
                 self._parts.journal,
                 is_unjournaled=live.is_unjournaled,
                 needs_replica=journals.needs_replica,
+                within_s=safe.REPLICA_S if journals.needs_replica else safe.PLACED_S,
             )
         return None
 

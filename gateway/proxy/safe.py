@@ -15,7 +15,7 @@ async def made_safe(
     *,
     is_unjournaled: bool,
     needs_replica: bool,
-    within_s: float | None = None,
+    within_s: float,
 ) -> None:
     """Return once the call's end can't be lost any more. `placed`: some stream has it.
 
@@ -29,9 +29,7 @@ async def made_safe(
                 pass  # Redis must have it instead
             else:
                 return
-        usual_s = REPLICA_S if needs_replica else PLACED_S
-        patience_s = usual_s if within_s is None else within_s
-        done, _ = await asyncio.wait({placed}, timeout=patience_s)
+        done, _ = await asyncio.wait({placed}, timeout=within_s)
         if not done:
             raise ClientGone
     finally:

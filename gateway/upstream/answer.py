@@ -11,22 +11,6 @@ from gateway.upstream.decoding import CorruptEncoding, Decoder, decoder
 from gateway.upstream.errors import UpstreamGarbled
 from gateway.upstream.inbox import Inbox
 
-# Of one connection, or no longer true of what `read` gives.
-_NOT_THE_ANSWERS = frozenset(
-    {
-        b"connection",
-        b"content-encoding",
-        b"content-length",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-    }
-)
-
 
 class Link(Protocol):
     """What an answer needs of the connection it comes on."""
@@ -74,26 +58,6 @@ class Answer:
         """The text of one of `named`."""
         value = self.named.get(name)
         return None if value is None else value.decode("latin-1")
-
-    @property
-    def headers(self) -> list[tuple[str, str]]:
-        """Names in lower case, in the vendor's order.
-
-        Those that speak of the connection, the framing or the encoding are left out: they are not
-        true of what `read` gives.
-        """
-        head = self._inbox.head
-        of_the_connection = {
-            word.strip().lower()
-            for name, value in head
-            if name == b"connection"
-            for word in value.split(b",")
-        }
-        return [
-            (name.decode("latin-1"), value.decode("latin-1"))
-            for name, value in head
-            if name not in _NOT_THE_ANSWERS and name not in of_the_connection
-        ]
 
     @property
     def is_over(self) -> bool:

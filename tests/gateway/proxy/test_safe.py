@@ -18,7 +18,7 @@ def journal(tmp_path: Path) -> Journal:
 async def test_it_goes_once_a_replica_has_the_end(journal: Journal) -> None:
     placed = asyncio.get_running_loop().create_future()
     waiting = asyncio.ensure_future(
-        made_safe(placed, journal, is_unjournaled=False, needs_replica=True)
+        made_safe(placed, journal, is_unjournaled=False, needs_replica=True, within_s=5)
     )
     await asyncio.sleep(0)
     assert not waiting.done()
@@ -46,7 +46,7 @@ async def test_it_never_goes_while_nobody_has_the_end(
 async def test_without_a_replica_it_goes_once_the_disk_has_the_end(journal: Journal) -> None:
     placed = asyncio.get_running_loop().create_future()
 
-    await made_safe(placed, journal, is_unjournaled=False, needs_replica=False)
+    await made_safe(placed, journal, is_unjournaled=False, needs_replica=False, within_s=5)
 
     assert placed.cancelled(), "nobody waits for Redis"
     journal.close()
