@@ -189,14 +189,15 @@ class Faults:
         return is_dead and _A_LINE in lacks
 
     async def _poison(self) -> bool:
+        count = self._tollgate.config["ledger"]["partitions"]
         async with self._redis() as redis:
-            number = self._chance.randrange(self._tollgate.config["ledger"]["partitions"])
-            state = await Partition(redis, number).state()
-            if not self._load.in_flight or not state.is_active():
-                return False
-            log = key_names(number, state.generation)[-1]
-            await redis.xadd(log, self._chance.choice(_POISONS))
-        return True
+            for number in self._chance.sample(range(count), count):
+                state = await Partition(redis, number).state()
+                if self._load.in_flight and state.is_active():
+                    log = key_names(number, state.generation)[-1]
+                    await redis.xadd(log, self._chance.choice(_POISONS))
+                    return True
+        return False
 
     @asynccontextmanager
     async def _redis(self) -> AsyncIterator[Redis]:
