@@ -47,9 +47,9 @@ from gateway.snapshots import Publisher
 from gateway.upstream import Upstream
 from gateway.vitals import Vitals
 from gateway.wallets import Wallets
+from ledger.cancelled import obeyed, raise_if_cancelled
 from ledger.clients import follow, open_redis
 from ledger.conveyor import Conveyor
-from ledger.fcall import obeyed
 from ledger.journal import Journal
 from ledger.outage import REDIS, outage
 from ledger.postgres import pooled
@@ -255,6 +255,7 @@ class Worker:
             try:
                 await obeyed(self.redis.publish(EPOCH_CHANNEL, str(partition)))
             except (RedisError, OSError) as error:
+                raise_if_cancelled()
                 log.warning("epoch not told", extra=outage(error, of=REDIS))
 
 

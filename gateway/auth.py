@@ -14,6 +14,7 @@ from typing import NamedTuple, assert_never
 from gateway.credential import AuthError, AuthUnavailable, Reason, Shown, key_in
 from gateway.key_cache import CacheAway, CachedKey, KeyCache, KeyChange
 from gateway.principal import KnownKey, Principal
+from ledger.cancelled import raise_if_cancelled
 from ledger.outage import REDIS, outage
 
 log = logging.getLogger(__name__)
@@ -185,6 +186,7 @@ class Authenticator:
                     async with asyncio.timeout(self._limits.redis_s):
                         found = await self._cache.read(digests)
                 except (CacheAway, TimeoutError):
+                    raise_if_cancelled()
                     self._redis_did_not_answer()
             self._sort(digests, found)
 

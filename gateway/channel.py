@@ -8,7 +8,8 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
-from ledger.fcall import heard, obeyed
+from ledger.cancelled import obeyed, raise_if_cancelled
+from ledger.fcall import heard
 from ledger.outage import REDIS, outage
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ async def hear(redis: Redis, channel: str, take: Callable[[bytes], None]) -> Non
                 await obeyed(subscription.subscribe(channel))
                 await _listen(subscription, take)
         except (RedisError, OSError) as error:
+            raise_if_cancelled()
             log.warning("channel not heard", extra={"channel": channel, **outage(error, of=REDIS)})
         await asyncio.sleep(RETRY_S)
 

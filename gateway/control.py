@@ -31,6 +31,7 @@ from gateway.sheets import fingerprint, priced, write_sheet
 from gateway.snapshots import Collector, Publisher
 from ledger.audit import Audit, Drift
 from ledger.backlog import Backlog, Limits
+from ledger.cancelled import raise_if_cancelled
 from ledger.clients import follow, open_redis
 from ledger.flusher import Flusher, FlusherTallies, Pace
 from ledger.functions import install
@@ -207,9 +208,11 @@ class Control:
                 await install(self.redis)
                 self.readiness.good("redis")
             except (MigrationFailed, asyncpg.PostgresError, *AWAY) as error:
+                raise_if_cancelled()
                 self.readiness.bad("postgres", str(error))
                 log.warning("postgres is not ready", extra=outage(error))
             except RedisError as error:
+                raise_if_cancelled()
                 self.readiness.bad("redis", str(error))
                 log.warning("redis is not ready", extra=outage(error))
             else:
@@ -257,6 +260,7 @@ class Control:
                 try:
                     await self._store(sheet)
                 except (asyncpg.PostgresError, *AWAY) as error:
+                    raise_if_cancelled()
                     log.warning("prices are not stored", extra=outage(error))
                 else:
                     if self._hand_out(sheet, config):
@@ -282,6 +286,7 @@ class Control:
             try:
                 await install(self.redis)
             except RedisError as error:
+                raise_if_cancelled()
                 log.info("functions not looked at", extra={"reason": str(error)})
 
     def _look(self) -> None:

@@ -14,6 +14,7 @@ import asyncpg
 from gateway.management.limits import keepers
 from gateway.metrics import Metrics
 from gateway.plans import Plan
+from ledger.cancelled import raise_if_cancelled
 from ledger.migrate import make_days
 from ledger.outage import outage
 from ledger.postgres import AWAY, Connection, connect
@@ -46,6 +47,7 @@ class Days:
             try:
                 await self.turn()
             except (*AWAY, asyncpg.PostgresError) as error:
+                raise_if_cancelled()
                 log.warning("the tables of days are not looked after", extra=outage(error))
             await asyncio.sleep(_EVERY_S)
 

@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 from gateway.channel import hear
 from ledger.admission import End
 from ledger.adoption import AdoptedJournal, adopt
+from ledger.cancelled import raise_if_cancelled
 from ledger.conveyor import Conveyor
 from ledger.drain import PROVEN_CHANNEL, read_proof
 from ledger.frames import OpenCall
@@ -124,6 +125,7 @@ class Journals:
                     await self._prove_again(redis, partition)
                 await self._owe(generations)
             except UNREADABLE:
+                raise_if_cancelled()
                 log.exception("journal not read")
                 self._renewed = generations | self._renewed
                 self._has_renewed.set()

@@ -15,7 +15,7 @@ from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
 from gateway.principal import KnownKey, Principal, pack, unpack
-from ledger.fcall import obeyed
+from ledger.cancelled import obeyed, raise_if_cancelled
 from ledger.outage import REDIS, outage
 
 log = logging.getLogger(__name__)
@@ -116,6 +116,7 @@ class KeyCache:
                     async for change in _heard(subscription):
                         yield change
             except (RedisError, OSError) as error:
+                raise_if_cancelled()
                 log.warning("key changes are not heard", extra=outage(error, of=REDIS))
             await asyncio.sleep(_RETRY_S)
 

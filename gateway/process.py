@@ -5,6 +5,7 @@ python -m gateway.process worker CONFIG NUMBER WORKERS
 """
 
 import asyncio
+import math
 import os
 import signal
 import sys
@@ -27,6 +28,8 @@ def main(arguments: list[str]) -> int:
     except ConfigErrors as error:
         print(error, file=sys.stderr)  # noqa: T201 - the log is configured by what cannot be read
         return 1
+    limits = config.shutdown
+    within_s = limits.control_s_max if role == "control" else limits.worker_s_max
     name = role if role == "control" else f"worker-{numbers[0]}"
     with LineWriter(sys.stderr.fileno()) as writer:
         lines = Lines(writer.write, process=name, wall_s=time.time)  # noqa: TID251 - a root
@@ -34,7 +37,16 @@ def main(arguments: list[str]) -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             dropped = partial(getattr, writer, "dropped")
             children = [int(number) for number in numbers]
-            runner.run(_run(role, Path(config_path), children, lines=lines, dropped=dropped))
+            runner.run(
+                _run(
+                    role,
+                    Path(config_path),
+                    children,
+                    within_s=within_s,
+                    lines=lines,
+                    dropped=dropped,
+                )
+            )
     return 0
 
 
@@ -43,6 +55,7 @@ async def _run(
     config_path: Path,
     numbers: list[int],
     *,
+    within_s: float,
     lines: Lines,
     dropped: Callable[[], int],
 ) -> None:
@@ -50,8 +63,7 @@ async def _run(
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, _ending, stop)
     loop.add_signal_handler(signal.SIGHUP, reload.set)
-    # Nothing is ever written to this pipe; it ends when the supervisor does, however it dies.
-    loop.add_reader(sys.stdin.fileno(), _orphaned, stop)
+    stop_with_supervisor(stop, within_s=within_s)
     if role == "control":
         from gateway.control import run_control  # noqa: PLC0415 - the workers need none of it
 
@@ -84,9 +96,19 @@ def _ending(stop: asyncio.Event) -> None:
     stop.set()
 
 
-def _orphaned(stop: asyncio.Event) -> None:
-    asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
-    stop.set()
+def stop_with_supervisor(stop: asyncio.Event, *, within_s: float) -> None:
+    """Set `stop` when whoever started us is gone, however that was; then we are, too, in time.
+
+    Standard input is a pipe to which nothing is ever written; it ends when the supervisor does.
+    """
+    loop, pipe = asyncio.get_running_loop(), sys.stdin.fileno()
+
+    def alone() -> None:
+        loop.remove_reader(pipe)
+        signal.alarm(math.ceil(within_s))  # nobody is left who would kill us: the kernel does
+        stop.set()
+
+    loop.add_reader(pipe, alone)
 
 
 if __name__ == "__main__":

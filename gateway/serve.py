@@ -36,8 +36,6 @@ RESTART_S_MIN, RESTART_S_MAX = 0.1, 5.0
 STEADY_S = 10.0  # a child that ran this long starts again without a pause
 # A Valkey of our own is as strict with the disk as the journals are.
 _VALKEY = {Durability.JOURNAL_GROUP: {"appendfsync": "always"}}
-_LATE_S = 5.0  # beyond its own limits, what a worker may take to stop
-_CONTROL_S_MAX = 10.0  # the same of the control process: half of it to flush, half for its jobs
 
 # The C library learns to keep freed blocks as large as it has seen; a worker that has met a few
 # bodies of 20 MiB would stay three times as large as they were.
@@ -222,18 +220,14 @@ def stop_s_max(limits: Shutdown) -> float:
 
     Servers of our own stop after them, within `gateway.server_process.STOP_S_MAX`.
     """
-    return _workers_s_max(limits) + _CONTROL_S_MAX
-
-
-def _workers_s_max(limits: Shutdown) -> float:
-    return limits.drain_delay_s + limits.streams_s_max + _LATE_S
+    return limits.worker_s_max + limits.control_s_max
 
 
 async def _stop_all(children: list[Child], limits: Shutdown) -> None:
     control, *workers = children
     # The workers first: their last ends are flushed by the control process.
-    await asyncio.gather(*(worker.stop(_workers_s_max(limits)) for worker in workers))
-    await control.stop(_CONTROL_S_MAX)
+    await asyncio.gather(*(worker.stop(limits.worker_s_max) for worker in workers))
+    await control.stop(limits.control_s_max)
 
 
 async def _obey(children: list[Child], stop: asyncio.Event) -> None:

@@ -33,6 +33,8 @@ from gateway.sign_in_settings import Issuer
 from ledger.usage import Unit
 from providers.adapter import Operation, Secret, Target
 
+_LATE_S = 5.0  # beyond its own limits, what a worker may take to stop
+_CONTROL_S_MAX = 10.0
 _MATCHED_MAX = 1_000  # names are the clients' to invent
 
 
@@ -244,6 +246,16 @@ class Limits:
 class Shutdown:
     drain_delay_s: Pause = 5.0
     streams_s_max: Seconds = 60.0
+
+    @property
+    def worker_s_max(self) -> float:
+        """The longest that a worker may take to stop, seconds; then it is killed."""
+        return self.drain_delay_s + self.streams_s_max + _LATE_S
+
+    @property
+    def control_s_max(self) -> float:
+        """The same of the control process: half of it to flush, half for its jobs."""
+        return _CONTROL_S_MAX
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from ledger.bases import call_damaged, push_bases
+from ledger.cancelled import raise_if_cancelled
 from ledger.commit import Position
 from ledger.functions import Epoch, Partition, WalletImage
 from ledger.outage import outage
@@ -108,6 +109,7 @@ class Audit:
                     connection.terminate()
             # A job's loop: an audit that fails is one that is missing, and no reason to stop.
             except Exception as error:  # noqa: BLE001 - see above
+                raise_if_cancelled()
                 self.tallies.failures += 1
                 is_known = isinstance(error, (*AWAY, RedisError, Epoch, asyncpg.PostgresError))
                 _log.warning(

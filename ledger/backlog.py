@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
+from ledger.cancelled import obeyed, raise_if_cancelled
 from ledger.clients import ask_all
-from ledger.fcall import execute, key_names, obeyed
+from ledger.fcall import execute, key_names
 from ledger.outage import REDIS, outage
 
 BACKLOG_CHANNEL = "tg:backlog"  # the partitions that are over, once a second: "0 7 12"
@@ -100,6 +101,7 @@ class Backlog:
                     raise missing
                 self._told = True
             except (RedisError, OSError) as error:
+                raise_if_cancelled()
                 said = outage(error, of=REDIS)
                 self._trouble = said["reason"]
                 _log.warning("backlog not counted", extra=said)

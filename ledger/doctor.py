@@ -17,9 +17,10 @@ import asyncpg
 from redis.asyncio import Redis
 
 from ledger.audit import Audit
+from ledger.cancelled import obeyed
 from ledger.clients import holder
 from ledger.commit import Position
-from ledger.fcall import PartitionState, key_names, obeyed, withheld_name
+from ledger.fcall import PartitionState, key_names, withheld_name
 from ledger.functions import Partition, open_hold_of, withheld_of
 from ledger.migrate import migrations
 from ledger.postgres import one_row

@@ -3,9 +3,8 @@
 The functions themselves, with their contracts, are `lua/tollgate.lua`.
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Mapping
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 from redis.asyncio import Redis
@@ -13,9 +12,9 @@ from redis.asyncio.client import PubSub
 from redis.exceptions import ConnectionError  # noqa: A004 - redis-py's, which is no OSError
 
 from ledger.admission import End, Held, Hold, Refused
+from ledger.cancelled import obeyed
 from ledger.proof import ordered
 
-Answer = TypeVar("Answer")
 Word: TypeAlias = bytes | str | int
 
 KEY_COUNT = 11
@@ -190,21 +189,6 @@ def refusal(message: str, partition: int) -> Epoch | ValueError | None:
 async def execute(client: Redis, *arguments: Any) -> Any:
     """One command, its answer as Redis gave it."""
     return await obeyed(client.execute_command(*arguments))  # type: ignore[no-untyped-call]  # redis-py's
-
-
-async def obeyed(work: Awaitable[Answer]) -> Answer:
-    """Await a step of redis-py, and obey a cancellation that it swallowed.
-
-    It sends by `asyncio.wait_for`, which in Python 3.11 loses a cancellation that arrives when the
-    send is just done, or failed: a job would then never stop.
-    """
-    task = asyncio.current_task()
-    asked = 0 if task is None else task.cancelling()
-    try:
-        return await work
-    finally:
-        if task is not None and task.cancelling() > asked:
-            raise asyncio.CancelledError
 
 
 async def heard(subscription: PubSub) -> AsyncIterator[dict[str, Any]]:

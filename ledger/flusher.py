@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 
 from ledger.backlog import Backlog
 from ledger.bases import push_bases
+from ledger.cancelled import raise_if_cancelled
 from ledger.commit import Committed, Position
 from ledger.drain import (
     BATCH_MAX,
@@ -147,6 +148,7 @@ class Flusher:
                     await _closed(connection)
             # A job's loop: any error, known or not, must leave it running.
             except Exception as error:  # noqa: BLE001 - see above
+                raise_if_cancelled()
                 self._note_failure(error)
             await asyncio.sleep(backoff_s)
             backoff_s = min(_BACKOFF_S_MAX, backoff_s * 2)
@@ -217,6 +219,7 @@ class Flusher:
         except Epoch:
             self._on_epoch(part.number)
         except (asyncpg.PostgresError, RedisError, ValueError) as error:
+            raise_if_cancelled()
             if connection.is_closed():
                 raise
             self._trouble = error

@@ -15,10 +15,11 @@ import asyncpg
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from ledger.cancelled import obeyed, raise_if_cancelled
 from ledger.clients import holder, is_cluster, is_watched
 from ledger.commit import Position, Superseded
 from ledger.drain import PROVEN_CHANNEL, NewerRelease, acknowledge, proof_lines
-from ledger.fcall import PartitionState, execute, heard, key_names, obeyed
+from ledger.fcall import PartitionState, execute, heard, key_names
 from ledger.functions import Epoch, Partition, WalletState, install
 from ledger.outage import outage
 from ledger.postgres import AWAY, Connection, one_row, pooled
@@ -233,6 +234,7 @@ class Recovery:
                     return  # our lease lapses, and the newer release may have the partition
                 # A job's loop: whatever failed, the partition stays closed until this succeeds.
                 except Exception as error:  # noqa: BLE001 - see above
+                    raise_if_cancelled()
                     self._note_failure(number, error)
                     above = error.generation if isinstance(error, Epoch) else above
                 else:
@@ -266,6 +268,7 @@ class Recovery:
             try:
                 await self._hear()
             except (RedisError, OSError):
+                raise_if_cancelled()
                 await asyncio.sleep(_RETRY_S_MAX)
 
     async def _hear(self) -> None:

@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, ResponseError
 
+from ledger.cancelled import obeyed
 from ledger.clients import holder, name_of
-from ledger.fcall import execute, key_names, obeyed
+from ledger.fcall import execute, key_names
 
 _PROBE_MS = 1_000  # less than the client waits for it
 _KEEP_MS = 1_000

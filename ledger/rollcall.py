@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from ledger.cancelled import raise_if_cancelled
 from ledger.clients import HOME_KEY
 from ledger.fcall import KEY_COUNT, Word, execute, key_names
 from ledger.outage import REDIS, outage
@@ -95,6 +96,7 @@ class Presence:
             try:
                 await self._beat()
             except (RedisError, OSError) as error:
+                raise_if_cancelled()
                 _log.warning("heartbeat not told", extra=outage(error, of=REDIS))
                 await asyncio.sleep(_AGAIN_S)
             else:

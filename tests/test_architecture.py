@@ -63,7 +63,6 @@ TESTED_BY: dict[str, str] = {
     "gateway/management/top_up_ends.py": "tests/gateway/management/test_top_ups.py",
     "gateway/management/ways.py": "tests/gateway/management/test_passkeys.py",
     "gateway/payments/processor.py": "tests/gateway/payments/test_sandbox.py",
-    "gateway/process.py": "tests/gateway/test_serve.py",
     "gateway/proxy/live.py": "tests/gateway/proxy/test_calls.py",
     "ledger/waiting.py": "tests/ledger/test_lane.py",
 }

@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 
 from gateway.config import read
 from gateway.control import FLUSH_REST_S_MAX
-from gateway.serve import _CONTROL_S_MAX, stop_s_max
+from gateway.serve import stop_s_max
 from gateway.settings import Config
 from tests.ledger.own_valkey import OwnValkey
 
@@ -225,7 +225,7 @@ def test_nothing_runs_as_root_or_writes_beside_its_disk() -> None:
 
 
 def test_there_is_time_for_calls_to_end() -> None:
-    assert FLUSH_REST_S_MAX < _CONTROL_S_MAX, "or what is flushed last is killed"
+    assert DEFAULTS.shutdown.control_s_max > FLUSH_REST_S_MAX, "or what is flushed last is killed"
     least_s = stop_s_max(DEFAULTS.shutdown)
     named_s = DEFAULTS.shutdown.drain_delay_s + DEFAULTS.shutdown.streams_s_max
     told = re.search(r"both together and (\d+) s more", (ROOT / "docs/operations.md").read_text())

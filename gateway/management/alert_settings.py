@@ -112,7 +112,7 @@ async def change(desk: Desk, asked: Asked[Nothing, AlertSettingsChange]) -> Answ
             expected,
         )
         if done is None:
-            raise ChangedMeanwhile((await _one(desk, asked)).version)
+            raise ChangedMeanwhile
         was = _levels(desk, stored)
         new = [(*name, at) for name, at in levels.items() if was.get(name) != at]
         await _arm(connection, organization_id, new)

@@ -121,7 +121,7 @@ async def put(desk: Desk, asked: Asked[Nothing, TopUpTerms]) -> Answer:
             asked.if_match,
         )
         if done is None:
-            raise ChangedMeanwhile(before.version)
+            raise ChangedMeanwhile
         said = {"before": _said(before), "after": msgspec.to_builtins(wanted)}
         await note(connection, asked, "auto_top_up.configure", **said)
     view = await _view(desk, caller)

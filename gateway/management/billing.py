@@ -78,14 +78,14 @@ async def change(desk: Desk, asked: Asked[Nothing, BillingChange]) -> Answer:
     before = await _view(desk, organization_id)
     expected = before.version if asked.if_match is None else asked.if_match
     if expected != before.version:
-        raise ChangedMeanwhile(before.version)
+        raise ChangedMeanwhile
     contacts = before.contacts if wanted.contacts is UNSET else wanted.contacts
     invoicing = before.invoicing if wanted.invoicing is UNSET else wanted.invoicing
     text = msgspec.json.encode(invoicing).decode()
     async with desk.pool.acquire() as connection, connection.transaction():
         done = await connection.fetchval(_SET, organization_id, contacts, text, expected)
         if done is None:
-            raise ChangedMeanwhile((await _view(desk, organization_id)).version)
+            raise ChangedMeanwhile
         if wanted.billing_email is not UNSET:
             await connection.execute(_EMAIL, organization_id, wanted.billing_email)
         said = {"before": msgspec.to_builtins(before), "after": msgspec.to_builtins(wanted)}

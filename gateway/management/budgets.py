@@ -208,7 +208,7 @@ async def _set(
             _SET[owner], place.organization_id, owner_id, change.limit, change.period, expected
         )
         if done is None:
-            raise ChangedMeanwhile(before["version"])
+            raise ChangedMeanwhile
         await connection.execute(_RAISE_KEYS, keys)
         await note(
             connection,

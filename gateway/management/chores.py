@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import asyncpg
 
+from ledger.cancelled import raise_if_cancelled
 from ledger.outage import outage
 from ledger.postgres import AWAY
 
@@ -33,6 +34,7 @@ class Chore:
                 while await self._do_some():
                     pass
             except (asyncpg.PostgresError, *AWAY) as error:
+                raise_if_cancelled()
                 if self._is_leaving:
                     return
                 log.warning("%s are not looked at", self.rows, extra=outage(error))

@@ -18,6 +18,7 @@ from gateway.management.alerts import Alert, AlertKind, give
 from gateway.management.desk import Desk
 from gateway.notify import Notifier, Unanswered
 from gateway.sealing import SealBroken
+from ledger.cancelled import raise_if_cancelled
 from ledger.outage import outage
 from ledger.postgres import AWAY
 
@@ -101,6 +102,7 @@ class Messenger:
                         forget_at_s = asyncio.get_running_loop().time() + _FORGET_EVERY_S
                         await self._desk.pool.execute(_FORGET, self._desk.now() - _KEPT)
                 except (asyncpg.PostgresError, *AWAY) as error:
+                    raise_if_cancelled()
                     self._complain("webhooks are not looked at", error)
                 await asyncio.sleep(_EVERY_S)
 
@@ -127,6 +129,7 @@ class Messenger:
             await self._deliver(row)
         # Whatever fails here, the row is due again in a minute, and the others go on.
         except Exception as error:  # noqa: BLE001 - see above
+            raise_if_cancelled()
             self._complain("a webhook's message is left for another try", error)
 
     async def _deliver(self, row: asyncpg.Record) -> bool:

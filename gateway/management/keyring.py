@@ -174,7 +174,7 @@ async def change(desk: Desk, asked: Asked[Nothing, ApiKeyChange]) -> Answer:
             expected,
         )
         if done is None:
-            raise ChangedMeanwhile((await one(desk, place, before.id)).version)
+            raise ChangedMeanwhile
         was = {name: getattr(before, name) for name in changes}
         await note(
             connection,

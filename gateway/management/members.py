@@ -284,7 +284,7 @@ def _whole(grants: list[Grant]) -> list[Grant]:
 
 def _check_version(asked: Asked[Any, Any], found: MemberView) -> None:
     if asked.if_match not in {None, found.version}:
-        raise ChangedMeanwhile(found.version)
+        raise ChangedMeanwhile
 
 
 async def _one(connection: Connection, place: Place, member_id: UUID) -> MemberView:

@@ -161,7 +161,7 @@ async def change(desk: Desk, asked: Asked[Nothing, OperatedChange]) -> Answer:
         text = msgspec.json.encode(limits).decode()
         done = await connection.fetchval(_SET, before.id, text, is_suspended, expected, plan)
         if done is None:
-            raise ChangedMeanwhile((await _one(desk, before.id)).version)
+            raise ChangedMeanwhile
         await append_change(connection, str(before.id), changed)
     await api_keys.publish_all(desk.pool, desk.cache, before.id)
     view = await _one(desk, before.id)

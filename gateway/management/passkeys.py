@@ -168,7 +168,7 @@ async def change(desk: Desk, asked: Asked[Nothing, PasskeyChange]) -> Answer:
     )
     found = await _one(desk, person_id, passkey_id)
     if renamed is None:
-        raise ChangedMeanwhile(found.version)
+        raise ChangedMeanwhile
     return Answer(found, found.version)
 
 

@@ -204,7 +204,7 @@ async def change_me(desk: Desk, asked: Asked[Nothing, PersonChange]) -> Answer:
     """Change one's own name."""
     person_id = asked.caller.person
     if await desk.pool.fetchval(_RENAME, person_id, asked.body.name, asked.if_match) is None:
-        raise ChangedMeanwhile((await one(desk, person_id)).version)
+        raise ChangedMeanwhile
     found = await one(desk, person_id)
     return Answer(found, found.version)
 

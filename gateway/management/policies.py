@@ -79,7 +79,7 @@ async def change(desk: Desk, asked: Asked[Nothing, PolicyChange]) -> Answer:
             expected,
         )
         if done is None:
-            raise ChangedMeanwhile(before.version)
+            raise ChangedMeanwhile
         said = {"preset": before.preset, "switches": msgspec.to_builtins(before.switches)}
         now_said = {"preset": preset, "switches": msgspec.to_builtins(switches)}
         await note(connection, asked, "policy.update", before=said, after=now_said)

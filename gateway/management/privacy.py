@@ -68,7 +68,7 @@ async def change(desk: Desk, asked: Asked[Nothing, PrivacyChange]) -> Answer:
         expected = before.version if asked.if_match is None else asked.if_match
         done = await connection.fetchval(_SET, place.organization_id, level, days, expected)
         if done is None:
-            raise ChangedMeanwhile(before.version)
+            raise ChangedMeanwhile
         said: dict[str, Any] = {"log_level": before.log_level, "log_days": before.log_days}
         now_said: dict[str, Any] = {"log_level": level, "log_days": days}
         await note(connection, asked, "privacy.update", before=said, after=now_said)

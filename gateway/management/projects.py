@@ -153,7 +153,7 @@ async def change(desk: Desk, asked: Asked[Nothing, ProjectChange]) -> Answer:
                 _SET, project_id, organization_id, after.name, after.description, expected
             )
             if done is None:
-                raise ChangedMeanwhile(before.version)
+                raise ChangedMeanwhile
             said = {name: getattr(before, name) for name in changes}
             target = str(project_id)
             await note(

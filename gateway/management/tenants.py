@@ -211,7 +211,7 @@ async def change(desk: Desk, asked: Asked[Nothing, OrganizationChange]) -> Answe
             asked.if_match if asked.if_match is not None else before.version,
         )
         if done is None:
-            raise ChangedMeanwhile(before.version)
+            raise ChangedMeanwhile
         said = {name: getattr(before, name) for name in changes}
         await note(connection, asked, "organization.update", before=said, after=changes)
     if not changes.keys().isdisjoint({"time_zone", "ip_ranges"}):

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 from uuid import UUID
 
+from ledger.cancelled import raise_if_cancelled
 from ledger.moved import Moved, News
 from ledger.outage import outage
 
@@ -101,6 +102,7 @@ class Watch:
                 await observer.look(wanted)
             # A job's loop: whatever fails, the other observers look, and this one again.
             except Exception as error:  # noqa: BLE001 - see above
+                raise_if_cancelled()
                 self._behind.add(observer)
                 if not self._is_leaving:
                     log.warning("balances are not looked at", extra=outage(error))

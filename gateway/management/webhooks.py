@@ -197,7 +197,7 @@ async def change(desk: Desk, asked: Asked[Nothing, WebhookChange]) -> Answer:
             before.version if asked.if_match is None else asked.if_match,
         )
         if done is None:
-            raise ChangedMeanwhile((await _one(desk, asked)).version)
+            raise ChangedMeanwhile
         was = {name: getattr(before, name) for name in changes}
         await note(
             connection, asked, "webhook.update", target=str(before.id), before=was, after=changes

@@ -49,10 +49,10 @@ class ChangedMeanwhile(GatewayError):
 
     status, type = 412, "invalid_request_error"
 
-    def __init__(self, version: int) -> None:
+    def __init__(self) -> None:
         super().__init__(
-            f"It was changed meanwhile and is at version {version} now. Read it again, and send"
-            " your change with the ETag of that answer.",
+            "It was changed meanwhile. Read it again, and send your change with the ETag of that"
+            " answer.",
             code="changed_meanwhile",
         )
 

@@ -23,7 +23,6 @@ from ledger.fcall import (
     hold_answer,
     hold_arguments,
     key_names,
-    obeyed,
     refusal,
     renewal_arguments,
     state_answer,
@@ -137,38 +136,6 @@ def test_the_highest_place_is_that_of_the_newest_end_or_of_any_logged_before(
         places.append(place)
         answers.append(b"%b%d-0" % (random.choice([b"S", b"L"]) if is_new else b"D", place))
     assert highest_place(answers) == f"{max(places)}-0"
-
-
-class TestObeyed:
-    @pytest.mark.parametrize("fails", [False, True])
-    async def test_a_cancellation_that_the_client_lost_is_obeyed(self, *, fails: bool) -> None:
-        begun = asyncio.Event()
-
-        async def loses_it() -> None:
-            begun.set()
-            try:
-                await asyncio.Event().wait()
-            except asyncio.CancelledError:
-                if fails:
-                    raise ConnectionError from None
-
-        task = asyncio.ensure_future(obeyed(loses_it()))
-        await begun.wait()
-        task.cancel()
-
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    async def test_what_was_not_cancelled_answers_or_fails_as_it_does(self) -> None:
-        async def answers() -> int:
-            return 7
-
-        async def fails() -> None:
-            raise ConnectionError
-
-        assert await obeyed(answers()) == 7
-        with pytest.raises(ConnectionError):
-            await obeyed(fails())
 
 
 async def test_a_server_that_says_nothing_more_is_given_up(server: OwnValkey) -> None:

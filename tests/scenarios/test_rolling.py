@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gateway.embedded import Embedded
-from gateway.serve import _CONTROL_S_MAX
+from gateway.settings import Shutdown
 from tests.scenarios.caller import CHAT, asks, post
 from tests.scenarios.deployment import Deployment, Key, shared
 from tests.scenarios.fleet import DRAIN_DELAY_S, STREAMS_S_MAX, Fleet, Traffic, status, traffic
@@ -156,5 +156,5 @@ async def test_sigterm_while_postgres_is_silent_ends_in_time_and_loses_nothing(
             await gateway.start()
             await assert_books(gateway, key, records=STREAMS)
             assert "No difference." in gateway.run("verify")
-    assert gone_s < DRAIN_DELAY_S + _CONTROL_S_MAX + _LATE_S
+    assert gone_s < DRAIN_DELAY_S + Shutdown().control_s_max + _LATE_S
     print(f"G1: SIGTERM while Postgres is silent: gone with code 0 after {gone_s:.1f} s, exact")

@@ -38,6 +38,7 @@ from gateway.sealing import sealer
 from gateway.settings import Config, Listener
 from ledger.clients import open_redis
 from ledger.functions import Partition, install
+from tests.gateway.strict_pool import StrictPool
 from tests.gateway.tenancy import PEPPER
 
 PASSWORD = "quarry lantern mosaic 17"
@@ -210,7 +211,7 @@ async def open_office(
     config: Config = read(changes or "{}", {})
     config = replace(config, data_dir=folder)
     async with (
-        asyncpg.create_pool(postgres_url, min_size=0, max_size=8) as pool,
+        StrictPool(postgres_url) as pool,
         outward.opened() as asking,
     ):
         redis = open_redis(redis_url)

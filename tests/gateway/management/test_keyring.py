@@ -115,7 +115,6 @@ async def test_a_change_of_an_older_version_is_refused(acme: Browser) -> None:
     assert (await acme.patch(path, {"rpm": 1})).status == 200
     late = await acme.patch(path, {"rpm": 2}, headers={"If-Match": '"1"'})
     assert (late.status, late.code) == (412, "changed_meanwhile")
-    assert "version 2" in late.body["detail"]
     assert (await acme.get(path)).body["rpm"] == 1
 
 

@@ -5,6 +5,8 @@ from datetime import timedelta
 from pathlib import Path
 from uuid import UUID
 
+import asyncpg
+
 from gateway.management.low_balances import LowBalances
 from gateway.management.mails import Postman
 from gateway.management.watch import Sight
@@ -103,15 +105,13 @@ async def test_a_look_that_took_long_turns_nothing_that_others_have_turned(
     async def waits() -> bool:
         return bool(await office.pool.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
 
-    async with (
-        asyncio.TaskGroup() as group,
-        office.pool.acquire() as other,
-        other.transaction(),
-    ):
+    other = await asyncpg.connect(postgres_url)
+    async with asyncio.TaskGroup() as group, other.transaction():
         # As if others told of the fall, and of a recovery, while this one has yet to write.
         await other.execute("UPDATE balance_level SET turn = turn + 2")
         group.create_task(looks(office), name="the look")
         await until(waits)
+    await other.close()
     assert await subjects(office) == []
     await looks(office)
     assert await subjects(office) == [LOW]

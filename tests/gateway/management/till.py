@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import asyncpg
-
 from gateway.management import cashier
 from gateway.management.desk import Desk
 from gateway.payments.sandbox import Sandbox
 from tests.gateway.management.office import Browser, Got, Office, open_office
+from tests.gateway.strict_pool import StrictPool
 
 SANDBOX = "payments: {processor: sandbox, eur_per_usd: 0.9}"
 TEN_USD = 10_000_000_000
@@ -63,7 +62,7 @@ async def everything_is_finished(office: Office) -> None:
 @asynccontextmanager
 async def another_process(office: Office, postgres_url: str) -> AsyncIterator[Desk]:
     """Its connections end with it and roll back what was not committed."""
-    async with asyncpg.create_pool(postgres_url, min_size=0, max_size=4) as pool:
+    async with StrictPool(postgres_url, max_size=4) as pool:
         till = Sandbox(pool, office.desk.now, office.desk.site)
         yield office.desk._replace(pool=pool, processor=till)
         pool.terminate()

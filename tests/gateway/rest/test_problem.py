@@ -20,9 +20,9 @@ def test_a_problem_has_its_five_members_and_what_a_program_wants_to_know() -> No
     }
 
 
-def test_who_was_too_late_is_told_the_version_of_now() -> None:
-    said = orjson.loads(problem_of(ChangedMeanwhile(7)))
-    assert (said["status"], "version 7" in said["detail"]) == (412, True)
+def test_who_was_too_late_is_told_what_to_do() -> None:
+    said = orjson.loads(problem_of(ChangedMeanwhile()))
+    assert (said["status"], "Read it again" in said["detail"]) == (412, True)
 
 
 def test_a_secret_is_not_repeated() -> None:
