@@ -161,7 +161,7 @@ class Server:
 @contextmanager
 def silenced(*servers: int) -> Iterator[None]:
     """These servers, by process id, with all their processes: there, and without an answer."""
-    pids = [pid for server in servers for pid in (server, *_children(server))]
+    pids = [pid for server in servers for pid in (server, *children(server))]
     try:
         _signal(pids, signal.SIGSTOP)
         yield
@@ -264,7 +264,8 @@ def _state(pid: int) -> str:
         return ""
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """The processes that it has started and not yet buried."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 

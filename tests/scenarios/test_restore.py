@@ -6,9 +6,12 @@ says, as far as the durability mode promises it.
 
 import asyncio
 import json
+import os
 import shutil
+import signal
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import pytest
 
 from tests.scenarios.deployment import Deployment, Key
 from tests.scenarios.invariants import owed
+from tests.scenarios.outages import children
 from tests.scenarios.scale import LONG
 from tests.vendor import Vendor
 
@@ -59,7 +63,11 @@ class Drill:
             for name in ("postgres", "valkey")
         ]
         pids = [*self.tollgate.pids("control"), *self.tollgate.pids("worker"), *servers]
+        pids += [pid for server in servers for pid in children(server)]
         self.tollgate.kill()
+        for pid in pids:
+            with suppress(ProcessLookupError):  # it has noticed already
+                os.kill(pid, signal.SIGKILL)
         async with asyncio.timeout(WITHIN_S):
             while any(Path(f"/proc/{pid}").exists() for pid in pids):
                 await asyncio.sleep(0.01)

@@ -88,6 +88,7 @@ async def the_owner_pays(town: Town, acme: Platform, search: Any, ranking: MadeK
 
     await town.calls(ranking.secret, usd=12)
     await acme.ada.sees_balance("8.00 credits")
+    await town.warns(acme.ada, acme.ben, about="Low balance of Acme Cloud", of="8.00 credits left")
     await town.is_refused(ranking.secret, "budget_exceeded", usd=1)
     assert await acme.dev.sees_costs("project") == {search["name"]: 12}
 
@@ -97,8 +98,7 @@ async def the_owner_pays(town: Town, acme: Platform, search: Any, ranking: MadeK
 
 
 async def they_are_warned(town: Town, acme: Platform, receiver: Receiver, secret: str) -> None:
-    """Of the balance and of the budget, by mail; and a program of theirs, by a signed message."""
-    await town.warns(acme.ada, acme.ben, about="Low balance of Acme Cloud", of="8.00 credits left")
+    """Of the budget, by mail; and a program of theirs, by a signed message."""
     about = "100 % of a budget of Acme Cloud is spent"
     await town.warns(acme.ada, acme.ben, about=about, of="Search of Acme Cloud has spent 12.00")
 

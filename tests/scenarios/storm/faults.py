@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -22,6 +21,7 @@ from redis.exceptions import RedisError
 from ledger.fcall import key_names
 from ledger.functions import Partition
 from tests.scenarios.deployment import Deployment
+from tests.scenarios.outages import children
 from tests.scenarios.storm.load import Load
 from tests.scenarios.workers import peers
 
@@ -130,7 +130,7 @@ class Faults:
         pid = self._server(name)
         if not self._load.in_flight or not self._is_server(pid, name):
             return False
-        return await self._still([pid, *_children(pid)])
+        return await self._still([pid, *children(pid)])
 
     async def _still(self, pids: list[int]) -> bool:
         """Stop processes for a while."""
@@ -238,10 +238,3 @@ def _state(pid: int) -> str:
 def _signal(pid: int, number: signal.Signals) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, number)
-
-
-def _children(pid: int) -> list[int]:
-    found = subprocess.run(
-        ["/bin/ps", "--ppid", str(pid), "-o", "pid="], capture_output=True, text=True, check=False
-    )
-    return [int(line) for line in found.stdout.split()]
