@@ -46,21 +46,22 @@ _IS_DUE = "SELECT EXISTS (SELECT FROM keeper WHERE keeps_from > $1 AND swept_to 
 # that a call was let in by grace: `doctor` explains by it what is below zero.
 _SWEEP = """
     WITH looked_at AS (
-        SELECT call_id, organization_id FROM call_log
+        SELECT call_id FROM call_log
         WHERE retention = 'standard' AND call_id > $2 AND call_id < $3
         ORDER BY call_id LIMIT $4
+    ), edge AS (
+        SELECT call_id AS last FROM looked_at ORDER BY call_id DESC LIMIT 1
     ), gone AS (
-        DELETE FROM call_log AS c USING looked_at AS l, keeper AS k
-        WHERE c.retention = 'standard' AND c.call_id = l.call_id
-          AND c.call_id > $2 AND c.call_id < $3
-          AND k.organization_id = l.organization_id AND k.keeps_from > $1 AND k.swept_to <= $1
+        DELETE FROM call_log AS c USING keeper AS k
+        WHERE c.retention = 'standard' AND c.call_id > $2 AND c.call_id < $3
+          AND c.call_id <= (SELECT last FROM edge)
+          AND k.organization_id = c.organization_id AND k.keeps_from > $1 AND k.swept_to <= $1
         RETURNING c.call_id, c.flags
     ), noted AS (
         INSERT INTO grace_call (call_id) SELECT call_id FROM gone WHERE 'grace' = ANY (flags)
         ON CONFLICT DO NOTHING
     )
-    SELECT (SELECT call_id FROM looked_at ORDER BY call_id DESC LIMIT 1) AS last,
-           (SELECT count(*) FROM gone) AS gone
+    SELECT (SELECT last FROM edge) AS last, (SELECT count(*) FROM gone) AS gone
 """
 _SWEEPABLE = """
     SELECT count(*) FROM call_log AS c JOIN keeper AS k USING (organization_id)
