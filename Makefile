@@ -36,7 +36,7 @@ storm: .venv/tools .venv/demo ## only the storm, for STORM=60m or as long as one
 	$(BIN)/pytest -m scenario --capture=no tests/scenarios/storm/test_storm.py $(ARGS)
 
 faults: .venv/tools ## plant every fault of tests/faults in a copy: a test must catch it; FAULT=name: one
-	$(BIN)/pytest -n 2 -m fault tests/faults $(ARGS)
+	$(BIN)/pytest -n 2 -m fault -rA tests/faults $(ARGS)
 
 bench: .venv/tools ## the benchmarks; BENCHMARKS="overhead ledger": only these
 	$(BIN)/python -m benchmarks $(BENCHMARKS)
