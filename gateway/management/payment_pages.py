@@ -57,7 +57,7 @@ class _Pages:
         try:
             event = self._processor.event(body, request.headers, now=desk.now())
         except Forged as error:
-            said = {"reason": str(error), "address": request.remote, "cause": "payment"}
+            said = {"reason": str(error), "address": request.remote, "cause": "forged event"}
             log.warning("an event of a payment is refused", extra=said)
             return _said(400, "This is no event of the payment processor's.")
         try:
