@@ -25,6 +25,8 @@ from gateway.auth import Authenticator, AuthLimits, Clock
 from gateway.channel import hear
 from gateway.closed import Closed
 from gateway.config import load, pepper, secrets_in
+from gateway.content import Vault
+from gateway.content_log import ContentLog
 from gateway.front import Front
 from gateway.journals import Journals
 from gateway.key_cache import KeyCache
@@ -41,6 +43,7 @@ from gateway.proxy.table import Table
 from gateway.proxy.tell import Teller
 from gateway.readiness import Readiness
 from gateway.reload import ConfigFile
+from gateway.sealing import sealer
 from gateway.settings import Config, Durability
 from gateway.sheets import SheetFile, Together
 from gateway.snapshots import Publisher
@@ -163,6 +166,8 @@ class Worker:
         conveyor = _conveyor(config, gateway, journals, notices, metrics)
         journals.attach(conveyor)
         pool = await stack.enter_async_context(_pool(config))
+        vault = Vault(sealer(_pepper(config), secrets.token_bytes), secrets.token_bytes)
+        contents = ContentLog(pool, vault, metrics)
         parts = Parts(
             authenticator=_authenticator(config, redis, pool, workers=workers),
             conveyor=conveyor,
@@ -174,6 +179,7 @@ class Worker:
             journals=journals,
             upstream=_upstream(stack),
             adapter=OpenAI(),
+            contents=contents,
             teller=Teller(metrics, lines),
             monotonic_s=time.monotonic,
             wall_s=time.time,
@@ -216,6 +222,7 @@ class Worker:
         yield "orphans", self.parts.journals.adopt_orphans()
         yield "vitals", self.vitals.publisher.run(time.time, look=self.vitals.look)
         yield "notices", self._pass_notices()
+        yield "contents", self.parts.contents.run()
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Serve until `stop`, then drain: no call that was let in is cut before its time."""
@@ -236,6 +243,7 @@ class Worker:
         await let_end(front.server, self.calls.under_way, within_s=config.shutdown.streams_s_max)
         await front.shut()
         left = await parts.conveyor.drain(_LAST_ENDS_S)
+        await parts.contents.drain(_LAST_ENDS_S)
         log.info("stopped", extra={"ends_left_to_the_journal": left})
 
     async def _convey(self) -> None:

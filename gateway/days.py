@@ -7,10 +7,11 @@ goes on. Calls never wait for it.
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 
 import asyncpg
 
+from gateway import content
 from gateway.management.limits import keepers
 from gateway.metrics import Metrics
 from gateway.plans import Plan
@@ -57,6 +58,7 @@ class Days:
         try:
             await make_days(connection)
             done = await forgotten(connection, self._plans, self._wall_s())
+            await self._forget_contents(connection)
         finally:
             await connection.close()
         if done is None:
@@ -70,10 +72,24 @@ class Days:
             said = {"days": [str(day) for day in done.days], "rows": done.rows}
             log.info("logs of calls are over their time", extra=said)
 
+    async def _forget_contents(self, connection: Connection) -> None:
+        """What was said in calls is kept as long as how they went."""
+        today = _today(self._wall_s())
+        kept = await keepers(connection, self._plans)
+        rows = await content.forget(
+            connection, {one.organization_id: today - timedelta(days=one.days) for one in kept}
+        )
+        if rows:
+            log.info("contents of calls are over their time", extra={"rows": rows})
+
+
+def _today(now_s: float) -> date:
+    return datetime.fromtimestamp(now_s, UTC).date()
+
 
 async def forgotten(
     connection: Connection, plans: Mapping[str, Plan], now_s: float, *, is_dry: bool = False
 ) -> Forgotten | None:
     """What no organization keeps any longer is gone, or would be if `is_dry`; None: as `forget`."""
-    today = datetime.fromtimestamp(now_s, UTC).date()
-    return await forget(connection, await keepers(connection, plans), today=today, is_dry=is_dry)
+    kept = await keepers(connection, plans)
+    return await forget(connection, kept, today=_today(now_s), is_dry=is_dry)

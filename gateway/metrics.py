@@ -340,6 +340,13 @@ class Metrics:
         "call_log_rows_deleted_total", "Logs of calls deleted from days that others keep"
     )
 
+    contents_kept: Counter = _counter(
+        "contents_kept_total", "Calls of which was kept what was said, for who opted in"
+    )
+    contents_dropped: Counter = _counter(
+        "contents_dropped_total", "The same that was not kept, as too much waited for Postgres"
+    )
+
     upstream_connections: Gauge = _gauge(
         "upstream_connections", "Connections to vendors", "provider", "state"
     )

@@ -54,6 +54,7 @@ class Permission(StrEnum):
     USAGE_READ = "usage.read"
     EXPORT_CREATE = "export.create"
     PRIVACY_UPDATE = "privacy.update"
+    CONTENT_READ = "content.read"  # what was said in calls, where it is kept
     PROVIDER_KEY_MANAGE = "provider_key.manage"
     AUDIT_READ = "audit.read"
     ALERT_MANAGE = "alert.manage"  # what is warned of, and which programs are told
@@ -161,6 +162,7 @@ _ALL: Mapping[Permission, Audience] = {
     _P.USAGE_READ: _MEMBERS,
     _P.EXPORT_CREATE: _ADMINS,
     _P.PRIVACY_UPDATE: _ADMINS,
+    _P.CONTENT_READ: _ADMINS,
     _P.PROVIDER_KEY_MANAGE: _OWNERS,
     _P.AUDIT_READ: _ADMINS,
     _P.ALERT_MANAGE: _ADMINS,
@@ -209,6 +211,7 @@ PRESETS: Mapping[Preset, Policy] = {
             _P.BILLING_MANAGE: _OWNERS,
             _P.AUTO_TOP_UP_MANAGE: _OWNERS,
             _P.PRIVACY_UPDATE: _OWNERS,
+            _P.CONTENT_READ: _OWNERS,
         },
         {**_NAMES, Role.MEMBER: "Developer"},
     )._replace(display_unit=CREDITS),

@@ -61,6 +61,7 @@ class Principal(NamedTuple):
     grace: Nanos = ZERO  # what it may use while Redis is away, over all gateways
     default_model: str | None = None  # of calls that name none
     networks: tuple[Ranges, ...] = ()  # its calls come from within each of them; (): anywhere
+    keeps_content: bool = False  # what is said in its calls is kept
 
     def caps(self, now_ms: int) -> tuple[Cap, ...]:
         """The budgets as caps, each with its window of now and its neighbours."""
@@ -106,6 +107,7 @@ class _Packed(msgspec.Struct, array_like=True, gc=False):
     grace: int = 0
     default_model: str | None = None
     networks: tuple[tuple[str, ...], ...] = ()
+    keeps_content: bool = False
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -135,6 +137,7 @@ def pack(who: Principal) -> bytes:
             grace=who.grace,
             default_model=who.default_model,
             networks=who.networks,
+            keeps_content=who.keeps_content,
         )
     )
 
@@ -162,6 +165,7 @@ def unpack(packed: bytes) -> Principal:
         grace=Nanos(it.grace),
         default_model=it.default_model,
         networks=it.networks,
+        keeps_content=it.keeps_content,
     )
 
 

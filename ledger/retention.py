@@ -201,7 +201,7 @@ async def _swept(connection: Connection, day: date) -> int:
     if not await connection.fetchval(_IS_DUE, day):
         return 0
     rows = 0
-    after, end = _first_id(day), _first_id(day + timedelta(days=1))
+    after, end = first_id(day), first_id(day + timedelta(days=1))
     while True:
         row = await connection.fetchrow(_SWEEP, day, after, end, _BATCH)
         assert row is not None, "sums are one row"
@@ -214,13 +214,13 @@ async def _swept(connection: Connection, day: date) -> int:
 async def _sweepable(connection: Connection, day: date) -> int:
     async with connection.transaction():
         await connection.execute(_SLOWLY)
-        bounds = _first_id(day), _first_id(day + timedelta(days=1))
+        bounds = first_id(day), first_id(day + timedelta(days=1))
         count = await connection.fetchval(_SWEEPABLE, day, *bounds, timeout=_SCAN_S)
         assert isinstance(count, int), "a count is one number"
         return count
 
 
-def _first_id(day: date) -> UUID:
+def first_id(day: date) -> UUID:
     """Below every call id of the day, and above all of the days before."""
     midnight = datetime(day.year, day.month, day.day, tzinfo=UTC)
     return UUID(int=round(midnight.timestamp() * 1000) << 80)
@@ -228,7 +228,7 @@ def _first_id(day: date) -> UUID:
 
 async def _strays(connection: Connection, horizon: date) -> int:
     rows = 0
-    while gone := await connection.fetchval(_STRAYS, _first_id(horizon), _BATCH):
+    while gone := await connection.fetchval(_STRAYS, first_id(horizon), _BATCH):
         rows += int(gone)
     return rows
 

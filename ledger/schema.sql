@@ -64,7 +64,9 @@ CREATE TABLE organization (
     plan             text NOT NULL DEFAULT 'free',   -- by its name in config.yaml
     log_level        text NOT NULL DEFAULT 'none',   -- none | retain: decides with the plan how long
     log_days         integer,                        -- it keeps how its calls went; null: that long
-    logs_swept_to    date                            -- what it does not keep is gone before this day
+    logs_swept_to    date,                           -- what it does not keep is gone before this day
+    content_logging  boolean NOT NULL DEFAULT false, -- its projects may have kept what is said
+    content_forgotten_at timestamptz                 -- of calls before this nothing is kept any more
 );
 
 -- One row per project. A key belongs to a project.
@@ -81,6 +83,7 @@ CREATE TABLE project (
     budget_period   text
                     CHECK (budget_period IN ('once', 'daily', 'weekly', 'monthly')
                            AND (budget_limit IS NULL) = (budget_period IS NULL)),
+    content_logging boolean NOT NULL DEFAULT false,  -- what is said in its calls is kept
     UNIQUE (organization_id, name)
 );
 CREATE UNIQUE INDEX project_default ON project (organization_id) WHERE is_default;
@@ -808,6 +811,24 @@ CREATE TABLE call_log_standard_default PARTITION OF call_log_standard DEFAULT;
 -- One row per call let in by grace whose log is gone: `doctor` explains by it what is below zero.
 CREATE TABLE grace_call (
     call_id uuid PRIMARY KEY
+);
+
+-- One row per organization and day of UTC: what its contents of that day are sealed with.
+CREATE TABLE content_key (
+    id              uuid PRIMARY KEY,
+    organization_id uuid NOT NULL,
+    day             date NOT NULL,
+    sealed          bytea              -- null: destroyed; its contents are to be deleted
+);
+CREATE UNIQUE INDEX content_key_in_use ON content_key (organization_id, day) WHERE sealed IS NOT NULL;
+
+-- One row per call of a project that opted in: what was said, sealed.
+CREATE TABLE call_content (
+    organization_id uuid NOT NULL,
+    call_id         uuid NOT NULL,
+    key_id          uuid NOT NULL,
+    packed          bytea NOT NULL,
+    PRIMARY KEY (organization_id, call_id)
 );
 
 -- One row per hour of admission and everything a report groups by. Equals the records' sums.

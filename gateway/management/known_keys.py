@@ -30,7 +30,8 @@ _BY_DIGEST = """
            k.version + o.version AS version,
            k.default_model, k.ip_ranges, o.ip_ranges AS organization_ranges,
            m.budget_limit AS member_limit, m.budget_period AS member_period,
-           p.budget_limit AS project_limit, p.budget_period AS project_period
+           p.budget_limit AS project_limit, p.budget_period AS project_period,
+           o.log_level = 'retain' AND o.content_logging AND p.content_logging AS keeps_content
     FROM (
         SELECT digest, id AS key_id, NULL::uuid AS member_id, NULL::timestamptz AS ends_at
         FROM api_key WHERE digest = ANY($1::bytea[])
@@ -102,6 +103,7 @@ def _known(row: asyncpg.Record) -> KnownKey:
             for ranges in (row["ip_ranges"], row["organization_ranges"])
             if ranges is not None
         ),
+        keeps_content=row["keeps_content"],
     )
     return KnownKey(principal, row["is_revoked"])
 

@@ -1,4 +1,4 @@
-"""How long an organization keeps how its calls went, over HTTP; what they cost is kept for ever."""
+"""What an organization keeps of its calls and how long, over HTTP; what they cost is for ever."""
 
 from typing import Any
 from uuid import UUID
@@ -7,6 +7,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from gateway.errors import BadRequest
+from gateway.management import api_keys
 from gateway.management.audit import note
 from gateway.management.desk import Desk
 from gateway.management.limits import Days, LogLevel, allowed, limits_in, log_days_of
@@ -16,11 +17,13 @@ from gateway.rest.problem import ChangedMeanwhile
 from gateway.rest.route import Answer, Asked, Nothing, Route
 
 _ONE = """
-    SELECT plan, limits, log_level, log_days, version FROM organization WHERE id = $1
+    SELECT plan, limits, log_level, log_days, content_logging, version FROM organization
+    WHERE id = $1
 """
 _SET = """
-    UPDATE organization SET log_level = $2, log_days = $3, version = version + 1
-    WHERE id = $1 AND deleted_at IS NULL AND version = $4
+    UPDATE organization
+    SET log_level = $2, log_days = $3, content_logging = $4, version = version + 1
+    WHERE id = $1 AND deleted_at IS NULL AND version = $5
     RETURNING id
 """
 
@@ -30,6 +33,7 @@ class PrivacyChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     log_level: LogLevel | UnsetType = UNSET
     log_days: Days | UnsetType | None = UNSET  # null: as long as the plan allows
+    content_logging: bool | UnsetType = UNSET
 
 
 class PrivacyView(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +43,7 @@ class PrivacyView(msgspec.Struct, frozen=True, kw_only=True):
     log_days: int | None  # as chosen; null: as long as the plan allows
     log_days_max: dict[LogLevel, int]  # what the plan allows at each level
     log_days_kept: int  # what follows: logs of calls older than that are deleted
+    content_logging: bool  # projects may have kept what is said in their calls, as long as logs
     version: int
 
 
@@ -64,16 +69,34 @@ async def change(desk: Desk, asked: Asked[Nothing, PrivacyChange]) -> Answer:
             param="log_days",
             extra={"log_days_max": most},
         )
+    content = _content_logging(before, wanted, level)
     async with desk.pool.acquire() as connection, connection.transaction():
         expected = before.version if asked.if_match is None else asked.if_match
-        done = await connection.fetchval(_SET, place.organization_id, level, days, expected)
+        chosen = (level, days, content)
+        done = await connection.fetchval(_SET, place.organization_id, *chosen, expected)
         if done is None:
             raise ChangedMeanwhile
-        said: dict[str, Any] = {"log_level": before.log_level, "log_days": before.log_days}
-        now_said: dict[str, Any] = {"log_level": level, "log_days": days}
+        names = ("log_level", "log_days", "content_logging")
+        said: dict[str, Any] = {name: getattr(before, name) for name in names}
+        now_said: dict[str, Any] = dict(zip(names, chosen, strict=True))
         await note(connection, asked, "privacy.update", before=said, after=now_said)
+    if content is not before.content_logging:
+        await api_keys.publish_all(desk.pool, desk.cache, place.organization_id)
     view = await _privacy(desk, place.organization_id)
     return Answer(view, view.version)
+
+
+def _content_logging(before: PrivacyView, wanted: PrivacyChange, level: LogLevel) -> bool:
+    """Whether it is allowed from now on; `none` ends it."""
+    if wanted.content_logging is True and level is LogLevel.NONE:
+        raise BadRequest(
+            "At level none nothing is kept of what is said. Choose log_level retain with it.",
+            code="content_needs_retain",
+            param="content_logging",
+        )
+    if level is LogLevel.NONE:
+        return False
+    return before.content_logging if wanted.content_logging is UNSET else wanted.content_logging
 
 
 async def _privacy(desk: Desk, organization_id: UUID) -> PrivacyView:
@@ -86,6 +109,7 @@ async def _privacy(desk: Desk, organization_id: UUID) -> PrivacyView:
         log_days=row["log_days"],
         log_days_max={one: may.log_days_at(one) for one in LogLevel},
         log_days_kept=log_days_of(may, level, row["log_days"]),
+        content_logging=row["content_logging"],
         version=row["version"],
     )
 
@@ -95,7 +119,7 @@ ROUTES = (
         method="GET",
         path="/privacy",
         name="privacy.get",
-        says="How long it is kept how calls went.",
+        says="What is kept of calls, and how long.",
         access=member(Permission.ORGANIZATION_READ, Scope.ORGANIZATIONS_READ),
         handle=get,
         answers=PrivacyView,
@@ -104,7 +128,7 @@ ROUTES = (
         method="PATCH",
         path="/privacy",
         name="privacy.change",
-        says="Choose how long it is kept how calls went, within what the plan allows.",
+        says="Choose what is kept of calls, and how long, within what the plan allows.",
         access=member(Permission.PRIVACY_UPDATE, Scope.ORGANIZATIONS_WRITE),
         handle=change,
         body=PrivacyChange,

@@ -26,7 +26,8 @@ from gateway.rest.route import Answer, Asked, Nothing, Route
 from ledger.postgres import Connection
 
 _COLUMNS = """
-    SELECT p.id, p.name, p.description, p.is_default, p.archived_at, p.created_at, p.version
+    SELECT p.id, p.name, p.description, p.content_logging, p.is_default, p.archived_at,
+           p.created_at, p.version
     FROM project AS p
 """
 _ONE = _COLUMNS + "WHERE p.id = $1 AND p.organization_id = $2"
@@ -45,10 +46,21 @@ _INSERT = """
     INSERT INTO project (id, organization_id, name, description) VALUES ($1, $2, $3, $4)
 """
 _SET = """
-    UPDATE project SET name = $3, description = $4, version = version + 1
-    WHERE id = $1 AND organization_id = $2 AND version = $5
+    UPDATE project
+    SET name = $3, description = $4, content_logging = $5, version = version + 1
+    WHERE id = $1 AND organization_id = $2 AND version = $6
     RETURNING id
 """
+# In the order that all lock keys in. What gateways know of them is old from now on.
+_RAISE_KEYS = """
+    WITH locked AS (
+        SELECT id FROM api_key WHERE project_id = $1 AND revoked_at IS NULL
+        ORDER BY id FOR NO KEY UPDATE
+    )
+    UPDATE api_key SET version = version + 1 FROM locked WHERE api_key.id = locked.id
+    RETURNING api_key.id
+"""
+_ALLOWS_CONTENT = "SELECT content_logging FROM organization WHERE id = $1"
 _ARCHIVE = """
     UPDATE project SET archived_at = now(), version = version + 1
     WHERE id = $1 AND organization_id = $2 AND archived_at IS NULL AND NOT is_default
@@ -73,6 +85,7 @@ class ProjectChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     name: ProjectName | UnsetType = UNSET
     description: Description | UnsetType = UNSET
+    content_logging: bool | UnsetType = UNSET
 
 
 class ProjectsWanted(Paged, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -87,6 +100,7 @@ class ProjectView(msgspec.Struct, frozen=True, kw_only=True):
     id: UUID
     name: str
     description: str
+    content_logging: bool  # what is said in its calls is kept, where the organization allows it
     is_default: bool  # keys are made here unless another project is named
     archived_at: datetime | None
     created_at: datetime
@@ -137,7 +151,7 @@ async def get(desk: Desk, asked: Asked[Nothing, Nothing]) -> Answer:
 
 
 async def change(desk: Desk, asked: Asked[Nothing, ProjectChange]) -> Answer:
-    """Change its name or description. An archived one may give its name away, too."""
+    """Change what it is called, or what is kept of it. An archived one may be renamed, too."""
     organization_id, project_id = asked.caller.place.organization_id, asked.id("project_id")
     before = await _one(desk, organization_id, project_id)
     changes = {
@@ -147,13 +161,17 @@ async def change(desk: Desk, asked: Asked[Nothing, ProjectChange]) -> Answer:
     }
     after = msgspec.structs.replace(before, **changes)
     expected = before.version if asked.if_match is None else asked.if_match
+    keys: list[UUID] = []
     try:
         async with desk.pool.acquire() as connection, connection.transaction():
-            done = await connection.fetchval(
-                _SET, project_id, organization_id, after.name, after.description, expected
-            )
+            if changes.get("content_logging"):
+                await _check_content(connection, organization_id)
+            chosen = (after.name, after.description, after.content_logging)
+            done = await connection.fetchval(_SET, project_id, organization_id, *chosen, expected)
             if done is None:
                 raise ChangedMeanwhile
+            if after.content_logging is not before.content_logging:
+                keys = [row["id"] for row in await connection.fetch(_RAISE_KEYS, project_id)]
             said = {name: getattr(before, name) for name in changes}
             target = str(project_id)
             await note(
@@ -161,6 +179,7 @@ async def change(desk: Desk, asked: Asked[Nothing, ProjectChange]) -> Answer:
             )
     except asyncpg.UniqueViolationError as error:
         raise _taken(after.name) from error
+    await api_keys.publish_keys(desk.pool, desk.cache, keys)
     changed = await _one(desk, organization_id, project_id)
     return Answer(changed, changed.version)
 
@@ -190,6 +209,16 @@ async def _one(desk: Desk, organization_id: UUID, project_id: UUID) -> ProjectVi
     if row is None:
         raise NotFound(f"There is no project {project_id} here.", code="project_not_found")
     return ProjectView(**row)
+
+
+async def _check_content(connection: Connection, organization_id: UUID) -> None:
+    if not await connection.fetchval(_ALLOWS_CONTENT, organization_id):
+        raise Conflict(
+            "The organization does not allow that what is said is kept. Whoever has privacy.update"
+            " allows it: PATCH /api/v1/privacy with content_logging.",
+            code="content_not_allowed",
+            param="content_logging",
+        )
 
 
 async def _check_room(desk: Desk, connection: Connection, organization_id: UUID) -> None:

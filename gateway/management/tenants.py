@@ -8,6 +8,7 @@ from zoneinfo import available_timezones
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from gateway import content
 from gateway.errors import BadRequest, Conflict, Forbidden
 from gateway.management import api_keys, people
 from gateway.management.audit import note
@@ -243,6 +244,7 @@ async def delete(desk: Desk, asked: Asked[Nothing, Ending]) -> Answer:
         )
     now = desk.now()
     async with desk.pool.acquire() as connection, connection.transaction():
+        await content.destroy(connection, place.organization_id)
         if await connection.fetchval(_DELETE, place.organization_id, now) is not None:
             await connection.execute(_END_INVITATIONS, place.organization_id, now)
             await connection.execute(_END_TOKENS, place.organization_id, now)

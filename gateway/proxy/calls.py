@@ -21,6 +21,8 @@ import uuid_utils
 from gateway import errors
 from gateway.auth import Authenticator
 from gateway.closed import Closed
+from gateway.content_log import ContentLog
+from gateway.copied import Copy
 from gateway.credential import presented
 from gateway.journals import Journals, lost_end
 from gateway.proxy import admit, finish, forward, progress, relay, safe
@@ -71,6 +73,7 @@ class Parts:
     journals: Journals
     upstream: Upstream
     adapter: Adapter
+    contents: ContentLog
     teller: Teller
     monotonic_s: Callable[[], float]
     wall_s: Callable[[], float]
@@ -160,6 +163,8 @@ class Calls:
         limits = live.terms.config.limits
         if principal.networks:
             admit.check_address(exchange, principal, limits)
+        if principal.keeps_content:
+            exchange.copy = Copy()
         body, add = body_at_hand(exchange, limits), self.bodies.add
         if body is None:
             body = await read_rest(exchange, limits, partial(add, live))
@@ -238,7 +243,7 @@ class Calls:
         try:
             return await self._answer(live)
         except errors.GatewayError as error:
-            outcome = _outcome_of(live, error)
+            outcome = finish.outcome_of(live, error)
             return await self._failed(live, outcome, error)
         except ClientGone:
             outcome = Outcome.CLIENT_DISCONNECT
@@ -280,6 +285,9 @@ class Calls:
         del live.leave
         if not live.is_ended:
             self._end(live, outcome)
+        if (copy := live.exchange.copy) is not None:
+            who = live.principal.organization_id
+            self._parts.contents.keep(who, live.call_id, live.call.body, copy)
         if live.answer is not None:
             live.answer.abort()  # does nothing to one that was released
         if live.drain_end is not None:
@@ -390,9 +398,3 @@ class Calls:
             return refuse(live.exchange, error, live.id_text)
         except ClientGone:
             return CLOSE
-
-
-def _outcome_of(live: LiveCall, error: errors.GatewayError) -> Outcome:
-    if not live.attempts:
-        return Outcome.FAILED  # ours: no vendor was asked
-    return Outcome.TIMEOUT if isinstance(error, errors.GatewayTimeout) else Outcome.UPSTREAM_ERROR

@@ -13,6 +13,7 @@ from aiohttp.http_parser import RawRequestMessage
 from aiohttp.http_writer import HttpVersion11
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
+from gateway.copied import Copy
 from gateway.credential import Shown
 from gateway.outbox import Outbox
 from gateway.proxy.wall import flaw_of
@@ -120,6 +121,7 @@ class Exchange:
         "_line",
         "_message",
         "content",
+        "copy",
         "flaw",
         "head_sent",
         "header",
@@ -160,6 +162,7 @@ class Exchange:
         self.is_read = False  # all of the body was taken
         self.head_sent = False
         self.on_gone: Callable[[], None] | None = None
+        self.copy: Copy | None = None  # of what the client is sent, for who chose to keep it
 
     def _cancel(self, exc: BaseException) -> None:
         # aiohttp calls this when the connection is lost while the handler runs.
@@ -248,11 +251,15 @@ class Exchange:
             body if self.method != "HEAD" else b"",
         )
         self.head_sent = True
+        if self.copy is not None:
+            self.copy.add(body)
         self.write(whole)
         return CLOSE if close else KEEP
 
     def start(self, status: int, headers: bytes, first: bytes) -> None:
         """Send the head of an answer that goes on, and its first chunk, in one write."""
+        if self.copy is not None:
+            self.copy.add(first)
         dates = self._line.dates
         date_line = dates.line or dates.render()
         if not self._is_chunked:
@@ -269,10 +276,14 @@ class Exchange:
 
     def write_chunk(self, data: bytes) -> None:
         """Send these bytes, at least one, as the next chunk."""
+        if self.copy is not None:
+            self.copy.add(data)
         self.write(b"%x\r\n%b\r\n" % (len(data), data) if self._is_chunked else data)
 
     def finish(self, last: bytes) -> Answered:
         """Send the last chunk and the end of the answer in one write."""
+        if self.copy is not None:
+            self.copy.add(last)
         if not self._is_chunked:
             self.write(last)
             return CLOSE

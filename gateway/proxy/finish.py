@@ -1,5 +1,6 @@
 """The last phase: what a call consumed and costs, as its record and its end. Pure."""
 
+from gateway.errors import GatewayError, GatewayTimeout
 from gateway.proxy.live import LiveCall
 from gateway.settings import ChargeBy
 from ledger.admission import End
@@ -9,6 +10,13 @@ from ledger.record import EndKind, Outcome, encode
 from ledger.usage import NOTHING, Source, Usage
 
 _FREE_FLAG = "unpriced"
+
+
+def outcome_of(live: LiveCall, error: GatewayError) -> Outcome:
+    """How a call has ended that is answered with this error."""
+    if not live.attempts:
+        return Outcome.FAILED  # ours: no vendor was asked
+    return Outcome.TIMEOUT if isinstance(error, GatewayTimeout) else Outcome.UPSTREAM_ERROR
 
 
 def end_of(live: LiveCall, outcome: Outcome, *, finished_us: int) -> End:

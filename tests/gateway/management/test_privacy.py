@@ -2,8 +2,11 @@
 
 import pytest
 
+from gateway.management import known_keys
 from tests.gateway.management.office import Browser, Office
+from tests.gateway.management.rooms import authenticator_of
 from tests.gateway.management.team import Team, founded
+from tests.gateway.tenancy import until
 
 
 @pytest.fixture
@@ -22,6 +25,7 @@ async def test_at_first_logs_are_kept_as_briefly_as_the_plan_has_it(team: Team) 
         "log_days": None,
         "log_days_max": {"none": 3, "retain": 3},
         "log_days_kept": 3,
+        "content_logging": False,
         "version": got.body["version"],
     }
 
@@ -55,8 +59,8 @@ async def test_only_those_who_administrate_change_it_and_every_change_is_audited
     assert (got.status, got.code) == (403, "not_permitted")
     assert (await people["admin"].patch("/privacy", {"log_days": 1})).status == 200
     (line,) = await team.audited("privacy.update")
-    assert line["before"] == {"log_level": "none", "log_days": None}
-    assert line["after"] == {"log_level": "none", "log_days": 1}
+    none = {"log_level": "none", "log_days": None, "content_logging": False}
+    assert (line["before"], line["after"]) == (none, {**none, "log_days": 1})
     assert (line["actor"], line["address"]) == ("admin@example.com", "127.0.0.1")
 
 
@@ -70,3 +74,53 @@ async def test_a_change_of_an_older_version_is_refused(team: Team) -> None:
 async def changed(browser: Browser, days: int, tag: str) -> int:
     got = await browser.patch("/privacy", {"log_days": days}, headers={"If-Match": tag})
     return got.status
+
+
+async def keeps(team: Team, key_id: str) -> bool:
+    """Whether gateways keep what is said in calls of this key."""
+    pool = team.office.pool
+    digest = await pool.fetchval("SELECT digest FROM api_key WHERE id = $1", key_id)
+    return (await known_keys.find(pool, [digest]))[digest].principal.keeps_content
+
+
+async def test_what_is_said_is_kept_where_the_organization_allows_it_and_the_project_wants_it(
+    team: Team,
+) -> None:
+    key = (await team.owner.post("/api-keys", {"name": "k"})).body["key"]
+    project = f"/projects/{key['project_id']}"
+    wants, allows = {"content_logging": True}, {"log_level": "retain", "content_logging": True}
+    assert not await keeps(team, key["id"])
+    got = await team.owner.patch(project, wants)
+    assert (got.status, got.code) == (409, "content_not_allowed")
+    got = await team.owner.patch("/privacy", wants)
+    assert (got.status, got.code) == (400, "content_needs_retain")
+    assert (await team.owner.patch("/privacy", allows)).body["content_logging"]
+    assert not await keeps(team, key["id"]), "no project wants it"
+    assert (await team.owner.patch(project, wants)).body["content_logging"]
+    assert await keeps(team, key["id"])
+
+    got = await team.owner.patch("/privacy", {"log_level": "none"})
+    assert not got.body["content_logging"], "at that level nothing is kept of what is said"
+    assert not await keeps(team, key["id"])
+    assert (await team.owner.patch("/privacy", {"log_level": "retain"})).status == 200
+    assert not await keeps(team, key["id"]), "it is not allowed again by that"
+
+
+async def test_gateways_learn_at_once_that_what_is_said_is_kept_no_longer(team: Team) -> None:
+    made = (await team.owner.post("/api-keys", {"name": "k"})).body
+    project = f"/projects/{made['key']['project_id']}"
+    allows = {"log_level": "retain", "content_logging": True}
+    await team.owner.patch("/privacy", allows)
+    async with authenticator_of(team.office) as gateway:
+        for path, change, expected in (
+            (project, {"content_logging": True}, True),
+            (project, {"content_logging": False}, False),
+            (project, {"content_logging": True}, True),
+            ("/privacy", {"content_logging": False}, False),
+        ):
+            assert (await team.owner.patch(path, change)).status == 200
+
+            async def has_learned(*, expected: bool = expected) -> bool:
+                return (await gateway.principal(made["secret"])).keeps_content is expected
+
+            await until(has_learned)

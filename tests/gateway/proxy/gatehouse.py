@@ -7,6 +7,7 @@ Only Postgres is left out: one key is known, and what the stream has is looked a
 """
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -22,6 +23,8 @@ from redis.asyncio import Redis
 from gateway.auth import Authenticator, AuthLimits, Clock, Find
 from gateway.closed import Closed
 from gateway.config import read
+from gateway.content import Vault
+from gateway.content_log import ContentLog
 from gateway.journals import Journals
 from gateway.key_cache import KeyCache
 from gateway.keys import issue, key_digester
@@ -34,6 +37,7 @@ from gateway.proxy.grace import Grace
 from gateway.proxy.live import Terms
 from gateway.proxy.table import Table
 from gateway.proxy.tell import Teller
+from gateway.sealing import sealer
 from gateway.settings import Config
 from gateway.upstream import Upstream
 from gateway.wallets import Wallets
@@ -257,6 +261,7 @@ def _parts(
         journals=journals,
         upstream=Upstream(),
         adapter=OpenAI(),
+        contents=ContentLog(pool, Vault(sealer(PEPPER, os.urandom), os.urandom), Metrics()),
         teller=teller,
         monotonic_s=time.monotonic,
         wall_s=time.time,  # noqa: TID251 - a root

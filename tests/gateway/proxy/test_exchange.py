@@ -7,6 +7,7 @@ from email.utils import parsedate_to_datetime
 
 import pytest
 
+from gateway.copied import Copy
 from gateway.proxy.exchange import Answered, ClientGone, Exchange
 from tests.gateway.proxy.door import Door, post
 
@@ -234,3 +235,22 @@ async def test_a_reader_of_a_body_is_told_when_its_connection_is_lost() -> None:
 
         async with asyncio.timeout(5):
             await broken
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_what_a_client_is_sent_is_copied_for_who_asks_for_it(*, is_stream: bool) -> None:
+    copy = Copy()
+
+    async def copied(exchange: Exchange) -> Answered:
+        exchange.copy = copy
+        if not is_stream:
+            return exchange.answer(200, JSON, b"one two three")
+        exchange.start(200, JSON, b"one ")
+        exchange.write_chunk(b"two ")
+        return exchange.finish(b"three")
+
+    async with Door.opened(copied) as door:
+        line = await door.line()
+        line.writer.write(post(b"x", "Connection: close"))
+        await line.rest()
+    assert copy.data == b"one two three"
