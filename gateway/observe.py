@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector as PageCollector
 
+from gateway.listening import listening
 from gateway.metrics import Histogram
 from gateway.readiness import Ready
 from gateway.settings import Listener
@@ -137,12 +138,5 @@ async def observed(
     application.router.add_get("/metrics", answers.metrics)
     application.router.add_get("/healthz", answers.healthz)
     application.router.add_get("/readyz", answers.readyz)
-    runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=1)
-    await runner.setup()
-    try:
-        # The supervisor holds the port for us, so that a restart cannot lose it.
-        site = web.TCPSite(runner, listener.host, listener.port, backlog=64, reuse_port=True)
-        await site.start()
-        yield int(runner.addresses[0][1])
-    finally:
-        await runner.cleanup()
+    async with listening(listener, application, backlog=64) as port:
+        yield port

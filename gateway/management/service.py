@@ -17,6 +17,7 @@ from gateway import outward
 from gateway.config import pepper
 from gateway.key_cache import KeyCache
 from gateway.keys import key_digester
+from gateway.listening import listening
 from gateway.management import cashier
 from gateway.management.access_reviews import AccessReviews
 from gateway.management.answered import AnsweredOnce
@@ -166,15 +167,8 @@ async def served(listener: Listener, desk: Desk) -> AsyncIterator[int]:
         is_secure=desk.site.startswith("https://"),
         proxies=desk.config.management.proxies,
     ).add_to(application)
-    runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=1)
-    await runner.setup()
-    try:
-        # The supervisor holds the port for us, so that a restart cannot lose it.
-        site = web.TCPSite(runner, listener.host, listener.port, backlog=128, reuse_port=True)
-        await site.start()
-        yield int(runner.addresses[0][1])
-    finally:
-        await runner.cleanup()
+    async with listening(listener, application, backlog=128) as port:
+        yield port
 
 
 def _add_pages(application: web.Application, said: dict[str, Any]) -> None:
