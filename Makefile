@@ -30,7 +30,7 @@ test: .venv/tools ## every test but scenarios and planted faults, in random orde
 	$(BIN)/pytest -n 2 -m "not scenario and not fault" $(ARGS)
 
 scenarios: .venv/tools .venv/demo ## whole processes and faults; LONG=1: the long form
-	$(BIN)/pytest -m scenario $(if $(LONG),--timeout=3600,-n 3 --dist worksteal) $(ARGS)
+	$(BIN)/pytest -m scenario $(if $(LONG),--timeout=3600,-n 2 --dist worksteal) $(ARGS)
 
 storm: .venv/tools .venv/demo ## only the storm, for STORM=60m or as long as one likes; STORM_SEED=7: again
 	$(BIN)/pytest -m scenario --capture=no tests/scenarios/storm/test_storm.py $(ARGS)

@@ -242,8 +242,9 @@ class Worker:
         front.close()
         await let_end(front.server, self.calls.under_way, within_s=config.shutdown.streams_s_max)
         await front.shut()
-        left = await parts.conveyor.drain(_LAST_ENDS_S)
-        await parts.contents.drain(_LAST_ENDS_S)
+        left, _ = await asyncio.gather(
+            parts.conveyor.drain(_LAST_ENDS_S), parts.contents.drain(_LAST_ENDS_S)
+        )
         log.info("stopped", extra={"ends_left_to_the_journal": left})
 
     async def _convey(self) -> None:

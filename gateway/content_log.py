@@ -57,6 +57,11 @@ class ContentLog:
                 raise_if_cancelled()
                 log.warning("contents of calls wait for postgres", extra=outage(error))
                 await asyncio.sleep(_RETRY_S)
+            # A job's loop: what cannot be sealed must not keep the calls' process from its work.
+            except Exception:
+                raise_if_cancelled()
+                log.exception("contents of calls are lost")
+                self._done(self._oldest())
 
     async def drain(self, within_s: float) -> int:
         """Write the rest, as far as there is time for it; how many are lost."""
@@ -74,10 +79,13 @@ class ContentLog:
         async with self._pool.acquire() as connection, connection.transaction():
             days = {(one.organization, day_of(one.call_id)) for one in batch}
             await self._vault.write(connection, batch, await self._vault.keys(connection, days))
+        self._done(batch)
+        self._metrics.contents_kept.add(amount=len(batch))
+
+    def _done(self, batch: list[Said]) -> None:
         for one in batch:
             self._waiting.popleft()
             self._size -= one.size
-        self._metrics.contents_kept.add(amount=len(batch))
         if not self._waiting:
             self._has_some.clear()
 

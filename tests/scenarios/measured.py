@@ -9,8 +9,9 @@ from pathlib import Path
 
 from tests.scenarios.caller import CHAT, asks, caller
 from tests.scenarios.deployment import Deployment, Key
+from tests.scenarios.scale import LONG
 
-CALLS = 2_000  # of which a percentile is taken
+CALLS = 2_000 if LONG else 400  # of which a percentile is taken
 AT_ONCE = 4
 
 

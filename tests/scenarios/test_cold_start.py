@@ -96,13 +96,14 @@ async def launched(folder: Path, vendor: Vendor, urls: Urls) -> AsyncIterator[De
 
 
 async def until_it_listens(gateway: Deployment) -> float:
-    """Wait for every worker to answer a probe; how long it took, seconds."""
+    """Wait for every process to answer a probe; how long it took, seconds."""
 
     async def listens() -> bool:
         ports = gateway.ports
         if len(gateway.pids("worker")) < WORKERS or not ports:
             return False
-        return [await status(ports["data"], "/healthz") for _ in range(8)] == [200] * 8
+        answers = [await status(ports["data"], "/healthz") for _ in range(8)]
+        return [*answers, await status(ports["metrics"], "/healthz")] == [200] * 9
 
     return await until(listens, within_s=LISTENS_S_MAX)
 
