@@ -20,7 +20,8 @@ from providers.adapter import Secret
 from tests.ledger.deployment import until
 
 ACME = uuid4()
-VAULT = Vault(sealer(Secret("pepper"), secrets.token_bytes), secrets.token_bytes)
+SEALER = sealer(Secret("pepper"), secrets.token_bytes)
+VAULT = Vault(SEALER, secrets.token_bytes)
 
 
 class Stage:
@@ -98,3 +99,22 @@ async def test_while_postgres_is_away_it_waits(caplog: pytest.LogCaptureFixture)
                 await until(is_told)
                 task.cancel()
         assert await log.drain(0.5) == 1, "nothing is dropped while there is room"
+
+
+async def test_what_cannot_be_sealed_is_dropped_and_the_process_lives(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_chance(count: int) -> bytes:
+        raise ZeroDivisionError(count)
+
+    log = ContentLog(stage.pool, Vault(SEALER, no_chance), Metrics())
+    log.keep(str(ACME), uuid_utils.uuid7().bytes, b"request", Copy())
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(log.run())
+
+        async def is_told() -> bool:
+            return "contents of calls are lost" in caplog.text
+
+        await until(is_told)
+        task.cancel()
+    assert await log.drain(1.0) == 0, "nothing waits for ever"
