@@ -22,6 +22,7 @@ from gateway.management.desk import Desk
 from gateway.rest.problem import problem_of
 from gateway.rest.route import Asked, Route
 from gateway.rest.server import Given
+from ledger.cancelled import raise_if_cancelled
 from ledger.postgres import AWAY
 
 KEPT = timedelta(hours=24)
@@ -117,6 +118,7 @@ class _Claim:
                     if not await self._say(_RENEW):
                         raise _Lost  # somebody has found us silent
             except (*AWAY, asyncpg.PostgresError) as error:
+                raise_if_cancelled()
                 if loop.time() >= self._ends_s:
                     raise _Lost from error
 
