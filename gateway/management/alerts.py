@@ -1,4 +1,4 @@
-"""Alerts: given once, as a row, with mails to owners and admins and messages to webhooks.
+"""Alerts: given once, as a row, with mails to those concerned and messages to webhooks.
 
 Whoever notices something calls `give` in a transaction. What it is about is its subject, and a row
 of the same organization, kind and subject is written once, whoever notices it how often: mails and
@@ -36,7 +36,9 @@ _GIVE = """
     RETURNING id
 """
 _ORGANIZATIONS = """
-    SELECT id, name, preset, switches, billing_email FROM organization WHERE id = ANY ($1)
+    SELECT o.id, o.name, o.preset, o.switches, o.billing_email, b.contacts
+    FROM organization AS o LEFT JOIN billing AS b ON b.organization_id = o.id
+    WHERE o.id = ANY ($1)
 """
 _RECIPIENTS = """
     SELECT DISTINCT m.organization_id, lower(coalesce(p.email, m.email)) AS email
@@ -87,7 +89,20 @@ class AlertKind(StrEnum):
     TOP_UP_PAID = "top_up.paid"
     TOP_UP_DECLINED = "top_up.declined"
     TOP_UP_CAPPED = "top_up.capped"  # its monthly limit is reached
+    PURCHASE_PAID = "purchase.paid"
+    PURCHASE_REFUNDED = "purchase.refunded"
+    PLAN_DECLINED = "plan.declined"  # to be tried again
     WEBHOOK_DISABLED = "webhook.disabled"
+
+
+# Of which billing contacts are told, too; of receipts only they are.
+_RECEIPTS = {AlertKind.PURCHASE_PAID, AlertKind.PURCHASE_REFUNDED}
+_ABOUT_PAYMENTS = _RECEIPTS | {
+    AlertKind.TOP_UP_PAID,
+    AlertKind.TOP_UP_DECLINED,
+    AlertKind.TOP_UP_CAPPED,
+    AlertKind.PLAN_DECLINED,
+}
 
 
 class Alert(NamedTuple):
@@ -172,9 +187,7 @@ async def _mail(connection: Connection, desk: Desk, alerts: Sequence[Alert], now
         recipients[row["organization_id"]].add(row["email"])
     for alert in alerts:
         row = organizations[alert.organization_id]
-        addresses = recipients[alert.organization_id]
-        if alert.kind.value.startswith("balance.") and row["billing_email"]:
-            addresses = addresses | {row["billing_email"].lower()}
+        addresses = _addresses(alert.kind, row, recipients[alert.organization_id])
         facts = {
             **alert.facts,
             **_amounts(desk, row, alert.facts),
@@ -185,6 +198,16 @@ async def _mail(connection: Connection, desk: Desk, alerts: Sequence[Alert], now
         assert alert.mail is not None, "only those with a mail are asked for"
         for address in sorted(addresses):
             await post(connection, Mail(address, alert.mail, facts), now)
+
+
+def _addresses(kind: AlertKind, row: asyncpg.Record, people: set[str]) -> set[str]:
+    """Who has a mail about it, each address once; `people`: owners and admins who want mails."""
+    found = set() if kind in _RECEIPTS else set(people)
+    if kind in _ABOUT_PAYMENTS or kind.value.startswith("balance."):
+        found |= {row["billing_email"] or ""}
+    if kind in _ABOUT_PAYMENTS:
+        found |= {*(row["contacts"] or ())}
+    return {address.lower() for address in found if address}
 
 
 def _amounts(desk: Desk, row: asyncpg.Record, facts: Mapping[str, Any]) -> dict[str, str]:

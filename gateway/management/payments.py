@@ -16,7 +16,9 @@ import asyncpg
 
 from gateway.errors import Conflict, GatewayError
 from gateway.management import credits as money
+from gateway.management.alerts import AlertKind
 from gateway.management.desk import Desk
+from gateway.management.receipts import Receipt, told
 from gateway.management.top_up_ends import TopUpEnd, concluded
 from gateway.payments.processor import Coins, MethodKind, Payment, Processor, Progress
 from ledger.money import Nanos
@@ -114,6 +116,11 @@ class Owner(NamedTuple):
 
     kind: OwnerKind
     id: UUID
+
+    @property
+    def is_organization(self) -> bool:
+        """Whether the organization pays, and not somebody for it."""
+        return self.kind is OwnerKind.ORGANIZATION
 
 
 class NewPayment(NamedTuple):
@@ -295,6 +302,9 @@ async def _concluded(connection: Connection, desk: Desk, row: Row) -> None:
         decline = None if row.state is State.PAID else row.decline or "declined"
         ended = (row.organization_id, row.id, row.method_id, row.amount, decline, row.is_hard)
         await concluded(connection, desk, TopUpEnd(*ended))
+    if row.purpose is Purpose.PURCHASE and row.state is State.PAID and row.owner.is_organization:
+        paid = (AlertKind.PURCHASE_PAID, row.organization_id, row.id, row.id)
+        await told(connection, desk, Receipt(*paid, row.amount, row.coins))
 
 
 def _complain(row: Row, payment: Payment) -> None:

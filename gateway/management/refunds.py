@@ -16,8 +16,10 @@ import asyncpg
 
 from gateway.errors import Conflict, GatewayError, Unavailable
 from gateway.management import credits as money
+from gateway.management.alerts import AlertKind
 from gateway.management.desk import Desk
 from gateway.management.payments import LEASE, Row, pause_of, processor_of
+from gateway.management.receipts import Receipt, told
 from gateway.payments.processor import Coins, ProcessorAway, ProcessorRefused, Progress, Returned
 from ledger.money import Nanos
 from ledger.withdrawals import WithdrawalKind
@@ -36,7 +38,8 @@ _BEGIN = """
     ) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
 """
 _ONE = """
-    SELECT r.*, p.organization_id, p.processor, p.currency, p.reference AS payment_reference
+    SELECT r.*, p.organization_id, p.processor, p.currency, p.reference AS payment_reference,
+           p.owner_kind = 'organization' AS is_organizations
     FROM payment_refund AS r JOIN payment AS p ON p.id = r.payment_id
     WHERE r.id = $1
 """
@@ -78,6 +81,7 @@ class RefundRow(NamedTuple):
     id: UUID
     payment_id: UUID
     organization_id: UUID
+    is_organizations: bool  # it had paid, and not somebody for it
     amount: Nanos
     coins: Coins
     actor: str
@@ -242,9 +246,12 @@ async def _moved(
     now = desk.now()
     is_end = state is RefundState.REFUNDED
     next_at = now + (LEASE if row.state is RefundState.PENDING else pause_of(row.tries))
-    await desk.pool.fetchval(
-        _MOVE, row.id, row.state, state, reference, next_at, now if is_end else None
-    )
+    move = (row.id, row.state, state, reference, next_at, now if is_end else None)
+    async with desk.pool.acquire() as connection, connection.transaction():
+        has_moved = await connection.fetchval(_MOVE, *move) is not None
+        if has_moved and is_end and row.is_organizations:
+            ended = (row.organization_id, row.id, row.payment_id, row.amount, row.coins)
+            await told(connection, desk, Receipt(AlertKind.PURCHASE_REFUNDED, *ended))
     found = await find(desk, row.id)
     assert found is not None, "refunds are never deleted"
     return found
@@ -276,6 +283,7 @@ async def find(desk: Desk, row_id: UUID) -> RefundRow | None:
     return RefundRow(
         id=row["id"],
         payment_id=row["payment_id"],
+        is_organizations=row["is_organizations"],
         organization_id=row["organization_id"],
         amount=Nanos(row["amount"]),
         coins=Coins(row["charged"], row["currency"]),

@@ -16,6 +16,7 @@ import asyncpg
 
 from gateway.errors import Conflict
 from gateway.management import cashier, payments
+from gateway.management.alerts import Alert, AlertKind, give
 from gateway.management.desk import Desk
 from gateway.management.mails import Mail, post
 from gateway.management.payments import NewPayment, Owner, OwnerKind, Purpose, State
@@ -60,6 +61,7 @@ _DROP = """
 _DECLINED = """
     UPDATE plan_period SET declines = 1, decline = $3, next_at = $4
     WHERE organization_id = $1 AND starts_at = $2 AND state = 'pending' AND declines = 0
+    RETURNING true
 """
 _SUBSCRIBE = """
     INSERT INTO subscription (
@@ -80,10 +82,12 @@ _HELD = """
 """
 _METHODS_KIND = "SELECT kind FROM payment_method WHERE id = $1"
 _TOLD = """
-    SELECT p.email FROM seat AS s JOIN member AS m ON m.id = s.member_id
+    SELECT lower(p.email) AS email FROM seat AS s JOIN member AS m ON m.id = s.member_id
     JOIN person AS p ON p.id = s.person_id
     WHERE s.organization_id = $1 AND m.role = 'owner' AND m.removed_at IS NULL
-    UNION SELECT billing_email FROM organization WHERE id = $1 AND billing_email IS NOT NULL
+    UNION SELECT lower(billing_email) FROM organization
+    WHERE id = $1 AND billing_email IS NOT NULL
+    UNION SELECT lower(unnest(contacts)) FROM billing WHERE organization_id = $1
 """
 
 
@@ -286,7 +290,10 @@ async def _declined(desk: Desk, period: Period, why: str, *, is_hard: bool) -> P
     place = period.organization_id
     if period.is_renewal and not is_hard and not period.declines:
         again = desk.now() + RETRY
-        await desk.pool.execute(_DECLINED, place, period.starts_at, why, again)
+        async with desk.pool.acquire() as connection, connection.transaction():
+            declined = (place, period.starts_at, why, again)
+            if await connection.fetchval(_DECLINED, *declined) is not None:
+                await give(connection, desk, [_alert(desk, period, why)])
         return period._replace(declines=1, decline=why)
     async with desk.pool.acquire() as connection, connection.transaction():
         await connection.fetchrow(LOCK, place)
@@ -296,6 +303,19 @@ async def _declined(desk: Desk, period: Period, why: str, *, is_hard: bool) -> P
             reason = f"its payment was declined ({why})"
             await end(desk, connection, place, why=reason, is_told=True)
     return period._replace(state=PeriodState.FAILED, decline=why, is_hard=is_hard)
+
+
+def _alert(desk: Desk, period: Period, why: str) -> Alert:
+    """That a renewal was declined, and is tried once more."""
+    facts = {
+        "plan": plan_of(desk.config.plans, period.plan).label,
+        "free": plan_of(desk.config.plans, FREE).label,
+        "price": usd_text(period.amount),
+        "decline": why,
+    }
+    subject = period.starts_at.isoformat()
+    kind = AlertKind.PLAN_DECLINED
+    return Alert(period.organization_id, kind, subject, facts, mail="plan_declined")
 
 
 async def drop_renewal(connection: Connection, period: Period, now: datetime) -> bool:

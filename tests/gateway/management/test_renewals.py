@@ -71,6 +71,8 @@ async def test_a_decline_is_tried_again_a_day_later_if_that_may_help_and_then_th
 ) -> None:
     team = await founded(office)
     team.owner = await lasting(office, "ada@example.com", team.id)
+    contacts = {"contacts": ["ADA@example.com", "cfo@example.com"]}
+    assert (await team.owner.patch("/billing", contacts)).status == 200
     await subscribed(team.owner)
     poor = await method_of(team.owner, does)
     assert (await subscribes(team.owner, poor)).status == 200, "what is to pay from now on"
@@ -85,8 +87,10 @@ async def test_a_decline_is_tried_again_a_day_later_if_that_may_help_and_then_th
     assert (held["name"], held["subscription"], held["pending"]) == ("free", None, None)
     tries = await office.pool.fetchval("SELECT count(*) FROM payment WHERE state = 'failed'")
     assert (tries, await charged(office)) == (1 + after_days, [5_000])
-    mails = [mail["subject"] for mail in await office.mails_to("ada@example.com")]
-    assert mails.count("Acme is back on Free") == 1
+    for address in ("ada@example.com", "cfo@example.com"):
+        mails = [mail["subject"] for mail in await office.mails_to(address)]
+        assert mails.count("Acme is back on Free") == 1
+        assert mails.count("Payment declined: Acme") == after_days
     (line,) = await team.audited("plan.end")
     assert (line["actor"], line["after"]["plan"]) == ("subscriptions", "free")
     await passes(office, days=60)
