@@ -56,6 +56,17 @@ _FORGET = """
 """
 
 
+# Another process may be at it, too: each takes others.
+_OVER = """
+    DELETE FROM answered WHERE (caller, key) IN (
+        SELECT caller, key FROM answered WHERE asked_at < clock_timestamp() - $1::interval
+        ORDER BY asked_at LIMIT $2 FOR UPDATE SKIP LOCKED
+    )
+    RETURNING true
+"""
+_BATCH = 500
+
+
 class Pace(NamedTuple):
     """How often who does the work says so."""
 
@@ -129,6 +140,11 @@ class _Claim:
             return False
         self._ends_s = now_s + self._pace.silent_s_max - self._pace.margin_s
         return True
+
+
+async def forget_some(desk: Desk) -> int:
+    """Delete the oldest of what is kept no longer; how many."""
+    return len(await desk.pool.fetch(_OVER, KEPT, _BATCH))
 
 
 class AnsweredOnce:

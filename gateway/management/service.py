@@ -20,7 +20,7 @@ from gateway.keys import key_digester
 from gateway.listening import listening
 from gateway.management import cashier
 from gateway.management.access_reviews import AccessReviews
-from gateway.management.answered import AnsweredOnce
+from gateway.management.answered import AnsweredOnce, forget_some
 from gateway.management.budget_alerts import BudgetAlerts
 from gateway.management.chores import Chore
 from gateway.management.deliveries import Messenger
@@ -60,6 +60,7 @@ _HEADERS = {
 
 _DUE_EVERY_S = 1.0  # looks at what waits in rows: mails, payments
 _RENEWALS_EVERY_S = 5.0
+_FORGETS_EVERY_S = 60.0
 
 
 class Staff(NamedTuple):
@@ -89,6 +90,7 @@ class Staff(NamedTuple):
 def chores_of(desk: Desk, postman: Postman) -> Iterator[Chore]:
     """What waits in rows; without a processor nothing is sold, paid or renewed."""
     yield Chore("mails", postman.send_some, every_s=_DUE_EVERY_S)
+    yield Chore("answers", partial(forget_some, desk), every_s=_FORGETS_EVERY_S)
     if desk.processor is not None:
         yield Chore("payments", partial(cashier.finish_some, desk), every_s=_DUE_EVERY_S)
         yield Chore("subscriptions", partial(renew_some, desk), every_s=_RENEWALS_EVERY_S)

@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from gateway.errors import BadRequest, Conflict, GatewayError, Unavailable
-from gateway.management.answered import KEPT, AnsweredOnce, Pace
+from gateway.management.answered import KEPT, AnsweredOnce, Pace, forget_some
 from gateway.rest.caller import ANYBODY, Caller
 from gateway.rest.route import Answer, Asked, Nothing, Route
 from gateway.rest.server import Given
@@ -163,6 +163,17 @@ async def test_a_key_is_forgotten_after_a_day(office: Office) -> None:
     await passed(office, KEPT + timedelta(seconds=1))
     await once(asked(), ROUTE, b'{"other":1}', work)
     assert work.done == 2
+
+
+async def test_answers_are_deleted_once_they_are_given_no_more(office: Office) -> None:
+    once = AnsweredOnce(office.desk)
+    for key in ("old", "older"):
+        await once(asked(key), ROUTE, b"{}", Work())
+    await passed(office, KEPT + timedelta(seconds=1))
+    await once(asked("new"), ROUTE, b"{}", Work())
+    assert sum(await asyncio.gather(*(forget_some(office.desk) for _ in range(3)))) == 2
+    assert await forget_some(office.desk) == 0
+    assert await office.pool.fetchval("SELECT array_agg(key) FROM answered") == ["new"]
 
 
 async def test_what_the_release_before_does_is_left_to_it_for_its_minute(office: Office) -> None:

@@ -45,4 +45,7 @@ async def test_without_a_processor_nothing_is_sold_paid_or_renewed(office: Offic
     postman = Postman(office.pool, MailSettings(), office.desk.config.data_dir, office.desk.now)
     sold = [chore.rows for chore in chores_of(selling, postman)]
     unsold = [chore.rows for chore in chores_of(office.desk._replace(processor=None), postman)]
-    assert (sold, unsold) == (["mails", "payments", "subscriptions"], ["mails"])
+    assert (sold, unsold) == (
+        ["mails", "answers", "payments", "subscriptions"],
+        ["mails", "answers"],
+    )
