@@ -1,6 +1,7 @@
 """What listens says nothing of what it is made of, whatever it is asked."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 
 import pytest
@@ -45,6 +46,8 @@ async def port() -> AsyncIterator[int]:
         ("GET /badly HTTP/1.1", 500),
         ("GET /well HTTP/9.9", 400),
         ("no HTTP at all", 400),
+        (f"GET /well?{'x' * 9_000} HTTP/1.1", 400),
+        (f"GET /well HTTP/1.1\r\nX: {'x' * 9_000}", 400),
         ("GET /well HTTP/1.1\r\nX: \x00", 400),
         ("GET /well HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 3", 400),
         ("GET /well HTTP/1.1\r\nExpect: what", 417),
@@ -59,5 +62,8 @@ async def test_no_answer_says_what_serves_it(port: int, asked: str, status: int)
     assert int(answer.split(b" ", 2)[1]) == status, answer
     assert b"\r\nserver:" not in head
     assert b"\r\ndate:" in head
+    if status in {400, 500}:
+        assert b"\r\ncontent-type: application/problem+json" in head
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["status"] == status
     for word in (b"python", b"aiohttp"):
         assert word not in answer.lower()
