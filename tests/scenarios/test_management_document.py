@@ -29,13 +29,14 @@ CASES = 2_000  # of each group of operations at least, in the long form
 # All that can be said of one answer. Not `ignored_auth`: here every request has its session, and
 # who may ask is the matrix' matter. Not `positive_data_acceptance`: a cursor is one of an answer
 # before, which no schema can say, and 1.0, an integer to JSON Schema, is no amount of money. Not
-# `missing_required_header`: who may ask is looked at first, and may be told that there is nothing.
+# `missing_required_header` and `ensure_resource_availability`: who may ask is looked at first, and
+# who asks of an organization that they are not in is told that there is none.
 CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,"
     "response_headers_conformance,response_schema_conformance,negative_data_rejection,"
     "unsupported_method"
 )
-LATER_CHECKS = "use_after_free,ensure_resource_availability"
+LATER_CHECKS = "use_after_free"
 # Done once, they end the session that all the others are asked with.
 ENDING = ("sessions.sign_out", "sessions.end")
 _TESTED = re.compile(r"(\d+) generated")
