@@ -161,12 +161,13 @@ class Vault:
 
     async def write(
         self, connection: Connection, said: Sequence[Said], keys: Mapping[Day, Key]
-    ) -> None:
-        """Keep these; again is harmless. In the transaction that has the keys."""
+    ) -> int:
+        """Keep those that have a key; how many. Again is harmless. In the keys' transaction."""
         rows = await asyncio.to_thread(self._rows, said, keys)
         if rows:
             columns = (list(column) for column in zip(*rows, strict=True))
             await connection.execute(_WRITE, *columns)
+        return len(rows)
 
     async def read(
         self, connection: Connection | asyncpg.Pool, organization: UUID, call_id: UUID

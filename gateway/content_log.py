@@ -34,6 +34,7 @@ class ContentLog:
         self._waiting: deque[Said] = deque()
         self._size = 0  # of what waits, bytes
         self._has_some = asyncio.Event()
+        self._turn = asyncio.Lock()
 
     def keep(self, organization_id: str, call_id: bytes, request: bytes, answer: Copy) -> None:
         """Have this kept, unless too much waits already; nobody waits for it."""
@@ -57,11 +58,6 @@ class ContentLog:
                 raise_if_cancelled()
                 log.warning("contents of calls wait for postgres", extra=outage(error))
                 await asyncio.sleep(_RETRY_S)
-            # A job's loop: what cannot be sealed must not keep the calls' process from its work.
-            except Exception:
-                raise_if_cancelled()
-                log.exception("contents of calls are lost")
-                self._done(self._oldest())
 
     async def drain(self, within_s: float) -> int:
         """Write the rest, as far as there is time for it; how many are lost."""
@@ -75,19 +71,32 @@ class ContentLog:
 
     async def write_some(self) -> None:
         """Write the oldest. Cut off anywhere, they wait or are written; again is harmless."""
-        batch = self._oldest()
+        async with self._turn:  # at the end of a process two are at it
+            batch, kept = self._oldest(), 0
+            try:
+                kept = await self._written(batch)
+            except (asyncpg.PostgresError, *AWAY):
+                raise
+            except Exception:  # what cannot be sealed must keep no process from its work
+                raise_if_cancelled()
+                log.exception("contents of calls cannot be sealed")
+            for one in batch:
+                self._waiting.popleft()
+                self._size -= one.size
+            if not self._waiting:
+                self._has_some.clear()
+        self._metrics.contents_kept.add(amount=kept)
+        self._metrics.contents_dropped.add(amount=len(batch) - kept)
+
+    async def _written(self, batch: list[Said]) -> int:
+        """How many could be sealed; of a day whose key this installation cannot open, none."""
         async with self._pool.acquire() as connection, connection.transaction():
             days = {(one.organization, day_of(one.call_id)) for one in batch}
-            await self._vault.write(connection, batch, await self._vault.keys(connection, days))
-        self._done(batch)
-        self._metrics.contents_kept.add(amount=len(batch))
-
-    def _done(self, batch: list[Said]) -> None:
-        for one in batch:
-            self._waiting.popleft()
-            self._size -= one.size
-        if not self._waiting:
-            self._has_some.clear()
+            keys = await self._vault.keys(connection, days)
+            if len(keys) < len(days):
+                said = {"cause": "pepper", "days": len(days) - len(keys)}
+                log.error("contents of calls are dropped: another pepper sealed a key", extra=said)
+            return await self._vault.write(connection, batch, keys)
 
     def _oldest(self) -> list[Said]:
         batch: list[Said] = []

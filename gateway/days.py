@@ -7,7 +7,7 @@ goes on. Calls never wait for it.
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import asyncpg
 
@@ -58,7 +58,6 @@ class Days:
         try:
             await make_days(connection)
             done = await forgotten(connection, self._plans, self._wall_s())
-            await self._forget_contents(connection)
         finally:
             await connection.close()
         if done is None:
@@ -72,24 +71,20 @@ class Days:
             said = {"days": [str(day) for day in done.days], "rows": done.rows}
             log.info("logs of calls are over their time", extra=said)
 
-    async def _forget_contents(self, connection: Connection) -> None:
-        """What was said in calls is kept as long as how they went."""
-        today = _today(self._wall_s())
-        kept = await keepers(connection, self._plans)
+
+async def forgotten(
+    connection: Connection, plans: Mapping[str, Plan], now_s: float, *, is_dry: bool = False
+) -> Forgotten | None:
+    """What no organization keeps any longer is gone, or would be if `is_dry`; None: as `forget`.
+
+    What was said in calls goes with how they went. It is no part of what this gives.
+    """
+    today = datetime.fromtimestamp(now_s, UTC).date()
+    kept = await keepers(connection, plans)
+    if not is_dry:
         rows = await content.forget(
             connection, {one.organization_id: today - timedelta(days=one.days) for one in kept}
         )
         if rows:
             log.info("contents of calls are over their time", extra={"rows": rows})
-
-
-def _today(now_s: float) -> date:
-    return datetime.fromtimestamp(now_s, UTC).date()
-
-
-async def forgotten(
-    connection: Connection, plans: Mapping[str, Plan], now_s: float, *, is_dry: bool = False
-) -> Forgotten | None:
-    """What no organization keeps any longer is gone, or would be if `is_dry`; None: as `forget`."""
-    kept = await keepers(connection, plans)
-    return await forget(connection, kept, today=_today(now_s), is_dry=is_dry)
+    return await forget(connection, kept, today=today, is_dry=is_dry)

@@ -84,20 +84,25 @@ async def test_no_more_waits_than_there_is_room_for(stage: Stage) -> None:
     assert await stage.count() == most + 1
 
 
+async def until_told(log: ContentLog, caplog: pytest.LogCaptureFixture, words: str) -> None:
+    """It runs until it has said so."""
+
+    async def is_told() -> bool:
+        return words in caplog.text
+
+    with caplog.at_level(logging.WARNING):
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(log.run())
+            await until(is_told)
+            task.cancel()
+
+
 async def test_while_postgres_is_away_it_waits(caplog: pytest.LogCaptureFixture) -> None:
     nowhere = asyncpg.create_pool("postgresql://nobody@127.0.0.1:1/none", min_size=0, max_size=1)
     async with nowhere as pool:
         log = ContentLog(pool, VAULT, Metrics())
         log.keep(str(ACME), uuid_utils.uuid7().bytes, b"request", Copy())
-        with caplog.at_level(logging.WARNING):
-            async with asyncio.TaskGroup() as group:
-                task = group.create_task(log.run())
-
-                async def is_told() -> bool:
-                    return "contents of calls wait for postgres" in caplog.text
-
-                await until(is_told)
-                task.cancel()
+        await until_told(log, caplog, "contents of calls wait for postgres")
         assert await log.drain(0.5) == 1, "nothing is dropped while there is room"
 
 
@@ -109,12 +114,29 @@ async def test_what_cannot_be_sealed_is_dropped_and_the_process_lives(
 
     log = ContentLog(stage.pool, Vault(SEALER, no_chance), Metrics())
     log.keep(str(ACME), uuid_utils.uuid7().bytes, b"request", Copy())
-    async with asyncio.TaskGroup() as group:
-        task = group.create_task(log.run())
-
-        async def is_told() -> bool:
-            return "contents of calls are lost" in caplog.text
-
-        await until(is_told)
-        task.cancel()
+    await until_told(log, caplog, "contents of calls cannot be sealed")
     assert await log.drain(1.0) == 0, "nothing waits for ever"
+
+
+async def test_what_another_pepper_would_have_to_open_is_dropped_and_said_so(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage.keep(b"mine")
+    assert await stage.log.drain(5.0) == 0
+    other = Vault(sealer(Secret("another"), secrets.token_bytes), secrets.token_bytes)
+    log = ContentLog(stage.pool, other, stage.metrics)
+    log.keep(str(ACME), uuid_utils.uuid7().bytes, b"request", Copy())
+    await until_told(log, caplog, "another pepper sealed a key")
+    assert await log.drain(1.0) == 0
+    assert await stage.count() == 1
+
+
+async def test_however_many_write_at_once_each_is_written_and_none_is_lost(stage: Stage) -> None:
+    """As when a process ends: its job is at it, and what waits is drained."""
+    for number in range(450):
+        stage.keep(b"request %d" % number)
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(stage.log.run())
+        left = await asyncio.gather(*(stage.log.drain(20.0) for _ in range(3)))
+        task.cancel()
+    assert (left, await stage.count()) == ([0, 0, 0], 450)

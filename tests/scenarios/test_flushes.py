@@ -1,12 +1,12 @@
 """What a batch costs Postgres, and that changes are heard of by whoever lost its subscription.
 
-Promised is a batch's p95. `LONG=1` judges it; the short form has too few, and tells what it saw.
+Promised is a batch's p95. `LONG=1` judges it; the short form has too few, and judges the median.
 """
 
 import asyncio
 import time
 from collections.abc import Callable
-from statistics import quantiles
+from statistics import median, quantiles
 from uuid import UUID
 
 import asyncpg
@@ -80,12 +80,13 @@ async def test_a_batch_takes_as_many_statements_whatever_is_in_it(
     (few,), (many,) = ({*counts[events][2:]} for events in took)
     assert few == many, "statements grow with what they carry"
     # One in twenty of a few says nothing of the flusher on a machine with other work.
-    assert not LONG or steady[EVENTS] <= P95_S_MAX
+    usual_s = median(took[EVENTS][2:])
+    assert (steady[EVENTS] if LONG else usual_s) <= P95_S_MAX
     print(
         f"C8: a batch of {EVENTS} ends of {ORGANIZATIONS} organizations takes"
         f" {1000 * steady[EVENTS]:.0f} ms (p95 of {BATCHES - 2}) and {many} statements,"
         f" one of 10 ends {1000 * steady[10]:.0f} ms and {few}; held against"
-        f" {1000 * P95_S_MAX:.0f} ms {'now' if LONG else 'by LONG=1'}"
+        f" {1000 * P95_S_MAX:.0f} ms: {'p95' if LONG else f'p50, {1000 * usual_s:.0f} ms'}"
     )
 
 

@@ -1,6 +1,6 @@
 """How long a recovery takes, with live gateways, open calls and a backlog; and that it is exact.
 
-Promised is p99. `LONG=1` judges it; the short form has too few for one, and tells what it saw.
+Promised is p99. `LONG=1` judges it; the short form has too few for one, and judges their median.
 """
 
 import asyncio
@@ -131,7 +131,7 @@ async def test_recoveries_are_fast_and_exact(
 
     took_s = sorted(one.seconds for one in rounds.recovered)
     p99_s = took_s[int(len(took_s) * 0.99)]
-    judged = "p99" if LONG else "by LONG=1"
+    judged = "p99" if LONG else "p50 only; LONG=1: p99"
     pauses_s = sorted(rounds.pauses_s)
     print(
         f"{len(took_s)} recoveries (seed {SEED}), two live gateways with {len(open_calls)} open"
@@ -144,4 +144,4 @@ async def test_recoveries_are_fast_and_exact(
     )
     assert len(took_s) >= ROUNDS
     # Of a few rounds p99 is the slowest, which other work on the machine decides.
-    assert not LONG or p99_s <= PROMISE_S
+    assert (p99_s if LONG else statistics.median(took_s)) <= PROMISE_S
